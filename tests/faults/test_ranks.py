@@ -1,0 +1,113 @@
+"""A process of several that dies or hangs: the others leave within bounded time, and the run comes back by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.harness import Started, campaign, compare, wait_for_moment, wait_for_step, words_of
+
+pytestmark = pytest.mark.slow
+
+STEPS = 40
+TORCHRUN = (
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node=2",
+    "--max-restarts=3",
+    "-m",
+    "xlm_train.train",
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes, nobody disturbs them."""
+    return campaign(corpus_folder, tmp_path_factory.mktemp("undisturbed") / "run", 2, 0, "", STEPS).run
+
+
+@pytest.fixture
+def words(corpus_folder: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """The same run as `undisturbed`, in tmp_path/run, with overrides."""
+    return lambda *overrides: [*words_of(corpus_folder, tmp_path / "run", 2, STEPS), *overrides]
+
+
+def starts(run: Path) -> int:
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    return sum(event["event"] == "start" for event in events)
+
+
+@pytest.mark.parametrize("rank", ["rank 0", "rank 1"])
+def test_a_killed_rank_takes_the_others_down(rank: str, words: Callable[..., list[str]], tmp_path: Path) -> None:
+    with Started(words()) as start:
+        wait_for_step(tmp_path / "run", 4, start)
+        assert start.kill(rank) == rank
+        assert start.wait_until_gone(60) < 60
+        assert start.process.returncode not in (0, 2, 75), start.text()
+        assert "Traceback" not in start.text()
+
+
+@pytest.mark.parametrize("rank", ["rank 0", "rank 1"])
+def test_a_hanging_rank_takes_the_others_down(rank: str, words: Callable[..., list[str]], tmp_path: Path) -> None:
+    """It answers nothing for trainer.timeout_seconds. The agent then gives it 30 s to leave before it kills it."""
+    with Started(words("trainer.timeout_seconds=10")) as start:
+        wait_for_step(tmp_path / "run", 4, start)
+        os.kill(start.members()[rank], signal.SIGSTOP)
+        start.wait_until_gone(10 + 30 + 30)
+        assert start.process.returncode not in (0, 2, 75), start.text()
+        assert "has ended or does not answer" in start.text()
+
+
+def test_the_run_comes_back_by_itself(words: Callable[..., list[str]], tmp_path: Path, undisturbed: Path) -> None:
+    run = tmp_path / "run"
+    with Started(words("trainer.max_restarts=2")) as start:
+        for step, rank in ((5, "rank 1"), (20, "rank 0")):
+            wait_for_step(run, step, start)
+            assert start.kill(rank) == rank
+        assert start.process.wait(200) == 0, start.text()
+        assert starts(run) == 3
+    compare(undisturbed, run)
+
+
+def test_a_mistake_is_not_tried_again(words: Callable[..., list[str]]) -> None:
+    with Started(words("trainer.max_restarts=2", "init_from=nowhere.pt")) as start:
+        assert start.process.wait(100) == 2
+        assert start.text().count("nowhere.pt: cannot be read") <= 2  # once a process at most
+        assert "start again" not in start.text()
+
+
+def test_torchruns_own_restart_brings_the_run_back(
+    words: Callable[..., list[str]], tmp_path: Path, undisturbed: Path
+) -> None:
+    run = tmp_path / "run"
+    with Started(words(), TORCHRUN) as start:
+        for step, rank in ((5, "rank 0"), (20, "rank 1")):
+            wait_for_step(run, step, start)
+            assert start.kill(rank) == rank
+        assert start.process.wait(200) == 0, start.text()
+        assert starts(run) == 3
+    compare(undisturbed, run)
+
+
+@pytest.mark.parametrize("part", ["command", "agent"])
+@pytest.mark.xfail(strict=True, reason="the workers train on, and hold the run's lock")
+def test_workers_do_not_outlive_what_started_them(
+    part: str, words: Callable[..., list[str]], tmp_path: Path, undisturbed: Path
+) -> None:
+    run = tmp_path / "run"
+    draw = random.Random(0)
+    with Started(words()) as start:
+        assert wait_for_moment("training", run, start, draw)
+        assert start.kill(part) == part
+        start.wait_until_gone(15)
+        assert start.process.returncode != 0
+    with Started(words()) as start:
+        assert start.process.wait(200) == 0, start.text()
+    compare(undisturbed, run)
