@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -12,18 +12,13 @@ from numpy.typing import NDArray
 from data_prep.binarise import Binarised
 from data_prep.settings import Key
 from data_prep.statistics import rows
+from xlm_train.page import PALETTE, Table, document
 
-COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e")
 WIDTH, HEIGHT = 560, 180
 
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #1b1e23 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .2rem .5rem; text-align: right; white-space: nowrap }
-th { border-bottom: 1px solid #888; font-weight: 600 } td:first-child, th:first-child { text-align: left }
 .plots { display: flex; flex-wrap: wrap; gap: 1.5rem 2rem } figure { margin: 0 } figcaption { font-weight: 600 }
-.warning { background: #fff3cd; padding: .4rem .8rem; margin: .3rem 0 } code { font-size: 12px; overflow-wrap: anywhere }
-.scroll { overflow-x: auto } svg { font-size: 11px } svg { max-width: 100%; height: auto }
+svg { font-size: 11px; max-width: 100%; height: auto; fill: var(--text) } rect { fill: var(--c0) }
 .bar { display: flex; height: 1.1rem; margin-bottom: .5rem; max-width: 40rem }
 .key { margin-right: 1rem; white-space: nowrap }
 .swatch { display: inline-block; width: .8rem; height: .8rem; margin-right: .3rem }
@@ -38,7 +33,7 @@ def page(manifest: Mapping[str, Any], corpus: Mapping[Key, Binarised]) -> str:
         f"<p>{manifest['vocabulary']['entries']:,} vocabulary entries, {manifest['codes']['merges']:,} BPE codes, "
         f"lineage <code>{manifest['lineage']}</code></p>",
         *(f'<p class="warning">{escape(warning)}</p>' for warning in manifest["warnings"]),
-        _table(table),
+        Table("Counts", list(table[0]), [list(row.values()) for row in table]).html(),
         "<h2>Scripts</h2><p>Share of all characters of the raw text.</p>",
         _scripts(manifest["splits"]),
         "<h2>Lengths</h2><p>Sentences by number of BPE tokens; a bar over several lengths shows their mean.</p>",
@@ -48,17 +43,7 @@ def page(manifest: Mapping[str, Any], corpus: Mapping[Key, Binarised]) -> str:
         "<h2>Inputs</h2>",
         _inputs(manifest["splits"]),
     ]
-    head = (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>Corpus report</title><style>{STYLE}</style>"
-    )
-    return head + "\n".join(body) + "</html>\n"
-
-
-def _table(table: Sequence[Mapping[str, str]]) -> str:
-    heads = "".join(f"<th>{escape(title)}</th>" for title in table[0])
-    lines = ("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row.values()) + "</tr>" for row in table)
-    return f'<div class="scroll"><table><tr>{heads}</tr>{"".join(lines)}</table></div>'
+    return document("Corpus report", "\n".join(body), STYLE)
 
 
 def _scripts(splits: Mapping[str, Mapping[str, Any]]) -> str:
@@ -70,7 +55,7 @@ def _scripts(splits: Mapping[str, Mapping[str, Any]]) -> str:
     }
     most = {name: max(share.get(name, 0) for share in shares.values()) for share in shares.values() for name in share}
     names = sorted(most, key=lambda name: (-most[name], name))
-    colour = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)}
+    colour = {name: f"var(--c{number % len(PALETTE)})" for number, name in enumerate(names)}
     swatch = '<span class="swatch" style="background:{}"></span>'
     legend = "".join(f'<span class="key">{swatch.format(colour[name])}{escape(name)}</span>' for name in names)
     bars = []
@@ -97,8 +82,7 @@ def _histogram(name: str, counts: NDArray[np.int64]) -> str:
     for number, (value, label) in enumerate(zip(values, labels, strict=True)):
         x, height = number * width, means[number] / top * HEIGHT
         parts.append(
-            f'<rect x="{x:.1f}" y="{HEIGHT - height:.1f}" width="{width - 1:.1f}" height="{height:.1f}" '
-            f'fill="{COLOURS[0]}"><title>'
+            f'<rect x="{x:.1f}" y="{HEIGHT - height:.1f}" width="{width - 1:.1f}" height="{height:.1f}"><title>'
             f"from {label}: {int(value):,}</title></rect>"
         )
         if number % 4 == 0:
@@ -109,11 +93,9 @@ def _histogram(name: str, counts: NDArray[np.int64]) -> str:
 
 def _inputs(splits: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
-        f"<tr><td>{escape(f'{split}.{language}')}</td><td>{escape(entry['path'])}</td><td>{entry['bytes']:,}</td>"
-        f"<td><code>{entry['sha256']}</code></td></tr>"
+        (f"{split}.{language}", entry["path"], f"{entry['bytes']:,}", entry["sha256"])
         for split, per_language in splits.items()
         for language, counts in per_language.items()
         for entry in counts["inputs"]
     ]
-    heads = "<tr><th>of</th><th>input</th><th>bytes</th><th>sha256</th></tr>"
-    return f'<div class="scroll"><table>{heads}{"".join(lines)}</table></div>'
+    return Table("Files", ["of", "input", "bytes", "sha256"], lines).html()

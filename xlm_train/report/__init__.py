@@ -1,0 +1,66 @@
+"""`xlm-report`: what a run was and did, as one HTML page and as Markdown; several runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xlm_train.command import command
+from xlm_train.schema import read_config
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+@dataclass
+class Paths:
+    runs: str
+
+
+@dataclass
+class ReportConfig:
+    run_name: str
+    compare: list[str]
+    paths: Paths
+
+
+@command(
+    "report",
+    "Report on a run, finished or not: RUN/report.html (one page that fetches nothing), report.md and plots/curves.png.",
+    [
+        "xlm-report run_name=first",
+        "xlm-report run_name=first compare=[second,third]",
+        "xlm-report run_name=demo paths.runs=demo/runs",
+    ],
+)
+def main(config: DictConfig) -> int:
+    settings = read_config(ReportConfig, config)
+    from xlm_train.report.reading import find_runs
+
+    run, *others = find_runs(Path(settings.paths.runs), [settings.run_name, *settings.compare])
+    write_report(run, others)
+    print(f"{run / 'report.html'}\n{run / 'report.md'}")
+    return 0
+
+
+def write_report(run: Path, compare: Sequence[Path] = ()) -> None:
+    """Write `report.html`, `report.md` and `plots/curves.png` into the folder of a run.
+
+    compare: folders of other runs, shown beside it. Whatever a folder lacks or has damaged is said on the page.
+    Raises UserError where a file cannot be written.
+    """
+    from xlm_train.files import atomic_write
+    from xlm_train.report.content import sections
+    from xlm_train.report.picture import plot_curves
+    from xlm_train.report.reading import read_run
+    from xlm_train.report.writing import as_html, as_markdown
+
+    runs = [read_run(path) for path in (run, *compare)]
+    (run / "plots").mkdir(exist_ok=True)
+    plot_curves(runs[0], run / "plots" / "curves.png")
+    found = sections(runs)
+    for name, text in (("report.html", as_html(runs, found)), ("report.md", as_markdown(runs, found))):
+        with atomic_write(run / name) as file:
+            file.write(text.encode())

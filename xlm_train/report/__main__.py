@@ -1,0 +1,3 @@
+from xlm_train.report import main
+
+main()

@@ -1,0 +1,300 @@
+"""What a run folder holds, read whatever state it is in: running, failed, damaged or nearly empty."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import time
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from xlm_train.errors import UserError
+from xlm_train.files import read_json
+from xlm_train.run_folder import flatten
+
+SIGNS_OF_A_RUN = ("config.yaml", "status.json", "metrics.jsonl")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric: its values and the steps they were reported at."""
+
+    steps: array[int] = field(default_factory=lambda: array("q"))
+    values: array[float] = field(default_factory=lambda: array("d"))
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """A file of the checkpoints folder. damaged: set aside as such by a resume."""
+
+    name: str
+    step: int
+    size: int
+    time: float
+    best: bool
+    damaged: bool
+
+
+@dataclass
+class Run:
+    """A run folder's contents. problems: what is missing or damaged, in words."""
+
+    path: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    status: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    energy: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, Column] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    checkpoints: list[CheckpointFile] = field(default_factory=list)
+    newest_sha256: str | None = None
+    parent_sha256: str | None = None
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    manifest: dict[str, Any] = field(default_factory=dict)
+    last_report: float | None = None
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return str(self.config.get("run_name") or self.path.name)
+
+    @cached_property
+    def leaves(self) -> dict[str, Any]:
+        """The config by dotted keys."""
+        return flatten(self.config)
+
+    def setting(self, key: str) -> Any:
+        return self.leaves.get(key)
+
+    @property
+    def languages(self) -> list[str]:
+        """Codes of the languages that metrics were reported for, sorted."""
+        found = {key.rpartition("_")[2] for key in self.columns if key.startswith(("train/loss_", "val/loss_"))}
+        return sorted(found)
+
+    @property
+    def restarts(self) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] == "start" and event["step"] > 0]
+
+    @property
+    def tokens_per_step(self) -> int | None:
+        """Tokens that a step reads, over all processes."""
+        sizes = [self.setting(f"data.{key}") for key in ("slots", "slot_streams", "bptt")]
+        return math.prod(sizes) if all(isinstance(size, int) for size in sizes) else None
+
+    @property
+    def processes(self) -> int | None:
+        sizes = [self.setting(f"trainer.{key}") for key in ("devices", "nodes")]
+        return math.prod(sizes) if all(isinstance(size, int) for size in sizes) else None
+
+    @property
+    def hours(self) -> float | None:
+        """Hours in training steps, of all starts together."""
+        column = self.columns.get("speed/seconds_per_step")
+        if not column:
+            return None
+        before = [0, *column.steps[:-1]]
+        return sum(s * (n - b) for s, n, b in zip(column.values, column.steps, before, strict=True)) / 3600
+
+    def last(self, name: str) -> float | None:
+        column = self.columns.get(name)
+        return column.values[-1] if column else None
+
+    def at(self, name: str, step: int | None) -> float | None:
+        """The value of a metric reported at exactly this step."""
+        column = self.columns.get(name)
+        if column is None or step is None or step not in column.steps:
+            return None
+        return column.values[column.steps.index(step)]
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the lowest mean validation perplexity."""
+        column = self.columns.get("val/ppl")
+        return None if not column else min(zip(column.values, column.steps, strict=True))[1]
+
+
+def find_runs(runs: Path, names: Sequence[str]) -> list[Path]:
+    """The folders of runs by name. Raises UserError with every name there is no run of, and the nearest that exist."""
+    if not runs.is_dir():
+        raise UserError(f"paths.runs={runs}: there is no such folder; paths.runs=FOLDER says where the runs are")
+    folders = [runs / name for name in names]
+    missing = [name for name, folder in zip(names, folders, strict=True) if not _is_run(folder)]
+    problems = []
+    if missing:
+        known = sorted(
+            str(file.parent.relative_to(runs))
+            for pattern in SIGNS_OF_A_RUN
+            for depth in ("*", "*/*")
+            for file in runs.glob(f"{depth}/{pattern}")
+        )
+        known = list(dict.fromkeys(known))
+        for name in missing:
+            key = "run_name" if name == names[0] else "compare"
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known[:20]) or 'none'}"
+            problems.append(f"{key}={name}: there is no run of that name in {runs}; {hint}")
+    problems += [f"compare={name}: is named twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+    if problems:
+        raise UserError(problems)
+    return folders
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / sign).is_file() for sign in SIGNS_OF_A_RUN)
+
+
+def read_run(path: Path) -> Run:
+    """Everything the report tells of a run. Raises nothing for what is missing or damaged: `problems` names it."""
+    run = Run(path)
+    run.config = _read_config(path / "config.yaml", run.problems)
+    run.status = _read_object(path / "status.json", run.problems, expected=True)
+    run.environment = _read_object(path / "environment.json", run.problems, expected=bool(run.config))
+    run.energy = _read_object(path / "energy.json", run.problems)
+    for line in _read_lines(path / "metrics.jsonl", run.problems, expected=True):
+        run.last_report = _number(line.get("time"))
+        for key, value in line.items():
+            if "/" in key and (figure := _number(value)) is not None:
+                column = run.columns.setdefault(key, Column())
+                column.steps.append(line["step"])
+                column.values.append(figure)
+    run.events = [
+        {**line, "event": str(line["event"])}
+        for line in _read_lines(path / "events.jsonl", run.problems)
+        if line.get("event")
+    ]
+    _read_checkpoints(run)
+    for file in [path / "evaluation.json", *sorted((path / "checkpoints").glob("*.json"))]:
+        result = _read_object(file, run.problems)
+        if isinstance(result.get("languages"), dict):
+            run.evaluations.append(result)
+    corpus = run.setting("data.path")
+    if isinstance(corpus, str) and (Path(corpus) / "manifest.json").is_file():
+        manifest = _read_object(Path(corpus) / "manifest.json", run.problems)
+        if manifest.get("lineage") == run.config.get("corpus_lineage"):
+            run.manifest = manifest
+    return run
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def _read_config(file: Path, problems: list[str]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    if not file.is_file():
+        problems.append(f"{file.name} is not there: the run has not got as far as its first step")
+        return {}
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(file))
+    except Exception as error:  # OmegaConf and its YAML parser raise many types; all mean that the file is damaged
+        problems.append(f"{file.name} is damaged: {str(error).splitlines()[0]}")
+        return {}
+    if not isinstance(found, dict):
+        problems.append(f"{file.name} is damaged: it is not a config")
+        return {}
+    return {str(key): value for key, value in found.items()}
+
+
+def _read_object(file: Path, problems: list[str], expected: bool = False) -> dict[str, Any]:
+    if not file.is_file():
+        if expected:
+            problems.append(f"{file.name} is not there")
+        return {}
+    try:
+        found = read_json(file)
+    except UserError as error:
+        problems.append(str(error).replace(str(file), file.name))
+        return {}
+    if not isinstance(found, dict):
+        problems.append(f"{file.name} is damaged: it is not a JSON object")
+        return {}
+    return found
+
+
+def _read_lines(file: Path, problems: list[str], expected: bool = False) -> list[Mapping[str, Any]] | Any:
+    """The JSON objects with a step of a file, line by line; a last line that is being written is left out silently."""
+    if not file.is_file():
+        if expected:
+            problems.append(f"{file.name} is not there")
+        return
+    damaged = 0
+    with open(file, "rb") as lines:
+        for text in lines:
+            try:
+                found = json.loads(text)
+            except ValueError:
+                damaged += text.endswith(b"\n")
+                continue
+            if isinstance(found, dict) and isinstance(found.get("step"), int):
+                yield found
+            else:
+                damaged += 1
+    if damaged:
+        problems.append(f"{file.name}: {damaged:,} line{'s' if damaged > 1 else ''} damaged and left out")
+
+
+def _read_checkpoints(run: Run) -> None:
+    """Names, sizes and times, and the checksum that ends the newest file; no tensor is loaded."""
+    from xlm_train import checkpoint
+
+    folder = run.path / "checkpoints"
+    best = folder / "best.pt"
+    best_name = best.resolve().name if best.is_symlink() else None
+    for file in sorted(folder.glob("step-*.pt*")):
+        found = checkpoint.NAME.match(file.name)
+        if found is None or file.suffix not in (".pt", ".damaged"):
+            continue
+        try:
+            stat = file.stat()
+        except FileNotFoundError:  # removed by a run that goes on
+            continue
+        damaged = file.suffix == ".damaged"
+        run.checkpoints.append(
+            CheckpointFile(
+                file.name, int(found[1]), stat.st_size, stat.st_mtime, not damaged and file.name == best_name, damaged
+            )
+        )
+    whole = [file for file in run.checkpoints if not file.damaged]
+    if best_name is not None and best_name not in [file.name for file in whole]:
+        run.problems.append(f"checkpoints/best.pt points to {best_name}, which is not there")
+    if whole:
+        newest = max(whole, key=lambda file: file.step)
+        run.newest_sha256 = _trailer_sha256(folder / newest.name)
+        if run.newest_sha256 is None:
+            run.problems.append(f"checkpoints/{newest.name} does not end as a checkpoint: it is damaged")
+    parent = run.config.get("init_from")
+    if isinstance(parent, str) and Path(parent).is_file():
+        run.parent_sha256 = _trailer_sha256(Path(parent))
+
+
+def _trailer_sha256(file: Path) -> str | None:
+    """The checksum that a checkpoint ends with, as it was written; None where the file's length is not what it says."""
+    from xlm_train.checkpoint import MAGIC, TRAILER
+
+    try:
+        with open(file, "rb") as source:
+            size = source.seek(0, 2)
+            if size < TRAILER.size:
+                return None
+            source.seek(size - TRAILER.size)
+            magic, length, digest = TRAILER.unpack(source.read(TRAILER.size))
+    except OSError:
+        return None
+    return digest.hex() if magic == MAGIC and length == size - TRAILER.size else None
+
+
+def when(seconds: float | None) -> str:
+    """A moment in words, UTC."""
+    return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))

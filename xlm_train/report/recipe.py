@@ -1,0 +1,307 @@
+"""The recipe of the published model, and how far a run followed it.
+
+The original's figures stand here and nowhere else in the report. Sources: Lample & Conneau 2019, sections 3 and 5.1; the README
+and the defaults of facebookresearch/XLM.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from xlm_train.report.reading import Run
+
+# What settings of ours are in the original's run, by their key in the config.
+ORIGINAL: Mapping[str, Any] = {
+    "model.n_layers": 6,
+    "model.dim": 1024,
+    "model.n_heads": 8,
+    "model.ffn_dim": 4096,
+    "model.max_positions": 512,
+    "model.sinusoidal_positions": False,
+    "model.language_embeddings": True,
+    "model.dropout": 0.1,
+    "model.attention_dropout": 0.1,
+    "data.bptt": 256,
+    "optimizer.lr": 1e-4,
+    "optimizer.betas": [0.9, 0.98],
+    "optimizer.eps": 1e-8,
+    "optimizer.weight_decay": 0.0,
+    "schedule.warmup_updates": 4000,
+    "trainer.clip_norm": 5.0,
+    "callbacks.validation.patience": 10,
+}
+N_PARAMETERS = 142_422_203
+N_WORDS = 64_699
+N_CODES = 60_000
+LANGUAGES = ("de", "en")
+PROCESSES = 64
+STREAMS_PER_PROCESS = 64
+TOKENS_PER_UPDATE = PROCESSES * STREAMS_PER_PROCESS * ORIGINAL["data.bptt"]
+UPDATES_PER_EVALUATION = 3126  # 200,000 streams a process, 64 at a time, begun ones counted
+LEARNING_RATES = (1e-4, 5e-4)  # the paper's range of peaks
+MILLION_SENTENCES = {"de": 260, "en": 200}  # said beside the MLM models
+
+Verdict = Literal["same", "differs", "unknown"]
+Judged = tuple[str, Verdict]  # what the run has, and whether that is the original's
+NOT_IN_CONFIG: Judged = ("not in the config", "unknown")
+NO_CORPUS: Judged = ("not known: the corpus is not where the config says", "unknown")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of the recipe: its name (with the setting it hangs on), what the original had, how a run is judged."""
+
+    name: str
+    original: str
+    judge: Callable[[Run], Judged]
+
+
+def text(value: Any) -> str:
+    """A setting as a person would write it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "off"
+    if isinstance(value, list | tuple):
+        return ", ".join(text(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _verdict(same: bool) -> Verdict:
+    return "same" if same else "differs"
+
+
+def _setting(name: str, key: str) -> Point:
+    """A point that is one setting's value."""
+
+    def judge(run: Run) -> Judged:
+        if key not in run.leaves:
+            return NOT_IN_CONFIG
+        return text(run.leaves[key]), _verdict(run.leaves[key] == ORIGINAL[key])
+
+    return Point(f"{name} ({key})", text(ORIGINAL[key]), judge)
+
+
+def _counted(name: str, original: int, count: Callable[[Run], int | None]) -> Point:
+    def judge(run: Run) -> Judged:
+        here = count(run)
+        return NO_CORPUS if here is None else (f"{here:,}", _verdict(here == original))
+
+    return Point(name, f"{original:,}", judge)
+
+
+def _of_manifest(run: Run, *keys: str) -> int | None:
+    found: Any = run.manifest
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, int) else None
+
+
+def n_parameters(run: Run) -> int | None:
+    """Parameters of a run's model without the padding rows; None where config or corpus do not tell."""
+    n_words, languages, model = (
+        _of_manifest(run, "vocabulary", "entries"),
+        run.manifest.get("languages"),
+        run.config.get("model"),
+    )
+    if n_words is None or not isinstance(languages, dict) or not isinstance(model, dict):
+        return None
+    leaves = tuple(sorted((k, v) for k, v in model.items() if k not in ("recompute", "vocab_multiple")))
+    return _size_of_model(n_words, len(languages), leaves)
+
+
+@functools.cache
+def _size_of_model(n_words: int, n_langs: int, settings: tuple[tuple[str, Any], ...]) -> int | None:
+    import torch
+
+    from xlm_train.errors import ConfigError
+    from xlm_train.model import XLM, ModelShape, count_parameters
+
+    try:
+        with torch.device("meta"):  # shapes without memory
+            return count_parameters(XLM(ModelShape(n_words, n_langs, **dict(settings))))
+    except (ConfigError, TypeError):  # the config of another version
+        return None
+
+
+def _languages(run: Run) -> Judged:
+    here = sorted(run.manifest.get("languages", {})) or run.languages
+    return (", ".join(here), _verdict(tuple(here) == LANGUAGES)) if here else ("not known", "unknown")
+
+
+def _letters(run: Run) -> Judged:
+    settings = run.manifest.get("text")
+    if not isinstance(settings, dict):
+        return NO_CORPUS
+    changes = {"lowercase": "lower-cased", "remove_accents": "accents removed"}
+    changed = [words for key, words in changes.items() if settings.get(key)]
+    return ", ".join(changed) or "cased, accents kept", _verdict(not changed)
+
+
+def _training_text(run: Run) -> Judged:
+    try:
+        sizes = {code: int(entry["sentences"]) for code, entry in run.manifest["splits"]["train"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return NO_CORPUS
+    here = ", ".join(f"{n:,} {code}" for code, n in sizes.items()) + " sentences"
+    alike = all(math.isclose(sizes.get(code, 0), n * 1e6, rel_tol=0.1) for code, n in MILLION_SENTENCES.items())
+    return (f"{here}; whether of the same source is not recorded", "unknown") if alike else (here, "differs")
+
+
+def _batch(run: Run) -> Judged:
+    tokens = run.tokens_per_step
+    if tokens is None:
+        return NOT_IN_CONFIG
+    slots, streams, bptt = (run.setting(f"data.{key}") for key in ("slots", "slot_streams", "bptt"))
+    ratio = tokens / TOKENS_PER_UPDATE
+    share = "" if ratio == 1 else f", {ratio:,.4g} times as many" if ratio > 1 else f", 1/{1 / ratio:,.4g} of that"
+    return f"{slots} slots x {streams} streams x {bptt} = {tokens:,}{share}", _verdict(ratio == 1)
+
+
+def _processes(run: Run) -> Judged:
+    if run.processes is None:
+        return NOT_IN_CONFIG
+    if not run.environment:
+        return f"{run.processes}, on a machine that was not recorded", "unknown"
+    devices = run.environment.get("devices")
+    kind = str(devices[0]) if isinstance(devices, list) and devices else "CPU"
+    return f"{run.processes} x {kind}", _verdict(run.processes == PROCESSES and "V100" in kind)
+
+
+def _language_choice(run: Run) -> Judged:
+    alpha = run.setting("data.lang_alpha")
+    if not isinstance(alpha, int | float):
+        return NOT_IN_CONFIG
+    return f"one a slot, by quota, {'equal shares' if alpha == 0 else f'shares p^{alpha:g}'}", "differs"
+
+
+OPTIMIZERS: Mapping[str, Judged] = {
+    "xlm_train.optim.OriginalAdam": ("the same arithmetic", "same"),
+    "torch.optim.AdamW": ("torch's AdamW: epsilon added after it", "differs"),
+}
+SCHEDULES: Mapping[str, Judged] = {"xlm_train.schedule.inverse_sqrt": ("the same", "same")}
+PRECISIONS: Mapping[str, Judged] = {
+    "16-mixed": ("float16 with dynamic loss scaling (autocast, float32 weights)", "same"),
+    "bf16-mixed": ("bfloat16 autocast, float32 weights, no loss scaling", "differs"),
+    "32-true": ("float32", "differs"),
+}
+
+
+def _choice(name: str, original: str, key: str, known: Mapping[str, Judged]) -> Point:
+    """A point whose setting names one of several ways."""
+
+    def judge(run: Run) -> Judged:
+        value = run.setting(key)
+        return NOT_IN_CONFIG if value is None else known.get(str(value), (str(value), "differs"))
+
+    return Point(name, original, judge)
+
+
+def _learning_rate(run: Run) -> Judged:
+    here = run.setting("optimizer.lr")
+    if not isinstance(here, int | float):
+        return NOT_IN_CONFIG
+    low, high = LEARNING_RATES
+    same = here == ORIGINAL["optimizer.lr"]
+    note = "" if same else ", in the paper's range" if low <= here <= high else ", outside the paper's range"
+    return f"{here:g}{note}", _verdict(same)
+
+
+def _evaluation(run: Run) -> Judged:
+    steps = run.setting("callbacks.validation.every_n_steps")
+    if not isinstance(steps, int) or run.tokens_per_step is None:
+        return NOT_IN_CONFIG
+    here, original = steps * run.tokens_per_step, UPDATES_PER_EVALUATION * TOKENS_PER_UPDATE
+    same = math.isclose(here, original, rel_tol=1e-3)  # an epoch is a whole number of updates
+    return f"every {steps:,} steps = {here / 1e6:,.4g} M tokens", _verdict(same)
+
+
+def _start(run: Run) -> Judged:
+    if "init_from" not in run.config:
+        return NOT_IN_CONFIG
+    parent = run.config["init_from"]
+    return ("random weights", "same") if parent is None else (f"from {parent}", "differs")
+
+
+def _seed(run: Run) -> Judged:
+    seed = run.config.get("seed")
+    return NOT_IN_CONFIG if seed is None else (f"{seed}: can be repeated", "differs")
+
+
+def _length(run: Run) -> Judged:
+    steps = run.last("progress/steps")
+    return "not known" if steps is None else f"{steps:,.0f} steps planned", "unknown"
+
+
+POINTS: Sequence[Point] = (
+    _setting("layers", "model.n_layers"),
+    _setting("width", "model.dim"),
+    _setting("attention heads", "model.n_heads"),
+    _setting("feed-forward width", "model.ffn_dim"),
+    _setting("positions", "model.max_positions"),
+    _setting("sinusoidal positions", "model.sinusoidal_positions"),
+    _setting("language embeddings", "model.language_embeddings"),
+    _setting("dropout", "model.dropout"),
+    _setting("attention dropout", "model.attention_dropout"),
+    Point(
+        "activation, norm, output",
+        "GELU (erf), LayerNorm after each sum (eps 1e-12), tied output with a bias",
+        lambda run: ("the same; not settable", "same"),
+    ),
+    _counted("parameters", N_PARAMETERS, n_parameters),
+    Point("languages", ", ".join(LANGUAGES), _languages),
+    _counted("vocabulary, entries", N_WORDS, lambda run: _of_manifest(run, "vocabulary", "entries")),
+    _counted("BPE codes", N_CODES, lambda run: _of_manifest(run, "codes", "merges")),
+    Point("letters", "cased, accents kept", _letters),
+    Point(
+        "training text",
+        f"WMT News Crawl, about {' and '.join(f'{n} M {code}' for code, n in MILLION_SENTENCES.items())} sentences",
+        _training_text,
+    ),
+    _setting("window, tokens", "data.bptt"),
+    Point(
+        "tokens an update (data.slots)",
+        f"{PROCESSES} GPUs x {STREAMS_PER_PROCESS} streams x {ORIGINAL['data.bptt']} = {TOKENS_PER_UPDATE:,}",
+        _batch,
+    ),
+    Point("processes (trainer.devices, trainer.nodes)", f"{PROCESSES} Volta GPUs", _processes),
+    Point(
+        "choice of language (data.lang_alpha)", "one a batch, drawn at random, each equally likely", _language_choice
+    ),
+    _choice("optimizer", "Adam, epsilon added before bias correction", "optimizer._target_", OPTIMIZERS),
+    _setting("Adam's betas", "optimizer.betas"),
+    _setting("Adam's epsilon", "optimizer.eps"),
+    _setting("weight decay", "optimizer.weight_decay"),
+    Point(
+        "peak learning rate (optimizer.lr)",
+        f"{ORIGINAL['optimizer.lr']:g} in the published recipe, {LEARNING_RATES[0]:g} to {LEARNING_RATES[1]:g} in the paper",
+        _learning_rate,
+    ),
+    _choice("schedule", "linear warm-up from 1e-7, then inverse square root", "schedule._target_", SCHEDULES),
+    _setting("warm-up, updates", "schedule.warmup_updates"),
+    _setting("largest gradient norm", "trainer.clip_norm"),
+    _choice("precision (trainer.precision)", "float16 with dynamic loss scaling", "trainer.precision", PRECISIONS),
+    Point(
+        "evaluation (callbacks.validation.every_n_steps)",
+        f"every {UPDATES_PER_EVALUATION:,} updates = {UPDATES_PER_EVALUATION * TOKENS_PER_UPDATE / 1e6:,.4g} M tokens",
+        _evaluation,
+    ),
+    _setting("patience, evaluations", "callbacks.validation.patience"),
+    Point("start (init_from)", "random weights", _start),
+    Point("seed", "none: cannot be repeated", _seed),
+    Point("length (trainer.max_steps)", "not published", _length),
+)
+
+
+def config_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """The settings in which runs differ: key and each run's value, `-` where it has none."""
+    places = ("run_name", "paths.", "logger.", "hydra.")  # where a run is, not what it is
+    keys = sorted({key for run in runs for key in run.leaves if not key.startswith(places)})
+    rows = [(key, [text(run.leaves[key]) if key in run.leaves else "-" for run in runs]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]
