@@ -4,15 +4,16 @@ A checkpoint file is what `torch.save` writes, followed by a trailer of 48 bytes
 SHA-256 of what stands before it. Length and checksum are verified before anything is parsed, then it loads under
 `weights_only=True`: a damaged file is never half-read and a foreign one never executes code.
 
-Content (format version 1):
+Content (format version 2):
     format, version
     shape       ModelShape as a dict
     model       state dict of `XLM`
     optimizer   state dict, or None in a checkpoint for inference
     progress    step (attempts), updates, skipped steps, loss scale, patience, best metrics (see module.Progress)
-    text        languages {code: id}, vocab, codes (both as text), lowercase, remove_accents: what is needed to read
-    new text lineage     corpus: its lineage hash; parents: hashes of the checkpoints this one descends from by
-    init_from or import metrics     last validation metrics
+    ledger      losses of the steps since the last report; guard: recent good losses (see ledger.py, guard.py)
+    text        languages {code: id}, vocab, codes (both as text), lowercase, remove_accents: to read new text
+    lineage     corpus: its lineage hash; parents: hashes of the checkpoints this one descends from (init_from, import)
+    metrics     last validation metrics
     config      the resolved config of the run
 """
 
@@ -23,6 +24,7 @@ import io
 import os
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from xlm_train.errors import CheckpointError
 from xlm_train.files import atomic_write
 
 FORMAT = "xlm_train.checkpoint"
-VERSION = 1
+VERSION = 2
 MAGIC = b"XLMCKPT1"
 TRAILER = struct.Struct("<8sQ32s")
 NAME = re.compile(r"step-(\d{8,})\.pt")
@@ -158,12 +160,22 @@ def in_folder(folder: str | Path) -> list[Path]:
     return sorted(files, key=lambda path: int(NAME.fullmatch(path.name)[1]), reverse=True)  # type: ignore[index]
 
 
-def newest(folder: str | Path) -> Found:
-    """The newest checkpoint of a folder that is whole; damaged ones are named and passed over, never deleted."""
+def newest(folder: str | Path, foreign: Callable[[dict[str, Any]], str | None] = lambda content: None) -> Found:
+    """The newest checkpoint of a folder that is whole; others are named and passed over, never deleted.
+
+    foreign: why a content does not belong here (another run's file under this name), or None.
+    """
     damaged: list[tuple[Path, str]] = []
     for path in in_folder(folder):
         try:
-            return Found(path, load(path), damaged)
+            content = load(path)
         except CheckpointError as error:
             damaged.append((path, str(error)))
+            continue
+        why = foreign(content)
+        if content["progress"]["step"] != int(NAME.fullmatch(path.name)[1]):  # type: ignore[index]
+            why = f"holds step {content['progress']['step']}: it was renamed"
+        if why is None:
+            return Found(path, content, damaged)
+        damaged.append((path, f"{path}: {why}"))
     return Found(None, None, damaged)

@@ -31,12 +31,12 @@ def config_folder() -> Path:
 
 
 def command(
-    config_name: str, description: str, examples: Sequence[str]
+    config_name: str, description: str, examples: Sequence[str], first: Callable[[], None] = lambda: None
 ) -> Callable[[Callable[[DictConfig], int | None]], Callable[[], None]]:
     """Turn `main(config) -> exit status or None` into a console command composed from `configs/<config_name>.yaml`.
 
     `--help` prints `description`, the `examples`, the config groups and the defaults. A UserError raised by `main`
-    is printed without a traceback and exits with status 2.
+    is printed without a traceback and exits with status 2. first: called before anything else.
     """
 
     def wrap(main: Callable[[DictConfig], int | None]) -> Callable[[], None]:
@@ -53,6 +53,7 @@ def command(
                 sys.exit(EXIT_USER_ERROR)
 
         def run() -> None:
+            first()
             import hydra
 
             arguments = sys.argv[1:]

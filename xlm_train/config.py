@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xlm_train.guard import POLICIES
 from xlm_train.run_folder import flatten
 from xlm_train.schema import field_problems, fits
 
@@ -70,11 +71,26 @@ class InterruptionConfig:
 
 
 @dataclass
+class GuardConfig:
+    policy: str
+    spike_z: float | None
+    window: int
+    max_in_a_row: int
+
+
+@dataclass
 class CallbacksConfig:
     metrics: MetricsConfig
     validation: ValidationConfig
     checkpointing: CheckpointingConfig
     interruption: InterruptionConfig
+    guard: GuardConfig
+
+
+@dataclass
+class DebugConfig:
+    cpu_fp16: bool
+    nan_steps: list[int]
 
 
 @dataclass
@@ -88,9 +104,18 @@ class TrainerConfig:
     max_hours: float | None
     clip_norm: float
     threads: int | None
+    start_timeout_seconds: float
+    timeout_seconds: float
+    max_restarts: int
 
 
-SECTIONS = {"data": DataConfig, "model": ModelConfig, "trainer": TrainerConfig, "callbacks": CallbacksConfig}
+SECTIONS = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "trainer": TrainerConfig,
+    "callbacks": CallbacksConfig,
+    "debug": DebugConfig,
+}
 
 
 def type_problems(config: dict[str, Any]) -> list[str]:
@@ -197,13 +222,21 @@ def _trainer_problems(config: dict[str, Any]) -> list[str]:
         problems.append(f"trainer.accelerator={trainer['accelerator']}: must be auto, cpu or gpu")
     if trainer["max_steps"] is None and trainer["max_tokens"] is None:
         problems.append("trainer.max_steps and trainer.max_tokens are both null: say how long to train")
-    for key in ("max_steps", "max_tokens", "max_hours", "threads", "clip_norm"):
+    for key in (
+        "max_steps", "max_tokens", "max_hours", "threads", "clip_norm", "start_timeout_seconds", "timeout_seconds",
+    ):  # fmt: skip
         if trainer[key] is not None and trainer[key] <= 0:
             problems.append(f"trainer.{key}={trainer[key]}: must be positive")
     for name, settings in config["callbacks"].items():
         for key, value in settings.items():
-            if value is not None and value < (0 if key == "patience" else 1):
-                problems.append(f"callbacks.{name}.{key}={value}: must be at least {0 if key == 'patience' else 1}")
+            least = {"patience": 0, "spike_z": 0}.get(key, 1)
+            if isinstance(value, int | float) and value < least:
+                problems.append(f"callbacks.{name}.{key}={value}: must be at least {least}")
+    policy = config["callbacks"]["guard"]["policy"]
+    if policy not in POLICIES:
+        problems.append(f"callbacks.guard.policy={policy}: must be one of {', '.join(POLICIES)}")
+    if trainer["max_restarts"] < 0:
+        problems.append(f"trainer.max_restarts={trainer['max_restarts']}: must be at least 0")
     world = trainer["devices"] * trainer["nodes"]
     if trainer["devices"] < 1 or trainer["nodes"] < 1:
         problems.append(f"trainer.devices={trainer['devices']} and trainer.nodes={trainer['nodes']} must be at least 1")

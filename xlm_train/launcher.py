@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
+from xlm_train.command import EXIT_USER_ERROR
 from xlm_train.errors import ConfigError
 from xlm_train.files import atomic_write
-from xlm_train.signals import SIGNALS
+from xlm_train.signals import StopFlag
+
+if TYPE_CHECKING:
+    from xlm_train.run_folder import RunFolder
 
 LOOK_EVERY = 0.5  # seconds
 
@@ -25,57 +27,79 @@ def is_worker(environment: Mapping[str, str] = os.environ) -> bool:
     return "TORCHELASTIC_RUN_ID" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
-def launch(config: dict[str, Any], run_folder: Path) -> tuple[int, bool]:
-    """Run the workers of this node under torchrun and wait for them.
+def launch(config: dict[str, Any], run: RunFolder, flag: StopFlag) -> int:
+    """Run the workers of this node under torchrun, again after a crash, and wait for them. Returns the exit status.
 
-    Returns the exit status (that of the first worker that failed) and whether a signal asked the run to leave.
     The config goes to the workers as a file, composed and resolved once, so all ranks of all restarts read the same.
-    Signals are passed to the workers themselves: torchrun's agent would die of SIGUSR1. A second SIGINT ends all at once.
+    A crash (a process killed, a device lost) is followed by a restart from the last checkpoint, at most
+    trainer.max_restarts times in a row without a new checkpoint; what a user must mend is not.
     """
-    if config["trainer"]["nodes"] > 1:
+    from omegaconf import OmegaConf
+
+    settings = config["trainer"]
+    if settings["nodes"] > 1:
         raise ConfigError(
-            f"trainer.nodes={config['trainer']['nodes']}: several nodes need torchrun or srun around xlm-train on each"
+            f"trainer.nodes={settings['nodes']}: several nodes need torchrun or srun around xlm-train on each"
         )
     try:
-        run_folder.mkdir(parents=True, exist_ok=True)
+        run.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"paths.runs: {run_folder} cannot be made: {error.strerror}") from error
-    frozen = run_folder / "launch.yaml"
+        raise ConfigError(f"paths.runs: {run.path} cannot be made: {error.strerror}") from error
+    frozen = run.path / "launch.yaml"
     with atomic_write(frozen) as file:
         file.write(OmegaConf.to_yaml(OmegaConf.create(config)).encode())
     command = [
         *(sys.executable, "-m", "xlm_train.launcher", "--standalone", "--nnodes=1"),
-        f"--nproc-per-node={config['trainer']['devices']}",
+        f"--nproc-per-node={settings['devices']}",
         *("--module", "xlm_train.worker", str(frozen)),
     ]
     environment = {**os.environ}
-    if config["trainer"]["threads"] is None:
+    if settings["threads"] is None:
         cores = len(os.sched_getaffinity(0))
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // config["trainer"]["devices"])))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // settings["devices"])))
+    restarts, newest = 0, newest_name(run)
+    while True:
+        status = _run(command, environment, flag)
+        if flag.is_set and status == 128 + signal.SIGTERM:  # before the workers could listen: they were just ended
+            run.write_status("preempted", reason="preempted during start-up")
+            return 0
+        if newest_name(run) != newest:
+            restarts, newest = 0, newest_name(run)
+        if flag.is_set or status in (0, EXIT_USER_ERROR) or restarts == settings["max_restarts"]:
+            return status
+        restarts += 1
+        print(
+            f"xlm-train: all processes start again from the last checkpoint ({restarts} of trainer.max_restarts="
+            f"{settings['max_restarts']} in a row)",
+            file=sys.stderr,
+            flush=True,
+        )
 
-    asked = 0
-    agent: subprocess.Popen[bytes] | None = None
 
-    def remember(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if number == signal.SIGINT and asked and agent is not None:
-            os.killpg(agent.pid, signal.SIGKILL)
-        asked += 1
+def newest_name(run: RunFolder) -> str | None:
+    """Name of the newest checkpoint file, unread."""
+    return max((path.name for path in run.checkpoints.glob("step-*.pt")), default=None)
 
-    for number in SIGNALS:
-        signal.signal(number, remember)
+
+def _run(command: list[str], environment: dict[str, str], flag: StopFlag) -> int:
+    """torchrun once. Signals are passed to the workers themselves: its agent would die of SIGUSR1.
+
+    A second SIGINT ends all at once.
+    """
     # A session of its own: a SIGINT from the terminal reaches only us, and we decide who hears of it.
     agent = subprocess.Popen(command, env=environment, start_new_session=True)
     while True:
         try:
-            return agent.wait(LOOK_EVERY), asked > 0
+            return agent.wait(LOOK_EVERY)
         except subprocess.TimeoutExpired:
-            if asked:  # again and again: workers that are still starting have not heard it
+            if flag.is_set:  # again and again: workers that are still starting have not heard it
                 for worker in _children(agent.pid):
-                    try:
+                    with contextlib.suppress(ProcessLookupError):
                         os.kill(worker, signal.SIGTERM)
-                    except ProcessLookupError:
-                        continue
+        except KeyboardInterrupt:
+            os.killpg(agent.pid, signal.SIGKILL)
+            agent.wait()
+            raise
 
 
 def _children(pid: int) -> list[int]:

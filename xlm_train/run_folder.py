@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import importlib.metadata
+import json
 import os
 import platform
 import re
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from omegaconf import OmegaConf
 
@@ -72,6 +73,7 @@ class RunFolder:
         self.path = Path(runs) / name
         self.config = {**config, "corpus_lineage": corpus_lineage}
         self.changes: list[str] = []
+        self._lock: IO[str] | None = None
         # A start that failed before its first checkpoint left nothing that another config could spoil.
         if self.config_file.is_file() and any(self.checkpoints.glob("step-*")):
             previous = OmegaConf.to_container(OmegaConf.load(self.config_file))
@@ -102,6 +104,10 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    def bad_batch(self, step: int) -> Path:
+        """Where the text of a bad step is written."""
+        return self.path / "bad_batches" / f"step-{step:08d}.txt"
+
     def prepare(self) -> None:
         """Create the folder and take its lock. For the first process of the run.
 
@@ -109,7 +115,7 @@ class RunFolder:
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held for the life of the process
+            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until `release`
         except OSError as error:
             raise ConfigError(f"paths.runs: {self.path} cannot be made: {error.strerror}") from error
         try:
@@ -118,6 +124,12 @@ class RunFolder:
             raise ConfigError(f"run_name={self.path.name}: another process is training in {self.path}") from error
         for left_over in self.checkpoints.glob(".*.tmp"):  # of a process killed in the middle of a write
             left_over.unlink()
+
+    def release(self) -> None:
+        """Give the lock back, where this process has it."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def write_config(self) -> None:
         """Write the resolved config and the environment: from here on the name stands for this config."""
@@ -130,6 +142,27 @@ class RunFolder:
         write_json(
             self.path / "status.json", {"status": status, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **details}
         )
+
+    def foreign(self, content: dict[str, Any]) -> str | None:
+        """Why a checkpoint is not this run's, or None. For `checkpoint.newest`."""
+        different = differences(content["config"], self.config, identity=True)
+        if content["lineage"]["corpus"] != self.config["corpus_lineage"]:
+            different.append(f"corpus lineage: {content['lineage']['corpus']}, not {self.config['corpus_lineage']}")
+        return f"is another run's checkpoint ({'; '.join(different)})" if different else None
+
+    def record(self, event: str, step: int, **details: Any) -> None:
+        """Append to events.jsonl what has happened: unlike metrics, a resumed run does not take it back."""
+        line = json.dumps({"time": round(time.time(), 3), "step": step, "event": event, **details})
+        with open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def excluded_steps(self) -> list[int]:
+        """Steps that rollbacks have found bad: no start of this run reads them again."""
+        file = self.path / "excluded.json"
+        return list(read_json(file)) if file.is_file() else []
+
+    def exclude(self, step: int) -> None:
+        write_json(self.path / "excluded.json", sorted({*self.excluded_steps(), step}))
 
     def read_status(self) -> str | None:
         file = self.path / "status.json"

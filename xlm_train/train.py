@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import signal
+import hashlib
+import json
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.command import command, sweep_suffix
+from xlm_train.command import EXIT_USER_ERROR, command, sweep_suffix
 from xlm_train.errors import ConfigError, UserError
 from xlm_train.launcher import is_worker, launch
+from xlm_train.processes import processes, rank, say
 from xlm_train.signals import StopFlag
 from xlm_train.threads import wait_politely
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
+EXIT_LOST = 1  # another process of the run is gone: a restart may help
+
+FLAG = StopFlag()
 
 if TYPE_CHECKING:
-    import pytorch_lightning as pl
+    from collections.abc import Mapping, Sequence
+
     from omegaconf import DictConfig
 
-    from xlm_train.corpus import Corpus
+    from xlm_train.agreement import Member
+    from xlm_train.corpus import Corpus, TokenStream
+    from xlm_train.guard import BadNumbers, BadStep
+    from xlm_train.order import Order
+    from xlm_train.progress import Progress
+    from xlm_train.run_folder import RunFolder
 
 
 @command(
@@ -30,6 +42,7 @@ if TYPE_CHECKING:
         "xlm-train experiment=clm_ende_1024 data.path=CORPUS run_name=paper trainer.devices=8 trainer.nodes=8   (under srun or torchrun)",
         "xlm-train -m experiment=demo data.path=CORPUS run_name=sweep optimizer.lr=1e-4,2e-4",
     ],
+    first=FLAG.install,  # from here on no signal is lost
 )
 def main(config: DictConfig) -> int:
     """Check everything, then train here, in this worker, or in as many processes as there are devices."""
@@ -48,52 +61,78 @@ def main(config: DictConfig) -> int:
     config.run_name += sweep_suffix()
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     if is_worker():
-        return train(resolved, StopFlag())
+        return work(resolved, FLAG)
 
-    flag = StopFlag()
-    flag.install()  # from here on no signal is lost; one during the imports before simply ends the process
     from xlm_train.corpus import Corpus
     from xlm_train.run_folder import RunFolder
 
+    FLAG.install()  # a sweep's earlier job has given the signals back
+    lineage = Corpus(resolved["data"]["path"]).lineage
     if resolved["trainer"]["devices"] * resolved["trainer"]["nodes"] > 1:
         # everything a user can mend is found here, once, before any worker starts
-        run = RunFolder(
-            resolved["paths"]["runs"], resolved["run_name"], resolved, Corpus(resolved["data"]["path"]).lineage
-        )
-        status, asked = launch(resolved, run.path)
-        if asked and status == 128 + signal.SIGTERM:  # before training had begun: the workers were just ended
-            run.write_status("preempted", reason="preempted during start-up")
-            status = 0
+        run = RunFolder(resolved["paths"]["runs"], resolved["run_name"], resolved, lineage)
+        status = launch(resolved, run, FLAG)
     else:
-        status = train(resolved, flag)
-        run = RunFolder(
-            resolved["paths"]["runs"], resolved["run_name"], resolved, Corpus(resolved["data"]["path"]).lineage
-        )
+        status = train(resolved, FLAG)
+        run = RunFolder(resolved["paths"]["runs"], resolved["run_name"], resolved, lineage)
     return EXIT_PREEMPTED if status == 0 and run.read_status() == "preempted" else status
 
 
+def work(config: dict[str, Any], flag: StopFlag) -> int:
+    """One of several processes: train, and say plainly what went wrong. Returns the exit status."""
+    where = f"[process {rank()}] " if processes() > 1 else ""
+    try:
+        return train(config, flag)
+    except UserError as error:
+        print(f"xlm-train: error: {where}{error}", file=sys.stderr, flush=True)
+        return EXIT_USER_ERROR
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        text = str(error).splitlines()[0]
+        print(
+            f"xlm-train: error: {where}another process of the run has ended or does not answer: {text}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return EXIT_LOST
+
+
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed: NCCL's errors have a type of their own, gloo's name its source."""
+    import torch
+
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
+
+
+@dataclass
+class Job:
+    """What stays the same over all attempts to carry a run to its end."""
+
+    config: dict[str, Any]
+    corpus: Corpus
+    streams: Mapping[str, TokenStream]
+    order: Order
+    run: RunFolder
+    tokens_per_step: int
+    max_steps: int
+    excluded: set[int]
+
+
 def train(config: dict[str, Any], flag: StopFlag) -> int:
-    """One process of a run: assemble the parts, resume what is there, train, leave a status. Returns the exit status.
+    """One process of a run: resume what is there, train to the end, leave a status. Returns the exit status.
 
     config: composed and resolved (configs/train.yaml). flag: set by a signal that asks the run to leave.
     Raises UserError for whatever the user can mend.
     """
-    import hydra.utils
     import torch
 
-    from xlm_train import checkpoint
-    from xlm_train.batches import StepBatches
-    from xlm_train.callbacks import Checkpointing, Interruption, Metrics, Validation
-    from xlm_train.corpus import Corpus
-    from xlm_train.loggers import JsonLinesLogger, counted
+    from xlm_train.guard import BadNumbers
     from xlm_train.memory import keep_memory
-    from xlm_train.model import XLM, ModelShape, count_parameters
-    from xlm_train.module import CausalLanguageModel
-    from xlm_train.order import Order, language_shares
-    from xlm_train.processes import is_first_process, processes, say
-    from xlm_train.run_folder import RunFolder
+    from xlm_train.processes import is_first_process
+    from xlm_train.trainer import quiet_lightning
 
-    data, settings, when = config["data"], config["trainer"], config["callbacks"]
+    settings = config["trainer"]
     world = settings["devices"] * settings["nodes"]
     if processes() != world:
         raise ConfigError(
@@ -105,114 +144,26 @@ def train(config: dict[str, Any], flag: StopFlag) -> int:
     if settings["threads"] is not None:
         torch.set_num_threads(settings["threads"])
 
-    corpus = Corpus(data["path"])
-    streams = {lang: corpus.stream("train", lang) for lang in corpus.languages}
-    shares = language_shares({lang: stream.n_sentences for lang, stream in streams.items()}, data["lang_alpha"])
-    order = Order(
-        {lang: stream.n_windows(data["bptt"]) for lang, stream in streams.items()},
-        shares, data["slots"], data["slot_streams"], config["seed"],
-    )  # fmt: skip
-    tokens_per_step = data["slots"] * data["slot_streams"] * data["bptt"]
-    max_steps = steps_of(settings, tokens_per_step)
-
-    run = RunFolder(config["paths"]["runs"], config["run_name"], config, corpus.lineage)
+    job = open_job(config)
+    run = job.run
     if is_first_process():
         run.prepare()
     try:
-        found = checkpoint.newest(run.checkpoints)
-        for path, why in found.damaged:
-            say(f"warning: {path} is passed over: {why}")
-        if found.damaged and found.content is None:
-            raise UserError(
-                [
-                    f"run_name={config['run_name']}: no checkpoint in {run.checkpoints} is whole; move them away to start anew"
-                ]
-                + [why for _, why in found.damaged]
-            )
-
-        torch.manual_seed(config["seed"])
-        arguments = {name: value for name, value in config["model"].items() if name != "recompute"}
-        shape = ModelShape(n_words=corpus.n_words, n_langs=len(corpus.languages), **arguments)
-        module = CausalLanguageModel(
-            XLM(shape, recompute=config["model"]["recompute"]),
-            make_optimizer=hydra.utils.instantiate(config["optimizer"]),
-            schedule=hydra.utils.instantiate(config["schedule"]),
-            slots=data["slots"],
-            n_languages=len(corpus.languages),
-            clip_norm=settings["clip_norm"],
-            seed=config["seed"],
-            float16=settings["precision"] == "16-mixed",
-        )
-        resume, parents = found.content, []
-        del found
-        if resume is not None:
-            parents = resume["lineage"]["parents"]
-        elif config["init_from"] is not None:
-            resume, parents = fork(config["init_from"], corpus, shape.to_dict(), config["init_optimizer"])
-
-        validation = {lang: corpus.stream("valid", lang) for lang in corpus.languages if corpus.has("valid", lang)}
-        interruption = Interruption(when["interruption"]["every_n_steps"], settings["max_hours"], flag)
-        callbacks: list[pl.Callback] = [
-            Metrics(when["metrics"]["every_n_steps"], list(corpus.languages), tokens_per_step, max_steps),
-            Validation(
-                validation, corpus.languages, data["bptt"], when["validation"]["every_n_steps"],
-                when["validation"]["patience"], max_steps, when["validation"]["batch_windows"],
-            ),
-            Checkpointing(
-                run.checkpoints, when["checkpointing"]["every_n_steps"], when["checkpointing"]["keep_last"], max_steps,
-                fixed={
-                    "shape": shape.to_dict(),
-                    "text": text_of(corpus),
-                    "lineage": {"corpus": corpus.lineage, "parents": parents},
-                    "config": config,
-                },
-                resume_from=resume,
-            ),
-            interruption,
-        ]  # fmt: skip
-        loggers = (
-            [hydra.utils.instantiate(logger) for logger in config["logger"].values()] if is_first_process() else []
-        )
-        step = resume["progress"]["step"] if resume is not None else 0
-        stopped = resume is not None and out_of_patience(resume["progress"], when["validation"]["patience"])
-        del resume  # Checkpointing drops it when it is restored: nothing else may hold its tensors
-        for logger in loggers:
-            if isinstance(logger, JsonLinesLogger):
-                logger.resume(step)
-
-        say(
-            f"run {run.path}: {count_parameters(module.model):,} parameters, {counted(processes(), 'process')}, "
-            f"{order.slots} slots x {order.slot_streams} streams x {data['bptt']} tokens = {tokens_per_step:,} tokens a step, "
-            + (f"from step {step:,} of {max_steps:,}" if step else f"{max_steps:,} steps")
-        )
-        for change in run.changes:
-            say(f"changed since the last start: {change}")
-
-        trainer = make_trainer(config, callbacks, loggers)
-        batches = StepBatches(
-            streams, corpus.languages, order, data["bptt"], trainer.global_rank, trainer.world_size,
-            pin=trainer.strategy.root_device.type == "cuda",
-        )  # fmt: skip
-        batches.start, batches.stop = step, max_steps
-        if stopped:
-            say("this run has stopped: validation no longer improved; a larger callbacks.validation.patience goes on")
-            batches.stop = step
-        if is_first_process():
-            run.write_config()
-            run.write_status("running")
-        trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
+        while True:
+            try:
+                progress, reason = attempt(job, flag)
+                break
+            except BadNumbers as error:
+                roll_back(job, error)
     except BaseException as error:
         if is_first_process():
-            with contextlib.suppress(UserError):  # a full disk must not hide what went wrong
+            with contextlib.suppress(UserError, OSError):  # a full disk must not hide what went wrong
                 run.write_status("failed", error=f"{type(error).__name__}: {error}")
         raise
     finally:
         flag.restore()
-    progress = module.progress
-    reason: str | None = interruption.reason
-    if reason is None and out_of_patience(progress.to_dict(), when["validation"]["patience"]):
-        reason = "patience"
-    status = "finished" if progress.step >= max_steps else "stopped" if reason == "patience" else "preempted"
+        run.release()
+    status = "finished" if progress.step >= job.max_steps else "stopped" if reason == "patience" else "preempted"
     if is_first_process():
         run.write_status(status, reason=reason, **progress.to_dict())
         if status != "preempted":
@@ -224,18 +175,192 @@ def train(config: dict[str, Any], flag: StopFlag) -> int:
     return 0
 
 
+def open_job(config: dict[str, Any]) -> Job:
+    """The corpus, the order in which it is read, and the run's folder. Nothing is written yet."""
+    from xlm_train.corpus import Corpus
+    from xlm_train.order import Order, language_shares
+    from xlm_train.run_folder import RunFolder
+
+    data = config["data"]
+    corpus = Corpus(data["path"])
+    streams = {lang: corpus.stream("train", lang) for lang in corpus.languages}
+    shares = language_shares({lang: stream.n_sentences for lang, stream in streams.items()}, data["lang_alpha"])
+    windows = {lang: stream.n_windows(data["bptt"]) for lang, stream in streams.items()}
+    order = Order(windows, shares, data["slots"], data["slot_streams"], config["seed"])
+    tokens_per_step = data["slots"] * data["slot_streams"] * data["bptt"]
+    run = RunFolder(config["paths"]["runs"], config["run_name"], config, corpus.lineage)
+    max_steps = steps_of(config["trainer"], tokens_per_step)
+    return Job(config, corpus, streams, order, run, tokens_per_step, max_steps, set(run.excluded_steps()))
+
+
+def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
+    """Assemble the parts, resume from the newest checkpoint, train. Returns where the run stands and why it left.
+
+    Raises BadNumbers, on all processes, where the guard's policy is not to go on.
+    """
+    import hydra.utils
+    import torch
+
+    from xlm_train import checkpoint
+    from xlm_train.agreement import Agreement, table
+    from xlm_train.batches import StepBatches
+    from xlm_train.callbacks import Checkpointing, Interruption, Metrics, RollCall, Validation
+    from xlm_train.fork import fork
+    from xlm_train.guard import Guard
+    from xlm_train.loggers import JsonLinesLogger, counted
+    from xlm_train.model import XLM, ModelShape, count_parameters
+    from xlm_train.module import CausalLanguageModel
+    from xlm_train.processes import is_first_process
+    from xlm_train.trainer import make_trainer
+
+    config, corpus, order, run, max_steps = job.config, job.corpus, job.order, job.run, job.max_steps
+    data, settings, when = config["data"], config["trainer"], config["callbacks"]
+
+    found = checkpoint.newest(run.checkpoints, run.foreign)
+    for path, why in found.damaged:
+        say(f"warning: {path} is passed over: {why}")
+    if found.damaged and found.content is None:
+        raise UserError(
+            [
+                f"run_name={config['run_name']}: no checkpoint in {run.checkpoints} is whole; move them away to start anew",
+                *(why for _, why in found.damaged),
+            ]
+        )
+
+    torch.manual_seed(config["seed"])
+    arguments = {name: value for name, value in config["model"].items() if name != "recompute"}
+    shape = ModelShape(n_words=corpus.n_words, n_langs=len(corpus.languages), **arguments)
+    guard = when["guard"]
+    module = CausalLanguageModel(
+        XLM(shape, recompute=config["model"]["recompute"]),
+        make_optimizer=hydra.utils.instantiate(config["optimizer"]),
+        schedule=hydra.utils.instantiate(config["schedule"]),
+        slots=data["slots"],
+        clip_norm=settings["clip_norm"],
+        seed=config["seed"],
+        float16=settings["precision"] == "16-mixed",
+        guard=Guard(guard["policy"], guard["spike_z"], guard["window"]),
+        max_skips=guard["max_in_a_row"],
+        excluded=job.excluded,
+        nan_steps=config["debug"]["nan_steps"],
+        on_bad_step=lambda bad: report_bad_step(job, bad, "skip"),
+    )
+    resume, parents = found.content, []
+    del found
+    if resume is not None:
+        parents = resume["lineage"]["parents"]
+    elif config["init_from"] is not None:
+        resume, parents = fork(config["init_from"], corpus, shape.to_dict(), config["init_optimizer"])
+    step = resume["progress"]["step"] if resume is not None else 0
+    stopped = resume is not None and out_of_patience(resume["progress"], when["validation"]["patience"])
+
+    def present(members: Sequence[Member]) -> None:
+        for line in table(members) if len(members) > 1 else []:
+            say(line)
+        if is_first_process():
+            hosts, devices = {m.host: 0 for m in members}, [m.device for m in members]
+            run.record("start", step, processes=len(members), hosts=list(hosts), devices=devices, changes=run.changes)
+
+    agreement = Agreement(processes())
+    common = digest([config, corpus.lineage, resume["sha256"] if resume else None, sorted(job.excluded)])
+    roll_call = RollCall(agreement, common, settings["start_timeout_seconds"], settings["timeout_seconds"], present)
+    loggers = [hydra.utils.instantiate(logger) for logger in config["logger"].values()] if is_first_process() else []
+    for logger in loggers:
+        if isinstance(logger, JsonLinesLogger):
+            logger.resume(step)
+    batches = StepBatches(
+        job.streams, corpus.languages, order, data["bptt"], rank(), processes(),
+        pin=settings["accelerator"] != "cpu" and torch.cuda.is_available(),
+    )  # fmt: skip
+    batches.start, batches.stop = step, max_steps
+    if stopped:
+        say("this run has stopped: validation no longer improved; a larger callbacks.validation.patience goes on")
+        batches.stop = step
+
+    metrics = Metrics(when["metrics"]["every_n_steps"], list(corpus.languages), job.tokens_per_step, max_steps, batches)
+    validation = Validation(
+        {lang: corpus.stream("valid", lang) for lang in corpus.languages if corpus.has("valid", lang)},
+        corpus.languages, data["bptt"], when["validation"]["every_n_steps"], when["validation"]["patience"],
+        max_steps, metrics, when["validation"]["batch_windows"],
+    )  # fmt: skip
+    lineage = {"corpus": corpus.lineage, "parents": parents}
+    fixed = {"shape": shape.to_dict(), "text": text_of(corpus), "lineage": lineage, "config": config}
+    checkpointing = Checkpointing(
+        run.checkpoints, when["checkpointing"]["every_n_steps"], when["checkpointing"]["keep_last"], max_steps,
+        fixed, resume, metrics, validation,
+    )  # fmt: skip
+    del resume  # Checkpointing drops it when it is restored: nothing else may hold its tensors
+    interruption = Interruption(
+        when["interruption"]["every_n_steps"], settings["max_hours"], flag, agreement, checkpointing
+    )
+
+    say(
+        f"run {run.path}: {count_parameters(module.model):,} parameters, {counted(processes(), 'process')}, "
+        f"{order.slots} slots x {order.slot_streams} streams x {data['bptt']} tokens = {job.tokens_per_step:,} tokens a step, "
+        + (f"from step {step:,} of {max_steps:,}" if step else f"{max_steps:,} steps")
+    )
+    for change in run.changes:
+        say(f"changed since the last start: {change}")
+    if is_first_process():
+        run.write_config()
+        run.write_status("running")
+    trainer = make_trainer(config, [roll_call, metrics, validation, checkpointing, interruption], loggers)
+    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
+    reason = interruption.reason
+    if reason is None and out_of_patience(module.progress.to_dict(), when["validation"]["patience"]):
+        reason = "patience"
+    return module.progress, reason
+
+
+def roll_back(job: Job, error: BadNumbers) -> None:
+    """Leave the bad step out and let the next attempt begin at the last checkpoint, where that is the guard's policy.
+
+    All processes come here with the same error. Raises TrainingStopped otherwise, naming the file with the step's text.
+    """
+    from xlm_train.guard import TrainingStopped
+    from xlm_train.processes import is_first_process
+
+    guard, bad = job.config["callbacks"]["guard"], error.bad
+    action = guard["policy"] if len(job.excluded) < guard["max_in_a_row"] else "stop"
+    report_bad_step(job, bad, action)
+    if action != "rollback":
+        raise TrainingStopped(
+            f"step {bad.step}: {bad.reason}: training has diverged; the last checkpoint is intact; what the step read"
+            f" is in {job.run.bad_batch(bad.step)}. callbacks.guard.policy=skip or rollback goes on without such steps;"
+            " a lower optimizer.lr or a longer schedule.warmup_updates may prevent them"
+        )
+    job.excluded.add(bad.step)
+    if is_first_process():
+        job.run.exclude(bad.step)
+
+
+def report_bad_step(job: Job, bad: BadStep, action: str) -> None:
+    """Say what was bad, and write the text of the step into a file of the run. For the first process."""
+    from xlm_train.bad_batch import decoded
+    from xlm_train.files import atomic_write
+    from xlm_train.processes import is_first_process
+
+    if not is_first_process():
+        return
+    job.run.record("bad_batch", bad.step, reason=bad.reason, slots=list(bad.slots), action=action)
+    file = job.run.bad_batch(bad.step)
+    file.parent.mkdir(exist_ok=True)
+    with atomic_write(file) as out:
+        out.write(decoded(bad, job.corpus, job.order, job.config["data"]["bptt"]).encode())
+    if action != "stop":
+        say(
+            f"warning: step {bad.step}: {bad.reason}: left out by callbacks.guard.policy={action}; its text is in {file}"
+        )
+
+
 def out_of_patience(progress: dict[str, Any], patience: int | None) -> bool:
     """Whether a checkpoint is that of a run which validation has stopped."""
     return patience is not None and progress["failures"] > patience
 
 
-def quiet_lightning() -> None:
-    """Leave out what Lightning tells everybody at every start; its warnings stay."""
-    import logging
-    import warnings
-
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+def digest(value: Any) -> str:
+    """A fingerprint that is equal only where the value is."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def steps_of(settings: dict[str, Any], tokens_per_step: int) -> int:
@@ -246,45 +371,6 @@ def steps_of(settings: dict[str, Any], tokens_per_step: int) -> int:
     return int(min(limits))
 
 
-def fork(path: str, corpus: Corpus, shape: dict[str, Any], with_optimizer: bool) -> tuple[dict[str, Any], list[str]]:
-    """What a new run takes from another run's checkpoint: its weights, and with `with_optimizer` moments and update
-    count too.
-
-    Returns the content to start from and the lineage's parents. Raises UserError with everything that does not fit.
-    """
-    import torch
-
-    from xlm_train import checkpoint
-    from xlm_train.module import Progress
-
-    content = checkpoint.load(path)
-    problems = [
-        f"init_from={path}: its model has {name}={value}, this run {shape[name]}; set model.{name}={value}"
-        for name, value in content["shape"].items()
-        if name not in ("dropout", "attention_dropout", "n_words", "n_langs") and value != shape[name]
-    ]
-    if content["text"]["languages"] != corpus.languages:
-        problems.append(
-            f"init_from={path}: its languages are {content['text']['languages']}, the corpus has {corpus.languages}"
-        )
-    if content["text"]["vocab"] != corpus.vocab_path.read_bytes().decode():
-        problems.append(
-            f"init_from={path}: its vocabulary is not the corpus's; prepare the text with its codes and vocabulary (codes=, vocab=)"
-        )
-    if with_optimizer and content["optimizer"] is None:
-        problems.append(f"init_from={path}: holds no optimizer state; set init_optimizer=false")
-    if problems:
-        raise UserError(problems)
-    started = Progress(updates=content["progress"]["updates"] if with_optimizer else 0)
-    return {
-        "model": content["model"],
-        "optimizer": content["optimizer"] if with_optimizer else None,
-        "loss_sums": torch.zeros(len(corpus.languages), 2, dtype=torch.float64),
-        "progress": started.to_dict(),
-        "sha256": content["sha256"],
-    }, [*content["lineage"]["parents"], content["sha256"]]
-
-
 def text_of(corpus: Corpus) -> dict[str, Any]:
     """What a checkpoint needs in order to read new text: languages, vocabulary, codes, how text was tokenised."""
     return {
@@ -293,44 +379,6 @@ def text_of(corpus: Corpus) -> dict[str, Any]:
         "codes": corpus.codes_path.read_bytes().decode(),
         **corpus.manifest["text"],
     }
-
-
-def make_trainer(config: dict[str, Any], callbacks: list[pl.Callback], loggers: list[Any]) -> pl.Trainer:
-    """Lightning's Trainer: devices, processes and precision are its part; checkpoints, validation and progress are ours."""
-    import pytorch_lightning as pl
-    import torch
-    from pytorch_lightning.strategies import DDPStrategy
-
-    settings = config["trainer"]
-    world = settings["devices"] * settings["nodes"]
-    plugins: list[Any] = []
-    if settings["precision"] == "16-mixed":
-        from xlm_train.precision import Float16
-
-        plugins.append(Float16(settings["accelerator"]))
-    accelerator: str = settings["accelerator"]
-    if accelerator == "auto":
-        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
-    trainer = pl.Trainer(
-        accelerator=accelerator,
-        devices=settings["devices"],
-        num_nodes=settings["nodes"],
-        strategy=DDPStrategy(gradient_as_bucket_view=True) if world > 1 else "auto",
-        precision=None if plugins else settings["precision"],
-        plugins=plugins or None,
-        callbacks=callbacks,
-        logger=loggers,
-        max_epochs=1,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        benchmark=False,
-    )
-    # Lightning's own signal handling hangs under DDP, and asks every process about it before every step.
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-    return trainer
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ class Recorder(pl.Callback):
         self.rates: list[float] = []
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: CausalLanguageModel, *_: object) -> None:  # type: ignore[override]
-        self.losses.append(float(module.take_losses()[:, 0].sum()))
+        module.settle_losses()
+        self.losses += module.ledger.take()[0].losses
         self.norms.append(float(module.grad_norm))  # type: ignore[arg-type]
         self.rates.append(module.learning_rate)
 
@@ -53,7 +54,6 @@ def test_200_updates(
         make_optimizer=lambda p: optimizer(p, lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01),  # type: ignore[call-arg]
         schedule=lambda k: inverse_sqrt(k, 5e-4, warmup_updates=50),
         slots=1,
-        n_languages=2,
         clip_norm=5.0,
         seed=0,
     )

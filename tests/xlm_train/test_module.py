@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from xlm_train.batches import SlotBatch, StepBatch
+from xlm_train.guard import TrainingStopped
 from xlm_train.model import XLM, ModelShape
-from xlm_train.module import CausalLanguageModel, LossScale, Progress, TrainingStopped
+from xlm_train.module import CausalLanguageModel
 from xlm_train.noise import seed_noise
 from xlm_train.precision import Float16
+from xlm_train.progress import LossScale, Progress
 
 SHAPE = ModelShape(
     n_words=50, dim=16, n_layers=2, n_heads=2, ffn_dim=32, max_positions=16, dropout=0.0, attention_dropout=0.0
@@ -37,7 +39,6 @@ def module(
         lambda p: torch.optim.SGD(p, lr=lr),
         lambda k: lr,
         slots,
-        2,
         clip_norm,
         seed=5,
         **options,  # type: ignore[arg-type]

@@ -15,7 +15,8 @@ from xlm_train import checkpoint
 from xlm_train.callbacks.metrics import Metrics
 from xlm_train.callbacks.validation import Validation
 from xlm_train.errors import CheckpointError
-from xlm_train.module import CausalLanguageModel, Progress, TrainingStopped
+from xlm_train.module import CausalLanguageModel
+from xlm_train.progress import Progress
 
 
 def _copy(value: Any) -> Any:
@@ -35,7 +36,8 @@ class Checkpointing(pl.Callback):
 
     The state is copied on the training thread and written off it; `best.pt` is a link to the best validation's file.
     keep_last: how many of the newest are kept, besides the best; older ones go only after the new one is on disk.
-    fixed: the parts of a checkpoint that do not change in a run (shape, text, lineage, config).
+    fixed: the parts of a checkpoint that do not change in a run (shape, text, lineage, config). failure: what went wrong
+    in writing the last one; `Interruption` makes all processes leave because of it.
     resume_from: content of the checkpoint to continue, or None.
     """
 
@@ -47,6 +49,8 @@ class Checkpointing(pl.Callback):
         max_steps: int,
         fixed: dict[str, Any],
         resume_from: dict[str, Any] | None,
+        metrics: Metrics,
+        validation: Validation,
     ) -> None:
         self.folder = folder
         self.every_n_steps = every_n_steps
@@ -54,33 +58,20 @@ class Checkpointing(pl.Callback):
         self.max_steps = max_steps
         self.fixed = fixed
         self.resume_from = resume_from
-        self.validation: Validation | None = None
+        self.metrics = metrics
+        self.validation = validation
         self.saved_step = -1
         self._writer: threading.Thread | None = None
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, module: CausalLanguageModel) -> None:  # type: ignore[override]
-        self.validation = next((c for c in trainer.callbacks if isinstance(c, Validation)), None)  # type: ignore[attr-defined]
-        digest = ""
         if self.resume_from is not None:
             restore(module, trainer.optimizers[0], self.resume_from)
-            if not trainer.is_global_zero:
-                module.loss_sums.zero_()  # the file holds all processes' sums; they are the first one's now
-            digest = self.resume_from["sha256"]
             self.saved_step = module.progress.step
             self.resume_from = None  # its tensors are copied: give the memory back
-        if trainer.world_size > 1:
-            self._agree(int(digest[:12] or "0", 16), module.device)
         if trainer.is_global_zero:
             self._set_aside_damaged(module.progress.step)
             self._link_best(module.progress.best_step)
-
-    def _agree(self, digest: int, device: torch.device) -> None:
-        """Stop where the processes found different checkpoints (one of them could not read a file). A collective."""
-        bounds = torch.tensor([digest, -digest], dtype=torch.int64, device=device)
-        torch.distributed.all_reduce(bounds, op=torch.distributed.ReduceOp.MAX)
-        if int(bounds[0]) != -int(bounds[1]):
-            raise CheckpointError(f"{self.folder}: the processes found different newest checkpoints: can all read it?")
 
     def _set_aside_damaged(self, step: int) -> None:
         """Checkpoints beyond the one resumed from were passed over as damaged: rename them, so none counts as kept."""
@@ -95,7 +86,9 @@ class Checkpointing(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, module: CausalLanguageModel) -> None:  # type: ignore[override]
         self.save(trainer, module)
-        self._wait()
+        self._join()
+        if self.failure is not None:
+            raise self.failure
 
     def save(self, trainer: pl.Trainer, module: CausalLanguageModel) -> None:
         """Start writing the state after the current step, unless that is done already."""
@@ -103,37 +96,27 @@ class Checkpointing(pl.Callback):
         if progress.step == self.saved_step:
             return
         start = time.perf_counter()
+        module.settle_losses()  # judges them too: a run that has gone bad is never saved
         self.saved_step = progress.step
-        if trainer.world_size > 1:  # unreported losses go into the file with the first process
-            torch.distributed.reduce(module.loss_sums, dst=0)
         if not trainer.is_global_zero:
-            module.loss_sums.zero_()
             return
-        self._wait()
-        finite = bool(torch.isfinite(module.loss_sums).all())
-        if module.grad_norm is not None:  # a gradient that was not finite has spoiled the weights
-            finite = finite and bool(torch.isfinite(module.grad_norm))
-        if not finite and progress.loss_scale is None:
-            raise TrainingStopped(
-                f"step {progress.step}: the loss or the gradient is not finite: training has diverged; not saved,"
-                " the last checkpoint is untouched"
-            )
+        self._join()
+        if self.failure is not None:
+            return  # Interruption lets all processes leave together
         content = {
             **self.fixed,
             "model": _copy(module.model.state_dict()),
             "optimizer": _copy(trainer.optimizers[0].state_dict()),
-            "loss_sums": _copy(module.loss_sums),
+            "ledger": module.ledger.state(),
+            "guard": {language: list(losses) for language, losses in module.guard.history.items()},
             "progress": progress.to_dict(),
-            "metrics": dict(self.validation.latest) if self.validation else {},
+            "metrics": dict(self.validation.latest),
         }
         self._writer = threading.Thread(
             target=self._write, args=(content, progress.step, progress.best_step), name="checkpoint-writer"
         )
         self._writer.start()
-        seconds = time.perf_counter() - start
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Metrics):
-                callback.pause(seconds)
+        self.metrics.pause(time.perf_counter() - start, saving=True)
 
     def _write(self, content: dict[str, Any], step: int, best_step: int | None) -> None:
         try:
@@ -141,7 +124,7 @@ class Checkpointing(pl.Callback):
             self._link_best(best_step)
             self._remove_old(best_step)
         except BaseException as error:  # raised again on the training thread
-            self._failure = error
+            self.failure = error
 
     def _link_best(self, best_step: int | None) -> None:
         """Let `best.pt` be a link to the best validation's checkpoint."""
@@ -156,18 +139,14 @@ class Checkpointing(pl.Callback):
             if best_step is None or path.name != checkpoint.name_of(best_step):
                 path.unlink()
 
-    def _wait(self) -> None:
-        """Wait for the file being written; raises what went wrong in writing it."""
+    def _join(self) -> None:
+        """Wait for the file being written."""
         if self._writer is not None:
             self._writer.join()
             self._writer = None
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        if self._writer is not None:  # let the file being written become whole
-            self._writer.join()
+        self._join()  # let the file being written become whole
 
 
 def restore(module: CausalLanguageModel, optimizer: torch.optim.Optimizer, content: dict[str, Any]) -> None:
@@ -185,6 +164,7 @@ def restore(module: CausalLanguageModel, optimizer: torch.optim.Optimizer, conte
         module.progress = Progress.from_dict(content["progress"])
         if scale is None or module.progress.loss_scale is None:  # a checkpoint of another precision (init_from)
             module.progress.loss_scale = scale
-        module.loss_sums.copy_(content["loss_sums"])
+        module.ledger.restore(content["ledger"])
+        module.guard.history = {int(language): list(losses) for language, losses in content["guard"].items()}
     except (KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"the checkpoint does not fit this run: {type(error).__name__}: {error}") from error

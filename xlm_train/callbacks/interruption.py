@@ -1,4 +1,4 @@
-"""Leaving at a step boundary: on a signal, at a time limit."""
+"""Leaving at a step boundary: on a signal, at a time limit, where a checkpoint could not be written."""
 
 from __future__ import annotations
 
@@ -6,42 +6,54 @@ import time
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
+from xlm_train.agreement import Agreement
+from xlm_train.callbacks.checkpointing import Checkpointing
+from xlm_train.guard import TrainingStopped
 from xlm_train.module import CausalLanguageModel
 from xlm_train.signals import StopFlag
 
 REASONS = (None, "time limit", "preempted")  # by what the processes exchange: the highest number wins
+UNWRITTEN = len(REASONS)
 
 
 class Interruption(pl.Callback):
     """Stops the run at the next step boundary all processes agree on.
 
-    A signal only sets a flag. Every `every_n_steps` the processes exchange their flags (one all-reduce of one number),
-    so all leave at the same step whichever of them was signalled; the state is then saved by `Checkpointing` at the end
-    of training. max_hours: of this start, not of the run. `reason` afterwards: None, "preempted" or "time limit".
+    A signal only sets a flag. After the first step of a start and every `every_n_steps` the processes exchange their
+    flags (one all-reduce of one number), so all leave at the same step whichever of them was signalled; the state is
+    then saved by `Checkpointing` at the end of training. max_hours: of this start, not of the run. `reason`
+    afterwards: None, "preempted" or "time limit".
     """
 
-    def __init__(self, every_n_steps: int, max_hours: float | None, flag: StopFlag) -> None:
+    def __init__(
+        self,
+        every_n_steps: int,
+        max_hours: float | None,
+        flag: StopFlag,
+        agreement: Agreement,
+        checkpointing: Checkpointing,
+    ) -> None:
         self.every_n_steps = every_n_steps
         self.max_hours = max_hours
         self.flag = flag
+        self.agreement = agreement
+        self.checkpointing = checkpointing
+        self.first = True
         self.started = time.monotonic()
         self.reason: str | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.flag.install()  # of several processes only from here on: one that waits for the others may just be ended
-
     def on_train_batch_end(self, trainer: pl.Trainer, module: CausalLanguageModel, *_: Any) -> None:  # type: ignore[override]
-        every = self.every_n_steps if trainer.world_size > 1 else 1
-        if module.progress.step % every:
+        first, self.first = self.first, False
+        if self.agreement.world_size > 1 and module.progress.step % self.every_n_steps and not first:
             return
         out_of_time = self.max_hours is not None and time.monotonic() - self.started > self.max_hours * 3600
         number = 2 if self.flag.is_set else int(out_of_time)
-        if trainer.world_size > 1:
-            shared = torch.tensor(number, device=module.device)
-            torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
-            number = int(shared)
+        if self.checkpointing.failure is not None:
+            number = UNWRITTEN
+        number = self.agreement.highest(number)
+        if number == UNWRITTEN:
+            raise self.checkpointing.failure or TrainingStopped("the first process could not write a checkpoint")
         self.reason = REASONS[number]
         if self.reason is not None:
             trainer.should_stop = True

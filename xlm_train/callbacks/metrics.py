@@ -11,7 +11,9 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from xlm_train.module import CausalLanguageModel, TrainingStopped
+from xlm_train.batches import StepBatches
+from xlm_train.ledger import mean_by_language
+from xlm_train.module import CausalLanguageModel
 
 
 def send(trainer: pl.Trainer, metrics: Mapping[str, float], step: int) -> None:
@@ -29,54 +31,67 @@ class Metrics(pl.Callback):
     tokens_per_step: tokens read by a global step (slots x streams x bptt). max_steps: for the time that is left.
     """
 
-    def __init__(self, every_n_steps: int, languages: Sequence[str], tokens_per_step: int, max_steps: int) -> None:
+    def __init__(
+        self,
+        every_n_steps: int,
+        languages: Sequence[str],
+        tokens_per_step: int,
+        max_steps: int,
+        batches: StepBatches,
+    ) -> None:
         self.every_n_steps = every_n_steps
         self.languages = list(languages)
         self.tokens_per_step = tokens_per_step
         self.max_steps = max_steps
+        self.batches = batches
         self.since = 0.0  # moment and step of the last report; time in validation and saving is not counted
         self.since_step = 0
         self.paused = 0.0
+        self.saving = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, module: CausalLanguageModel) -> None:  # type: ignore[override]
-        self.since, self.since_step, self.paused = time.perf_counter(), module.progress.step, 0.0
+        self._begin(module.progress.step)
 
-    def pause(self, seconds: float) -> None:
-        """Leave `seconds` spent on something else out of the speed."""
+    def _begin(self, step: int) -> None:
+        self.since, self.since_step, self.paused, self.saving = time.perf_counter(), step, 0.0, 0.0
+        self.batches.seconds = 0.0
+
+    def pause(self, seconds: float, saving: bool = False) -> None:
+        """Leave `seconds` spent on something else out of the speed; those spent on saving are reported as the stall."""
         self.paused += seconds
+        self.saving += seconds * saving
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: CausalLanguageModel, *_: Any) -> None:  # type: ignore[override]
-        step = module.progress.step
+        progress = module.progress
+        step = progress.step
         if step % self.every_n_steps and step != self.max_steps:
             return
-        sums = module.take_losses()
-        total = float(sums[:, 0].sum() / sums[:, 1].sum())
-        norm = math.nan if module.grad_norm is None else float(module.grad_norm)
-        if not (math.isfinite(total) and math.isfinite(norm)) and module.progress.loss_scale is None:
-            raise TrainingStopped(
-                f"steps {self.since_step + 1} to {step}: the loss is {total}, the gradient norm {norm}: training has diverged;"
-                " the last checkpoint is untouched. A lower optimizer.lr or a longer schedule.warmup_updates may help"
-            )
-        metrics = {"train/loss": total, "train/ppl": math.exp(min(total, 700.0))}
-        for lang, (loss, slots) in zip(self.languages, sums.tolist(), strict=True):
-            if slots:
-                metrics[f"train/loss_{lang}"] = loss / slots
+        module.settle_losses()
+        rows = module.ledger.take()
+        metrics: dict[str, float] = {}
+        if rows:
+            losses = [loss for row in rows for loss in row.losses]
+            total = math.fsum(losses) / len(losses)
+            metrics = {"train/loss": total, "train/ppl": math.exp(min(total, 700.0))}
+            for language, loss in mean_by_language(rows).items():
+                metrics[f"train/loss_{self.languages[language]}"] = loss
+            metrics["optim/grad_norm"] = rows[-1].grad_norm
         metrics["optim/lr"] = module.learning_rate
-        metrics["optim/grad_norm"] = norm
-        if module.progress.loss_scale is not None:
-            metrics["optim/loss_scale"] = module.progress.loss_scale.scale
-            metrics["optim/skipped_steps"] = len(module.progress.skipped)
-        now = time.perf_counter()
-        seconds = max(now - self.since - self.paused, 1e-9)
+        metrics["optim/skipped_steps"] = len(progress.skipped)
+        if progress.loss_scale is not None:
+            metrics["optim/loss_scale"] = progress.loss_scale.scale
+        seconds = max(time.perf_counter() - self.since - self.paused, 1e-9)
         per_step = seconds / max(step - self.since_step, 1)
         metrics["progress/steps"] = self.max_steps
-        metrics["progress/updates"] = module.progress.updates
+        metrics["progress/updates"] = progress.updates
         metrics["progress/tokens"] = step * self.tokens_per_step
         metrics["progress/seconds_left"] = (self.max_steps - step) * per_step
         metrics["speed/tokens_per_second"] = self.tokens_per_step / per_step
         metrics["speed/seconds_per_step"] = per_step
+        metrics["speed/data_wait"] = self.batches.seconds / seconds
+        metrics["speed/checkpoint_stall"] = self.saving / (seconds + self.saving)
         metrics["memory/peak_gb"] = peak_memory_gb(module.device)
-        self.since, self.since_step, self.paused = now, step, 0.0
+        self._begin(step)
         send(trainer, metrics, step)
 
 

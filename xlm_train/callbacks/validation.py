@@ -33,6 +33,7 @@ class Validation(pl.Callback):
         every_n_steps: int,
         patience: int | None,
         max_steps: int,
+        metrics: Metrics,
         batch_windows: int = 16,
     ) -> None:
         self.streams = streams
@@ -41,6 +42,7 @@ class Validation(pl.Callback):
         self.every_n_steps = every_n_steps
         self.patience = patience
         self.max_steps = max_steps
+        self.metrics = metrics
         self.batch_windows = batch_windows
         self.latest: dict[str, float] = {}
 
@@ -59,9 +61,7 @@ class Validation(pl.Callback):
             progress.failures += 1
             if self.patience is not None and progress.failures > self.patience:
                 trainer.should_stop = True
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Metrics):
-                callback.pause(time.perf_counter() - start)
+        self.metrics.pause(time.perf_counter() - start)
 
     def validate(self, trainer: pl.Trainer, module: CausalLanguageModel) -> dict[str, float]:
         """Metrics val/loss_L, val/ppl_L, val/acc_L of each language and the means val/ppl, val/acc. A collective."""

@@ -1,0 +1,132 @@
+"""What the processes of a run tell each other on the CPU: who is there, and when to leave.
+
+Uses a gloo group of its own, so that agreeing never waits for a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import _set_pg_timeout
+
+from xlm_train.errors import UserError
+
+
+@dataclass(frozen=True)
+class Member:
+    """One process of the run. device: name; device_id: what is the same only for the same device, None for a CPU."""
+
+    rank: int
+    host: str
+    pid: int
+    device: str
+    device_id: str | None
+    torch: str
+    run: str  # digest of config, corpus and checkpoint: all processes must have the same
+
+
+class Agreement:
+    """The processes' common decisions; of a single process, its own."""
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        self._group: dist.ProcessGroup | None = None
+
+    def connect(self, me: Member, start_timeout: float, timeout: float) -> list[Member]:
+        """First exchange of all processes: who is there, and whether they can train together.
+
+        start_timeout: seconds within which all must answer; timeout: of every later collective, on the GPUs too.
+        Raises UserError naming the ranks that are missing, share a device, or run something else.
+        """
+        if self.world_size == 1:
+            return [me]
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        try:
+            dist.monitored_barrier(self._group, timedelta(seconds=start_timeout), wait_all_ranks=True)
+        except RuntimeError as error:
+            raise UserError(
+                f"the processes of the run did not all answer within trainer.start_timeout_seconds={start_timeout:g}: "
+                + str(error).splitlines()[0]
+            ) from error
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, me, self._group)
+        members = [member for member in found if isinstance(member, Member)]
+        if problems := problems_of(members):
+            raise UserError(problems)
+        _set_pg_timeout(timedelta(seconds=timeout))  # the default group was made with the short one
+        return members
+
+    def highest(self, number: int) -> int:
+        """The highest of the processes' numbers, on all of them. A collective."""
+        if self.world_size == 1:
+            return number
+        shared = torch.tensor(number)
+        dist.all_reduce(shared, dist.ReduceOp.MAX, self._group)
+        return int(shared)
+
+
+def member(rank: int, device: torch.device, run: str) -> Member:
+    """This process. run: digest of what all processes must have alike."""
+    name, identity = "CPU", None
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        name, identity = properties.name, str(getattr(properties, "uuid", device.index))
+    return Member(rank, socket.gethostname(), os.getpid(), name, identity, torch.__version__, run)
+
+
+def problems_of(members: Sequence[Member]) -> list[str]:
+    """Why these processes cannot train together."""
+    problems = []
+    devices: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    for one in members:
+        if one.device_id is not None:
+            devices[one.host, one.device_id].append(one.rank)
+    for (host, _), ranks in devices.items():
+        if len(ranks) > 1:
+            problems.append(
+                f"ranks {_list(ranks)} share one device on {host}: give each its own (one task a GPU; srun --gpus-per-task,"
+                " or trainer.devices = GPUs of a node)"
+            )
+    for what, key in (("torch", "torch"), ("config, corpus or checkpoint", "run")):
+        values: defaultdict[str, list[int]] = defaultdict(list)
+        for one in members:
+            values[getattr(one, key)].append(one.rank)
+        if len(values) > 1:
+            groups = "; ".join(f"ranks {_list(ranks)}: {value[:12]}" for value, ranks in values.items())
+            problems.append(f"the processes do not have the same {what} ({groups}): can all read the same files?")
+    return problems
+
+
+def table(members: Sequence[Member]) -> list[str]:
+    """One line a host: its ranks and devices."""
+    hosts: defaultdict[str, list[Member]] = defaultdict(list)
+    for one in members:
+        hosts[one.host].append(one)
+    return [
+        f"{host}: rank{'s' if len(here) > 1 else ''} {_list([m.rank for m in here])} on "
+        + ", ".join(f"{count} x {name}" for name, count in _counts([m.device for m in here]).items())
+        for host, here in hosts.items()
+    ]
+
+
+def _counts(names: Sequence[str]) -> dict[str, int]:
+    return {name: list(names).count(name) for name in dict.fromkeys(names)}
+
+
+def _list(numbers: Sequence[int]) -> str:
+    """[0, 1, 2, 3, 7] -> 0-3, 7."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
