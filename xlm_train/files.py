@@ -42,11 +42,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, target)
         fsync_folder(target.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # on a read-only filesystem even that fails
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
         raise
 
 
