@@ -2,7 +2,9 @@
 
 Full logits of one GPU's 16,320 predictions over 64,699 words are 4.2 GB in float32, and again for their gradient.
 Here a chunk of tokens goes through the softmax at once, and its gradient is formed while its logits are there, in the
-forward pass: three matrix products in all, as many as the plain loss needs, nothing computed twice.
+forward pass: three matrix products in all, as many as the plain loss needs, nothing computed twice. What lies between
+the products is kept to four passes over a chunk, and factors ride on the products: a pass over the logits or over the
+(V, D) gradient costs what 2 % of a product does.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -32,6 +35,34 @@ def linear_cross_entropy(
     return _LinearCrossEntropy.apply(hidden_ND, weight_VD, bias_V, targets_N, n_words, dtype)
 
 
+def tied_lookup(weight_VD: Tensor, tokens_BT: Tensor, padding: int) -> tuple[Tensor, Tensor]:
+    """Embeddings (B, T, D) of the tokens, and the weight to use as the softmax layer's.
+
+    What the softmax layer sends back becomes the weight's gradient itself; the lookup's rows are added into it. Tokens
+    equal to `padding` send nothing back.
+    """
+    return _TiedLookup.apply(weight_VD, tokens_BT, padding)  # type: ignore[no-any-return]
+
+
+class _TiedLookup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, tokens: Tensor, padding: int) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(tokens)
+        ctx.padding = padding
+        return F.embedding(tokens, weight), weight.view_as(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, rows_grad: Tensor, weight_grad: Tensor) -> tuple[Tensor, None, None]:
+        (tokens,) = ctx.saved_tensors
+        rows = rows_grad.masked_fill((tokens == ctx.padding)[..., None], 0.0).flatten(0, 1)
+        if weight_grad.device.type == "cpu":
+            weight_grad.index_add_(0, tokens.flatten(), rows)
+        else:  # index_add_ adds in no fixed order on a GPU; this sorts first
+            weight_grad.index_put_((tokens.flatten(),), rows, accumulate=True)
+        return weight_grad, None, None
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -43,57 +74,62 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # The gradients were formed for the sum of the losses; grad / N also carries the loss scale, applied here in
-        # the accumulators' own precision: softmax differences divided by N first would underflow in float16.
-        hidden_grad, weight_grad, bias_grad = ctx.gradients
+        # The gradients were formed for a loss that counts once. What it really counts (a share of a step's slots, the
+        # loss scale) is applied here in the accumulators' own precision: in float16 it would underflow or overflow.
+        hidden_grad, weight_grad, bias_grad = gradients = ctx.gradients
         ctx.gradients = None
-        scale = grad / ctx.count
-        scaled = [None if g is None else g.mul_(scale) for g in (weight_grad, bias_grad)]
-        hidden_result = None if hidden_grad is None else hidden_grad.mul_(scale).to(ctx.hidden_dtype)
-        return hidden_result, scaled[0], scaled[1], None, None, None
+        if grad.device.type != "cpu" or grad != 1.0:  # reading a value is free on a CPU, a pass over (V, D) is not
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient *= grad
+        hidden_result = None if hidden_grad is None else hidden_grad.to(ctx.hidden_dtype)
+        return hidden_result, weight_grad, bias_grad, None, None, None
 
 
 def _forward(
     ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, n_words: int, dtype: torch.dtype
 ) -> Tensor:
     count, rows = hidden.shape[0], weight.shape[0]
+    device = hidden.device
     wide = torch.promote_types(dtype, torch.float32)  # softmax and sums: float32, or float64 for float64 inputs
     need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-    need_gradient = need_hidden or need_weight or need_bias
     chunk = min(count, max(1, CHUNK_ELEMENTS // rows))
 
-    low_weight, low_hidden = weight.to(dtype), hidden.to(dtype)
-    hidden_grad = torch.empty(hidden.shape, dtype=wide, device=hidden.device) if need_hidden else None
-    weight_grad = torch.zeros(weight.shape, dtype=wide, device=weight.device) if need_weight else None
-    bias_grad = torch.zeros(rows, dtype=wide, device=bias.device) if need_bias else None
-    losses = torch.empty(count, dtype=wide, device=hidden.device)
-    buffer = torch.empty(chunk, rows, dtype=dtype, device=hidden.device)
+    low_weight, low_hidden, low_bias = weight.to(dtype), hidden.to(dtype), bias.to(dtype)
+    hidden_grad = torch.empty(hidden.shape, dtype=wide, device=device) if need_hidden else None
+    weight_grad = torch.empty(weight.shape, dtype=wide, device=device) if need_weight else None
+    bias_grad = torch.zeros(rows, dtype=wide, device=device) if need_bias else None
+    losses = torch.empty(count, dtype=wide, device=device)
+    buffer = torch.empty(chunk, rows, dtype=dtype, device=device)
+    share = torch.full((chunk,), 1 / count, dtype=wide, device=device)  # of one token in the mean
 
     for start in range(0, count, chunk):
         end = min(start + chunk, count)
         here, target = low_hidden[start:end], targets[start:end, None]
-        logits = torch.mm(here, low_weight.t(), out=buffer[: end - start]).to(wide)
-        logits += bias
-        logits[:, n_words:] = float("-inf")
-        highest = logits.amax(dim=1, keepdim=True)
-        wanted = logits.gather(1, target)
-        probabilities = logits.sub_(highest).exp_()
-        total = probabilities.sum(dim=1, keepdim=True)
-        losses[start:end] = (total.log() + highest - wanted).squeeze(1)
-        if not need_gradient:
+        logits = torch.addmm(low_bias, here, low_weight.t(), out=buffer[: end - start])
+        if n_words < rows:
+            logits[:, n_words:] = float("-inf")
+        highest = logits.amax(dim=1, keepdim=True).to(wide)
+        wanted = logits.gather(1, target).to(wide)
+        probabilities = torch.softmax(logits, dim=1, dtype=wide, out=logits if dtype == wide else None)
+        # the highest probability is exp(0) / sum of exp(logit - highest)
+        losses[start:end] = (highest - wanted - probabilities.amax(dim=1, keepdim=True).log()).squeeze(1)
+        if not any(ctx.needs_input_grad):
             continue
-        probabilities.div_(total).scatter_add_(1, target, torch.full_like(wanted, -1.0))
+        probabilities.scatter_add_(1, target, torch.full_like(wanted, -1.0))
         if bias_grad is not None:
-            bias_grad += probabilities.sum(dim=0)
+            bias_grad.addmv_(probabilities.t(), share[: end - start])
         difference = probabilities.to(dtype)
         if hidden_grad is not None:
-            hidden_grad[start:end] = torch.mm(difference, low_weight)
-        if weight_grad is not None:
-            if dtype == wide:
-                weight_grad.addmm_(difference.t(), here)
-            else:
-                weight_grad += torch.mm(difference.t(), here)
+            torch.mul(torch.mm(difference, low_weight), 1 / count, out=hidden_grad[start:end])
+        if weight_grad is None:
+            continue
+        if dtype == wide:  # beta=0: what is there is not read, so the first chunk needs no zeros
+            weight_grad.addmm_(difference.t(), here, alpha=1 / count, beta=float(start > 0))
+        elif start == 0:
+            torch.mul(torch.mm(difference.t(), here), 1 / count, out=weight_grad)
+        else:
+            weight_grad.add_(torch.mm(difference.t(), here), alpha=1 / count)
     ctx.gradients = (hidden_grad, weight_grad, bias_grad)
-    ctx.count = count
     ctx.hidden_dtype = hidden.dtype
     return losses.mean()

@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from xlm_train.attention import causal_attention
+from xlm_train.dropout import dropout
 from xlm_train.errors import ConfigError
-from xlm_train.loss import linear_cross_entropy
+from xlm_train.loss import linear_cross_entropy, tied_lookup
 
 PAD = 2
 LAYER_NORM_EPS = 1e-12
@@ -102,7 +104,8 @@ class KeyValueCache:
 class Attention(nn.Module):
     """Multi-head self-attention with one fused query/key/value product.
 
-    Which keys a query sees: all earlier ones (`causal`), or what `visible` (broadcastable to B, H, T, keys) allows.
+    Which keys a query sees: all up to its own (`causal`, without a cache), or what `visible` (broadcastable to
+    B, H, T, keys; None: all) allows.
     """
 
     def __init__(self, shape: ModelShape) -> None:
@@ -120,14 +123,15 @@ class Attention(nn.Module):
         cache: tuple[KeyValueCache, int, Tensor] | None = None,
     ) -> Tensor:
         B, T, D = x_BTD.shape
-        # (B, T, 3, H, E) -> three (B, H, T, E) views: no copy before the attention kernel
-        q, k, v = self.qkv(x_BTD).view(B, T, 3, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4)
+        qkv_BT3HE = self.qkv(x_BTD).view(B, T, 3, self.n_heads, D // self.n_heads)
+        dropout_p = self.dropout if self.training else 0.0
+        if causal:
+            return self.out(causal_attention(qkv_BT3HE, dropout_p).reshape(B, T, D))
+        q, k, v = qkv_BT3HE.permute(2, 0, 3, 1, 4)
         if cache is not None:
             store, layer, positions_BT = cache
             k, v = store.write(layer, positions_BT, k, v)
-        context = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=visible, dropout_p=self.dropout if self.training else 0.0, is_causal=causal
-        )
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout_p)
         return self.out(context.transpose(1, 2).reshape(B, T, D))
 
 
@@ -162,12 +166,13 @@ class Block(nn.Module):
         cache: tuple[KeyValueCache, int, Tensor] | None = None,
     ) -> Tensor:
         attended = self.attention(x_BTD, causal, visible, cache)
-        x_BTD = self.norm1(x_BTD + F.dropout(attended, self.dropout, self.training))
-        return self.norm2(x_BTD + F.dropout(self.ffn(x_BTD), self.dropout, self.training))
+        x_BTD = self.norm1(x_BTD + dropout(attended, self.dropout, self.training))
+        return self.norm2(x_BTD + dropout(self.ffn(x_BTD), self.dropout, self.training))
 
 
 class XLM(nn.Module):
-    """The language model: `forward` gives hidden states, `logits` and `loss` read them out.
+    """The language model: `forward` gives hidden states, `logits` and `loss` read them out, `next_token_loss` is the whole
+    of training.
 
     recompute: do not keep the activations inside blocks for the backward pass but compute them again there
     (activation checkpointing): memory for about a third more time.
@@ -201,8 +206,20 @@ class XLM(nn.Module):
         p sees 0..p; otherwise the whole row. positions_BT: default 0..T-1. With a `cache` the new tokens
         stand at positions_BT, and see everything of their row at positions up to their own.
         """
-        T = tokens_BT.shape[1]
-        x = self.embeddings(tokens_BT)
+        return self._encode(self.embeddings(tokens_BT), langs, lengths_B, causal, positions_BT, cache)
+
+    def _encode(
+        self,
+        words_BTD: Tensor,
+        langs: Tensor | int | None,
+        lengths_B: Tensor | None = None,
+        causal: bool = True,
+        positions_BT: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """`forward` from the words' embeddings on."""
+        x = words_BTD
+        T = x.shape[1]
         if positions_BT is None:
             x = x + self.position_embeddings.weight[:T]
         else:
@@ -217,7 +234,7 @@ class XLM(nn.Module):
                 if index.ndim == 0 or index.ndim == 2
                 else self.lang_embeddings(index)[:, None]
             )
-        x = F.dropout(self.norm(x), self.shape.dropout, self.training)
+        x = dropout(self.norm(x), self.shape.dropout, self.training)
 
         visible, keep = None, None
         if lengths_B is not None:
@@ -252,6 +269,22 @@ class XLM(nn.Module):
             self.embeddings.weight,
             self.output_bias,
             targets_BT.reshape(-1),
+            n_words=self.shape.n_words,
+        )
+
+    def next_token_loss(self, windows_BT: Tensor, langs: Tensor | int | None) -> Tensor:
+        """Mean cross-entropy in nats where position p of each window predicts its token p+1: T-1 predictions a window.
+
+        Equals loss(forward(windows_BT[:, :-1], langs), windows_BT[:, 1:]), but the embedding's gradient is formed once:
+        the lookup adds its rows to the softmax layer's, instead of two (V, D) gradients being made and summed.
+        """
+        words_BTD, output_weight = tied_lookup(self.embeddings.weight, windows_BT[:, :-1], PAD)
+        hidden_BTD = self._encode(words_BTD, langs)
+        return linear_cross_entropy(
+            hidden_BTD.reshape(-1, self.shape.dim),
+            output_weight,
+            self.output_bias,
+            windows_BT[:, 1:].reshape(-1),
             n_words=self.shape.n_words,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -81,6 +82,47 @@ def test_the_padding_row_gets_gradient_through_the_softmax_only(model: XLM) -> N
     model.loss(model(tokens[:, :-1], 0), tokens[:, 1:].clamp(min=3)).backward()
     assert softmax_only.any()
     assert softmax_only.norm() < 10 * model.embeddings.weight.grad[PAD].norm()
+    model.zero_grad()
+
+
+def test_loss_of_windows_equals_hidden_states_then_loss(model: XLM) -> None:
+    """The tied weight's gradient is formed at once, with the same numbers; padding's lookup still sends nothing back."""
+    windows = torch.randint(14, 3000, (4, 11))
+    windows[1, 4] = windows[2, 7] = PAD
+    windows[3, :5] = 77  # the same word several times
+    found = []
+    model.eval()
+    for loss in (model.next_token_loss(windows, 1), model.loss(model(windows[:, :-1], 1), windows[:, 1:])):
+        model.zero_grad()
+        (loss * 0.7).backward()
+        found.append(
+            (loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        )
+    model.train()
+    model.zero_grad()
+    assert found[0][0] == found[1][0]
+    assert found[0][1].keys() == found[1][1].keys()
+    for name, gradient in found[0][1].items():
+        wanted = found[1][1][name]
+        assert float((gradient - wanted).norm()) <= 1e-6 * float(wanted.norm()), name
+
+
+def test_the_softmax_gradient_becomes_the_parameters_own(model: XLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No second (V, D) gradient is made: the buffer that the loss fills is what `.grad` holds afterwards."""
+    made: list[int] = []
+    empty = torch.empty
+
+    def recorded(*arguments: Any, **options: Any) -> Tensor:
+        tensor = empty(*arguments, **options)
+        if tensor.shape == model.embeddings.weight.shape:
+            made.append(tensor.data_ptr())
+        return tensor
+
+    monkeypatch.setattr(torch, "empty", recorded)
+    model.zero_grad()
+    model.next_token_loss(torch.randint(14, 3000, (2, 9)), 0).backward()
+    assert model.embeddings.weight.grad is not None
+    assert made == [model.embeddings.weight.grad.data_ptr()]
     model.zero_grad()
 
 
