@@ -1,0 +1,58 @@
+"""The command: check everything, plan, show, write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xlm_train.command import command
+from xlm_train.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+@command(
+    "plan",
+    "Memory, time, network, disk, cost and energy of a run, before anything is paid for.",
+    [
+        "xlm-plan experiment=clm_ende_1024 cluster=v100_64",
+        "xlm-plan experiment=clm_ende_1024 cluster=a100_8 data.path=CORPUS plan.epochs=3 plan.price_per_gpu_hour=1.80",
+        "xlm-plan experiment=demo data.path=CORPUS out=plans/demo   (measures this machine for some seconds)",
+    ],
+)
+def main(config: DictConfig) -> int:
+    from omegaconf import OmegaConf
+
+    from xlm_train.plan.settings import problems_of_plan
+
+    if problems := problems_of_plan(config):
+        raise ConfigError(problems)
+    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+
+    from xlm_train.corpus import Corpus
+    from xlm_train.plan.estimate import make_plan
+    from xlm_train.plan.page import as_markdown, as_text
+
+    path = resolved["data"]["path"]
+    plan = make_plan(resolved, None if path is None else Corpus(path))
+    print(as_text(plan), flush=True)
+    if resolved["out"] is not None:
+        _write(Path(resolved["out"]), plan, as_markdown(plan))
+    return 0
+
+
+def _write(folder: Path, plan: dict[str, Any], page: str) -> None:
+    from xlm_train.files import atomic_write, write_json
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={folder}: cannot be made: {error.strerror}") from error
+    write_json(folder / "plan.json", plan)
+    with atomic_write(folder / "plan.md") as file:
+        file.write(page.encode())
+
+
+if __name__ == "__main__":
+    main()

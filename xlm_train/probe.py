@@ -1,0 +1,184 @@
+"""What this machine's CPU does with the model, measured in seconds by the clock.
+
+A real step (forward, backward, clipping, update) of a model of the same width and vocabulary, but with one layer and
+fewer streams, is timed in its three parts. Each part is then scaled by what it has to do in the model that is planned:
+matrix products by their operations, updates by parameters. So depth and batch of the planned run are predicted, not
+measured.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from xlm_train.model import ModelShape
+
+PROBE_FLOPS = 1.5e11  # of the probe's step: a second or two of one core
+VOCABULARY_PASSES = 10  # over a float32 matrix of the vocabulary's size, each slot: zeroing, scaling, adding gradients
+
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class StepParts:
+    """Seconds of a step's parts. loss: the output softmax with its gradient. blocks: everything else forward and
+    backward. update: norm, clipping, optimizer."""
+
+    blocks: float
+    loss: float
+    update: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a machine does. blocks, softmax: FLOPs a second there. update: parameters updated a second.
+    memory: bytes a second read or written. peak: FLOPs a second of the fastest of the model's products."""
+
+    blocks: float
+    softmax: float
+    update: float
+    memory: float
+    peak: float
+
+
+class RealStep:
+    """Training steps of a fresh model on random tokens: the arithmetic of module.py, without Lightning around it.
+
+    clock: time.perf_counter, or time.process_time to leave out what other programs take of a core (for one thread).
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        streams: int,
+        positions: int,
+        slots: int = 1,
+        recompute: bool = False,
+        make_optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer] | None = None,
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        import torch
+
+        from xlm_train.model import XLM
+
+        self.model = XLM(shape, recompute=recompute)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = (
+            make_optimizer(self.parameters) if make_optimizer else torch.optim.AdamW(self.parameters, fused=True)
+        )
+        self.slots = slots
+        self.clock = clock
+        self.tokens = torch.randint(shape.n_words, (streams, positions + 1))
+
+    def run(self) -> StepParts:
+        import torch
+
+        start, loss_seconds = self.clock(), 0.0
+        for _ in range(self.slots):
+            hidden = self.model(self.tokens[:, :-1], 0)
+            before = self.clock()
+            loss = self.model.loss(hidden, self.tokens[:, 1:]) / self.slots
+            loss_seconds += self.clock() - before
+            loss.backward()
+        middle = self.clock()
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        torch._foreach_mul_(gradients, float((5.0 / (norm + 1e-6)).clamp(max=1.0)))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=False)
+        return StepParts(middle - start - loss_seconds, loss_seconds, self.clock() - middle)
+
+
+def probe_shape(shape: ModelShape, streams: int, positions: int) -> tuple[ModelShape, int]:
+    """Two layers, or one where the planned model has two; half the streams at most, and no more than PROBE_FLOPS."""
+    small = replace(shape, n_layers=1 if shape.n_layers == 2 else 2)
+    blocks, softmax = _flops(small, positions)
+    return small, max(1, min(streams // 2, int(PROBE_FLOPS / (positions * (blocks + softmax)))))
+
+
+def measure(
+    shape: ModelShape, streams: int, positions: int, seconds: float = 4.0, clock: Clock = time.perf_counter
+) -> Speed:
+    """Measure this machine, in about so many seconds; streams and positions are those planned."""
+    small, few = probe_shape(shape, streams, positions)
+    step = RealStep(small, few, positions, clock=clock)
+    step.run()  # the first fetches memory and lays out gradients and moments
+    samples: list[StepParts] = []
+    end = time.perf_counter() + seconds
+    while len(samples) < 3 or (time.perf_counter() < end and len(samples) < 50):
+        samples.append(step.run())
+    parameters = sum(p.numel() for p in step.parameters)
+    del step
+    median = StepParts(*(statistics.median(getattr(s, part) for s in samples) for part in ("blocks", "loss", "update")))
+    return speed_of(
+        median, small, few, positions, parameters, memory_speed(clock), product_speed(shape, few * positions, clock)
+    )
+
+
+def speed_of(
+    parts: StepParts, shape: ModelShape, streams: int, positions: int, parameters: int, memory: float, peak: float
+) -> Speed:
+    """What a step's parts of a known shape say of the machine."""
+    tokens = streams * positions
+    blocks, softmax = _flops(shape, positions)
+    passes = vocabulary_seconds(shape, memory)
+    # half of the passes fall into the loss, half into the backward pass; never more than half of either is ascribed
+    return Speed(
+        blocks=tokens * blocks / max(parts.blocks - passes / 2, parts.blocks / 2),
+        softmax=tokens * softmax / max(parts.loss - passes / 2, parts.loss / 2),
+        update=parameters / parts.update,
+        memory=memory,
+        peak=peak,
+    )
+
+
+def vocabulary_seconds(shape: ModelShape, memory: float) -> float:
+    """Of a slot, whatever its tokens: zeroing, scaling and adding up gradients of the vocabulary's size."""
+    return VOCABULARY_PASSES * 4.0 * shape.n_rows * shape.dim / memory
+
+
+def memory_speed(clock: Clock) -> float:
+    """Bytes read or written a second by adding a large array to another."""
+    import torch
+
+    a, b = torch.ones(2**24), torch.ones(2**24)
+    return 3 * 4 * a.numel() / _median(lambda: a.add_(b), clock)
+
+
+def product_speed(shape: ModelShape, tokens: int, clock: Clock) -> float:
+    """FLOPs a second of the fastest of the model's matrix products."""
+    import torch
+
+    tokens, best = min(tokens, 2048), 0.0
+    for width in (3 * shape.dim, shape.ffn_dim, min(shape.n_rows, 8192)):
+        a, b, out = torch.randn(tokens, shape.dim), torch.randn(shape.dim, width), torch.empty(tokens, width)
+        seconds = _median(functools.partial(torch.mm, a, b, out=out), clock)
+        best = max(best, 2.0 * tokens * shape.dim * width / seconds)
+    return best
+
+
+def _median(work: Callable[[], Any], clock: Clock) -> float:
+    work()
+    seconds = []
+    for _ in range(5):
+        start = clock()
+        work()
+        seconds.append(clock() - start)
+    return statistics.median(seconds)
+
+
+def _flops(shape: ModelShape, positions: int) -> tuple[int, int]:
+    """FLOPs of a token in the blocks and in the output softmax."""
+    from xlm_train.plan.flops import flops_per_token
+
+    parts = flops_per_token(shape, positions, recompute=False)
+    softmax = parts["output softmax"].total
+    return sum(part.total for part in parts.values()) - softmax, softmax
