@@ -36,8 +36,8 @@ from xlm_train.loggers import read_metrics
 
 MARK = "XLM_FAULTS"  # environment variable by which every process of a start is found, orphans included
 LOOK_EVERY = 0.002  # seconds
-PATIENCE = 180.0  # seconds for anything that must happen before a kill
-GONE_WITHIN = 60.0  # seconds for the other processes of a run to leave after one was killed
+PATIENCE = 300.0  # seconds for anything else that must happen
+GONE_WITHIN = 180.0  # seconds for the others to leave after one was killed; a few on an idle machine
 
 # 40 MB a checkpoint, every third step: a write is under way for a good part of the time. Reports, validations and
 # checkpoints fall on different steps and sometimes on the same.
@@ -262,20 +262,23 @@ def words_of(corpus: Path, run: Path, processes: int, steps: int = STEPS) -> lis
     ]
 
 
+def victims_of(processes: int, aim: str) -> Sequence[str]:
+    """Who may be killed. A write is cut off only together with the first rank, which writes."""
+    if processes == 1:
+        return ("command",)
+    return (EVERYTHING, "rank 0") if aim == "write" else (EVERYTHING, "rank 0", "rank 1")
+
+
 def campaign(corpus: Path, run: Path, processes: int, kills: int, seed: str, steps: int = STEPS) -> Campaign:
     """Kill a run up to `kills` times, then let it finish. Fewer kills where the run ends before they are used up."""
     draw = random.Random(seed)
     result = Campaign(run, processes, seed)
-    alone = ["command"]
-    several = [EVERYTHING, EVERYTHING, "rank 0", "rank 1", "command", "agent"]
     while True:
         result.starts += 1
         with Started(words_of(corpus, run, processes, steps)) as start:
             if len(result.kills) < kills:
                 aim = draw.choices(list(AIMS), list(AIMS.values()))[0]
-                # a write is cut off only together with the first rank
-                victims = alone if processes == 1 else [EVERYTHING, "rank 0"] if aim == "write" else several
-                victim = draw.choice(victims)
+                victim = draw.choice(victims_of(processes, aim))
                 if wait_for_moment(aim, run, start, draw):
                     victim = start.kill(victim)
                     seconds = start.wait_until_gone()

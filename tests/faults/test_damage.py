@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import SMALL, PrivateMounts
-from tests.faults.harness import compare, random_corpus, wait_until
+from tests.faults.harness import PATIENCE, compare, random_corpus, wait_until
 from xlm_train import checkpoint
 from xlm_train.errors import CheckpointError
 
@@ -224,7 +224,7 @@ def test_a_full_disk_stops_the_run_and_spoils_nothing(
     """In the middle of a checkpoint. With room made the same command goes on, to the result of a run nobody disturbed."""
     common = [*SMALL, *MANY, f"data.path={corpus_folder}", f"trainer.devices={processes}", "trainer.threads=1"]
     reference = private_mounts.start(*common, f"paths.runs={tmp_path}", "run_name=undisturbed")
-    assert reference.wait(200) == 0
+    assert reference.wait(PATIENCE) == 0
     size = (tmp_path / "undisturbed/checkpoints/step-00000400.pt").stat().st_size
 
     place = tmp_path / "small disk"
@@ -235,7 +235,7 @@ def test_a_full_disk_stops_the_run_and_spoils_nothing(
     ballast.write_bytes(bytes(int(33.5 * size)))  # room for six checkpoints
     words = [*common, f"paths.runs={place}", "run_name=filled"]
     process = private_mounts.start(*words)
-    _, said = process.communicate(timeout=200)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2, said
     assert "No space left on device" in said
     assert f"{place}/filled/checkpoints/step-" in said
@@ -247,7 +247,7 @@ def test_a_full_disk_stops_the_run_and_spoils_nothing(
 
     ballast.unlink()
     process = private_mounts.start(*words)
-    _, said = process.communicate(timeout=200)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said
     compare(tmp_path / "undisturbed", shutil.copytree(seen / "filled", tmp_path / "filled", symlinks=True))
 
@@ -260,7 +260,7 @@ def test_a_checkpoint_folder_that_becomes_read_only(
     run = tmp_path / "run"
     words = [*SMALL, *MANY, f"data.path={corpus_folder}", "trainer.threads=1", f"paths.runs={tmp_path}"]
     reference = private_mounts.start(*words, "run_name=undisturbed")
-    assert reference.wait(200) == 0
+    assert reference.wait(PATIENCE) == 0
 
     (run / "checkpoints").mkdir(parents=True)
     private_mounts.run("mount", "--bind", str(run / "checkpoints"), str(run / "checkpoints"))
@@ -269,16 +269,16 @@ def test_a_checkpoint_folder_that_becomes_read_only(
     private_mounts.run("mount", "-o", "remount,bind,ro", str(run / "checkpoints"))
     kept = whole_ones(run / "checkpoints")
     for _ in range(2):  # the second start finds it read-only from the beginning
-        _, said = process.communicate(timeout=200)
+        _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 2, said
         assert "Read-only file system" in said
         assert str(run / "checkpoints") in said
         assert "Traceback" not in said
         assert whole_ones(run / "checkpoints")[-len(kept) :] == kept
         process = private_mounts.start(*words, "run_name=run")
-    process.wait(200)
+    process.wait(PATIENCE)
     private_mounts.run("mount", "-o", "remount,bind,rw", str(run / "checkpoints"))
     process = private_mounts.start(*words, "run_name=run")
-    _, said = process.communicate(timeout=200)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said
     compare(tmp_path / "undisturbed", run)

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import Started, compare, last_report, wait_for_step, wait_until
+from tests.faults.harness import PATIENCE, Started, compare, last_report, wait_for_step, wait_until
 from xlm_train import checkpoint
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 PREEMPTED = 75
-LEAVES_WITHIN = 60.0  # seconds from the signal until the last process has gone, start-up included
+LEAVES_WITHIN = (
+    180.0  # seconds from the signal until the last process has gone, start-up included; seconds on an idle machine
+)
 STEPS = 200
 
 
@@ -53,7 +55,7 @@ def send(start: Started, number: signal.Signals, names: Sequence[str]) -> None:
 
 def finish(words: Sequence[str]) -> None:
     with Started(words) as start:
-        assert start.process.wait(200) == 0, start.text()
+        assert start.process.wait(PATIENCE) == 0, start.text()
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def undisturbed(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("undisturbed")
 
     def of(processes: int) -> Path:
-        run = folder / f"{processes}"
+        run = folder / f"of-{processes}"
         if not run.exists():
             finish(words_of(corpus_folder, run, processes))
         return run
@@ -164,6 +166,6 @@ def test_under_slurm_all_tasks_leave_whichever_is_signalled(
         assert checkpoint.in_folder(run / "checkpoints")[0].name == checkpoint.name_of(step_of(run))
     with contextlib.ExitStack() as stack:
         tasks = [stack.enter_context(task) for task in start_as_slurm_does(words)]
-        assert [task.process.wait(200) for task in tasks] == [0, 0], tasks[0].text()
+        assert [task.process.wait(PATIENCE) for task in tasks] == [0, 0], tasks[0].text()
     assert status_of(run) == "finished"
     compare(undisturbed(2), run)
