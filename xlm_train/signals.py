@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from types import FrameType
-from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -14,20 +13,11 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.is_set = False
-        self._before: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Take the signals over, from whoever has them."""
+        """Take the signals over, until the process ends: one that comes again at the very end must not kill it either."""
         for number in SIGNALS:
-            previous = signal.signal(number, self._received)
-            if previous != self._received:
-                self._before.setdefault(number, previous)
-
-    def restore(self) -> None:
-        """Give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
+            signal.signal(number, self._received)
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.is_set:

@@ -66,7 +66,6 @@ def main(config: DictConfig) -> int:
     from xlm_train.corpus import Corpus
     from xlm_train.run_folder import RunFolder
 
-    FLAG.install()  # a sweep's earlier job has given the signals back
     lineage = Corpus(resolved["data"]["path"]).lineage
     if resolved["trainer"]["devices"] * resolved["trainer"]["nodes"] > 1:
         # everything a user can mend is found here, once, before any worker starts
@@ -161,7 +160,6 @@ def train(config: dict[str, Any], flag: StopFlag) -> int:
                 run.write_status("failed", error=f"{type(error).__name__}: {error}")
         raise
     finally:
-        flag.restore()
         run.release()
     status = "finished" if progress.step >= job.max_steps else "stopped" if reason == "patience" else "preempted"
     if is_first_process():
