@@ -18,7 +18,8 @@ WIDTH, HEIGHT = 560, 180
 
 STYLE = """
 .plots { display: flex; flex-wrap: wrap; gap: 1.5rem 2rem } figure { margin: 0 } figcaption { font-weight: 600 }
-svg { font-size: 11px; max-width: 100%; height: auto; fill: var(--text) } rect { fill: var(--c0) }
+svg { font-size: 11px; max-width: 100%; height: auto; overflow: visible; fill: var(--text); text-anchor: middle } rect { fill: var(--c0) }
+@media (max-width: 40rem) { svg { font-size: 19px } }
 .bar { display: flex; height: 1.1rem; margin-bottom: .5rem; max-width: 40rem }
 .key { margin-right: 1rem; white-space: nowrap }
 .swatch { display: inline-block; width: .8rem; height: .8rem; margin-right: .3rem }
@@ -33,7 +34,7 @@ def page(manifest: Mapping[str, Any], corpus: Mapping[Key, Binarised]) -> str:
         f"<p>{manifest['vocabulary']['entries']:,} vocabulary entries, {manifest['codes']['merges']:,} BPE codes, "
         f"lineage <code>{manifest['lineage']}</code></p>",
         *(f'<p class="warning">{escape(warning)}</p>' for warning in manifest["warnings"]),
-        Table("Counts", list(table[0]), [list(row.values()) for row in table]).html(),
+        Table("", list(table[0]), [list(row.values()) for row in table]).html(),
         "<h2>Scripts</h2><p>Share of all characters of the raw text.</p>",
         _scripts(manifest["splits"]),
         "<h2>Lengths</h2><p>Sentences by number of BPE tokens; a bar over several lengths shows their mean.</p>",
@@ -86,8 +87,8 @@ def _histogram(name: str, counts: NDArray[np.int64]) -> str:
             f"from {label}: {int(value):,}</title></rect>"
         )
         if number % 4 == 0:
-            parts.append(f'<text x="{x:.1f}" y="{HEIGHT + 13}">{label}</text>')
-    drawing = f'<svg viewBox="0 0 {WIDTH} {HEIGHT + 18}" width="{WIDTH}" role="img">{"".join(parts)}</svg>'
+            parts.append(f'<text x="{x + width / 2:.1f}" y="{HEIGHT + 17}">{label}</text>')
+    drawing = f'<svg viewBox="0 0 {WIDTH} {HEIGHT + 22}" width="{WIDTH}" role="img">{"".join(parts)}</svg>'
     return f"<figure><figcaption>{escape(name)}</figcaption>{drawing}</figure>"
 
 
@@ -98,4 +99,4 @@ def _inputs(splits: Mapping[str, Mapping[str, Any]]) -> str:
         for language, counts in per_language.items()
         for entry in counts["inputs"]
     ]
-    return Table("Files", ["of", "input", "bytes", "sha256"], lines).html()
+    return Table("", ["of", "input", "bytes", "sha256"], lines).html()

@@ -44,12 +44,14 @@ class Table:
         """The table in a box that scrolls by itself, reachable by keyboard."""
         head = "".join(f'<th scope="col">{escape(title)}</th>' for title in self.head)
         rows = "".join(f"<tr>{''.join(_cells(row))}</tr>" for row in self.rows)
-        caption = f"<caption>{escape(self.caption)}</caption>" if self.caption else ""
         kind = ' class="words"' if self.words else ""
-        label = escape(self.caption or " ".join(self.head[:1]) or "table")
+        caption = (
+            f'<p class="muted">{escape(self.caption)}</p>' if self.caption else ""
+        )  # does not scroll with the table
+        label = escape(self.caption or ", ".join(self.head))
         return (
-            f'<div class="scroll" role="region" aria-label="{label}" tabindex="0">'
-            f"<table{kind}>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+            f'{caption}<div class="scroll" role="region" aria-label="{label}" tabindex="0">'
+            f'<table{kind} aria-label="{label}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
         )
 
     def markdown(self) -> str:

@@ -77,9 +77,16 @@ def fits(value: Any, wanted: Any) -> bool:
 
 
 def _words(wanted: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        list: "a list, as [a,b]",
+        type(None): "null",
+    }
     options = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
-    return " or ".join(names.get(option, "a mapping") for option in options)
+    return " or ".join(names.get(typing.get_origin(option) or option, "a mapping") for option in options)
 
 
 def _build(schema: type[T], values: dict[str, Any]) -> T:

@@ -39,7 +39,7 @@ def main(config: DictConfig) -> int:
     settings = read_config(ReportConfig, config)
     from xlm_train.report.reading import find_runs
 
-    run, *others = find_runs(Path(settings.paths.runs), [settings.run_name, *settings.compare])
+    run, *others = find_runs(Path(settings.paths.runs), [settings.run_name, *map(str, settings.compare)])
     write_report(run, others)
     print(f"{run / 'report.html'}\n{run / 'report.md'}")
     return 0

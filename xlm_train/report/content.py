@@ -70,9 +70,9 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     if len(runs) > 1:
         found.append(Section("Differences between the configs", _differences(runs)))
     found += [
-        Section("Lineage", [_by_run(runs, LINEAGE, "Hashes", words=True)]),
+        Section("Lineage", [_by_run(runs, LINEAGE, "Hashes")]),
         Section("Energy", _energy(runs)),
-        Section("Software and machine", [_by_run(runs, MACHINE, "", words=True)]),
+        Section("Software and machine", [_by_run(runs, MACHINE, "")]),
         Section("Configuration", [Folded(f"config.yaml of {run.name}", _yaml(run)) for run in runs if run.config]),
     ]
     return [section for section in found if section.blocks]
@@ -84,9 +84,9 @@ def _states(runs: Sequence[Run]) -> list[Paragraph]:
     for run in runs:
         status = str(run.status.get("status", "unknown"))
         text = f"{run.name}: {status}" if len(runs) > 1 else f"Status: {status}"
-        step = run.status.get("step")
-        if isinstance(step, int):
-            text += f" after {counted(step, 'step')}, {counted(int(run.status.get('updates', 0)), 'update')}"
+        step, updates = run.status.get("step"), run.status.get("updates")
+        if isinstance(step, int) and isinstance(updates, int):
+            text += f" after {counted(step, 'step')}, {counted(updates, 'update')}"
         if run.status.get("reason"):
             text += f" ({run.status['reason']})"
         if status == "running" and run.last_report is not None:
@@ -112,12 +112,10 @@ def _last_step(run: Run) -> int:
     return max((column.steps[-1] for column in run.columns.values()), default=0)
 
 
-def _by_run(
-    runs: Sequence[Run], rows: Sequence[tuple[str, Callable[[Run], str]]], caption: str, words: bool = False
-) -> Table:
+def _by_run(runs: Sequence[Run], rows: Sequence[tuple[str, Callable[[Run], str]]], caption: str) -> Table:
     """A table with a column for each run."""
-    head = ["", *(run.name for run in runs)] if len(runs) > 1 else ["what", "value"]
-    return Table(caption, head, [[title, *(value(run) for run in runs)] for title, value in rows], words)
+    head = ["what", *(run.name for run in runs)] if len(runs) > 1 else ["what", "value"]
+    return Table(caption, head, [[title, *(value(run) for run in runs)] for title, value in rows], words=True)
 
 
 def _listed(
@@ -197,15 +195,7 @@ def _curves(runs: Sequence[Run]) -> list[Block]:
 
 def _results(runs: Sequence[Run]) -> list[Block]:
     """Per language: the last training loss, and validation at the end and at its best."""
-    head = [
-        "language",
-        "training loss",
-        "training perplexity",
-        "validation loss",
-        "validation perplexity",
-        "accuracy, %",
-    ]
-    head += ["lowest mean at step", "perplexity there", "accuracy there, %"]
+    head = ["language", "train loss", "train ppl", "val loss", "val ppl", "val acc, %", "best val ppl", "its acc, %"]
     rows = []
     for run in runs:
         for lang in [*run.languages, None]:
@@ -402,7 +392,7 @@ def _energy(runs: Sequence[Run]) -> list[Block]:
         ("method", lambda run: str(run.energy.get("method", "not recorded"))),
         ("region", lambda run: str(run.energy.get("region") or "not recorded")),
     ]
-    return [_by_run(runs, rows, "", words=True)]
+    return [_by_run(runs, rows, "")]
 
 
 def _devices(run: Run) -> str:

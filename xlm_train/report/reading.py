@@ -7,7 +7,7 @@ import json
 import math
 import time
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -223,24 +223,27 @@ def _read_object(file: Path, problems: list[str], expected: bool = False) -> dic
     return found
 
 
-def _read_lines(file: Path, problems: list[str], expected: bool = False) -> list[Mapping[str, Any]] | Any:
+def _read_lines(file: Path, problems: list[str], expected: bool = False) -> Iterator[Mapping[str, Any]]:
     """The JSON objects with a step of a file, line by line; a last line that is being written is left out silently."""
     if not file.is_file():
         if expected:
             problems.append(f"{file.name} is not there")
         return
     damaged = 0
-    with open(file, "rb") as lines:
-        for text in lines:
-            try:
-                found = json.loads(text)
-            except ValueError:
-                damaged += text.endswith(b"\n")
-                continue
-            if isinstance(found, dict) and isinstance(found.get("step"), int):
-                yield found
-            else:
-                damaged += 1
+    try:
+        with open(file, "rb") as lines:
+            for text in lines:
+                try:
+                    found = json.loads(text)
+                except ValueError:
+                    damaged += text.endswith(b"\n")
+                    continue
+                if isinstance(found, dict) and isinstance(found.get("step"), int) and 0 <= found["step"] < 2**53:
+                    yield found
+                else:
+                    damaged += 1
+    except OSError as error:
+        problems.append(f"{file.name}: cannot be read: {error.strerror or error}")
     if damaged:
         problems.append(f"{file.name}: {damaged:,} line{'s' if damaged > 1 else ''} damaged and left out")
 

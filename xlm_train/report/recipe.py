@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from xlm_train.errors import ConfigError
 from xlm_train.report.reading import Run
 
 # What settings of ours are in the original's run, by their key in the config.
@@ -113,21 +114,20 @@ def n_parameters(run: Run) -> int | None:
     if n_words is None or not isinstance(languages, dict) or not isinstance(model, dict):
         return None
     leaves = tuple(sorted((k, v) for k, v in model.items() if k not in ("recompute", "vocab_multiple")))
-    return _size_of_model(n_words, len(languages), leaves)
+    try:
+        return _size_of_model(n_words, len(languages), leaves)
+    except (ConfigError, TypeError):  # the config of another version
+        return None
 
 
 @functools.cache
-def _size_of_model(n_words: int, n_langs: int, settings: tuple[tuple[str, Any], ...]) -> int | None:
+def _size_of_model(n_words: int, n_langs: int, settings: tuple[tuple[str, Any], ...]) -> int:
     import torch
 
-    from xlm_train.errors import ConfigError
     from xlm_train.model import XLM, ModelShape, count_parameters
 
-    try:
-        with torch.device("meta"):  # shapes without memory
-            return count_parameters(XLM(ModelShape(n_words, n_langs, **dict(settings))))
-    except (ConfigError, TypeError):  # the config of another version
-        return None
+    with torch.device("meta"):  # shapes without memory
+        return count_parameters(XLM(ModelShape(n_words, n_langs, **dict(settings))))
 
 
 def _languages(run: Run) -> Judged:

@@ -1,0 +1,510 @@
+"""The report of a run: what it says, in which states of the folder, and that its page is whole in itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.conftest import command
+from xlm_train import page
+from xlm_train.errors import UserError
+from xlm_train.report import recipe, write_report
+from xlm_train.report.content import sections, thinned
+from xlm_train.report.figures import Axis, Curve, Figure, html, number, reduce
+from xlm_train.report.reading import find_runs, read_run
+from xlm_train.report.writing import as_html, as_markdown
+
+HOSTILE = "<script>alert('x')</script>|</title>\"&amp;"
+
+
+def lines_of(steps: int, every: int, tokens: int = 1000, validate: int = 0) -> list[dict[str, Any]]:
+    """Metrics as a run writes them: the loss falls as 10 / sqrt(step), German 0.1 above English."""
+    found: list[dict[str, Any]] = []
+    for step in range(every, steps + 1, every):
+        loss = 10 / math.sqrt(step)
+        losses = {"train/loss": loss, "train/loss_de": loss + 0.05, "train/loss_en": loss - 0.05}
+        rest = {"optim/lr": 1e-4, "optim/grad_norm": 1.0, "progress/steps": steps, "progress/tokens": step * tokens}
+        speed = {"speed/tokens_per_second": 5000.0, "speed/seconds_per_step": tokens / 5000, "memory/peak_gb": 1.5}
+        found.append({"step": step, "time": 1.79e9 + step, **losses, **rest, **speed})
+        if validate and step % validate == 0:
+            ppl = {"val/ppl_de": math.exp(loss + 0.1), "val/ppl_en": math.exp(loss)}
+            val = {
+                "val/loss_de": loss + 0.1,
+                "val/loss_en": loss,
+                "val/acc_de": 20.0,
+                "val/acc_en": 30.0,
+                "val/acc": 25.0,
+            }
+            found.append({"step": step, "time": 1.79e9 + step, **val, **ppl, "val/ppl": sum(ppl.values()) / 2})
+    return found
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, compose: Callable[..., dict[str, Any]]) -> Callable[..., Path]:
+    """Write a run folder as training leaves it: make_run(name, metrics, *overrides of its config, events=[...])."""
+
+    def made(name: str, metrics: list[dict[str, Any]], *overrides: str, **parts: Any) -> Path:
+        folder = tmp_path / "runs" / name
+        (folder / "checkpoints").mkdir(parents=True)
+        config = compose("train", "experiment=smoke", "data.path=/nowhere", *overrides)
+        config |= {"run_name": parts.get("run_name", name), "corpus_lineage": "c0ffee"}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+        if "events" in parts:
+            (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in parts["events"]))
+        status = {"status": "finished", "step": 20, "updates": 18, "skipped": [3, 4]}
+        (folder / "status.json").write_text(json.dumps(parts.get("status", status)))
+        environment = {
+            "devices": ["Some GPU"] * 2,
+            "python": "3.11.7",
+            "packages": {"torch": "2.13.0"},
+            "command": ["x"],
+        }
+        (folder / "environment.json").write_text(json.dumps(environment))
+        return folder
+
+    return made
+
+
+def written(*folders: Path) -> str:
+    """The page of a run; others beside it. Without the picture, which takes most of the time."""
+    runs = [read_run(folder) for folder in folders]
+    return as_html(runs, sections(runs))
+
+
+class Page(HTMLParser):
+    """What a page holds: tags with their attributes, and its visible text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.inside: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.inside.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.inside and self.inside.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if not {"script", "style"} & set(self.inside[-1:]):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.words)
+
+
+@pytest.fixture(scope="module")
+def trained(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was really trained, and its report really written."""
+    runs = tmp_path_factory.mktemp("trained")
+    common = (f"data.path={corpus_folder}", f"paths.runs={runs}", "run_name=r1")
+    command("xlm_train.train", "experiment=smoke", *common, "trainer.max_steps=20")
+    return runs / "r1"
+
+
+def test_the_report_of_a_real_run(trained: Path, corpus_folder: Path) -> None:
+    (trained / "report.html").unlink()
+    told = command("xlm_train.report", "run_name=r1", f"paths.runs={trained.parent}").stdout
+    assert told.split() == [str(trained / "report.html"), str(trained / "report.md")]
+    assert (trained / "plots/curves.png").read_bytes().startswith(b"\x89PNG")
+    html_page, markdown = (trained / "report.html").read_text(), (trained / "report.md").read_text()
+
+    from xlm_train import checkpoint
+
+    metrics = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    best = [line for line in metrics if "val/ppl" in line][-1]
+    newest = checkpoint.load(trained / "checkpoints/step-00000020.pt")
+    count = f"{sum(tensor.numel() for tensor in newest['model'].values()):,}"
+    manifest = json.loads((corpus_folder / "manifest.json").read_text())
+    for text in (Page(html_page).text, markdown):
+        assert "finished after 20 steps, 20 updates" in text
+        assert f"{best['val/ppl_de']:,.4g}" in text
+        assert newest["sha256"] in text
+        assert manifest["lineage"] in text
+        assert count in text
+        assert f"differs: {manifest['vocabulary']['entries']:,}" in text
+        assert "none: trained from random weights" in text
+    assert "![curves](plots/curves.png)" in markdown
+
+
+@pytest.mark.parametrize("others", [0, 2])
+def test_nothing_leaves_the_page(make_run: Callable[..., Path], others: int) -> None:
+    metrics = lines_of(200, 5, validate=50)
+    events = [{"step": 100, "time": 1.0, "event": "start", "changes": ["https://example.org/x.js"]}]
+    text = written(*(make_run(f"r{n}", metrics, events=events) for n in range(others + 1)))
+    parsed = Page(text)
+    assert not {"iframe", "img", "object", "embed", "form", "audio", "video"} & {tag for tag, _ in parsed.tags}
+    for tag, attributes in parsed.tags:
+        for name in ("src", "href", "action", "data", "poster", "srcset", "xlink:href"):
+            assert (attributes.get(name) or "data:").startswith("data:"), (tag, attributes)
+    assert not re.search(r"url\(|@import|@font-face|fetch\(|XMLHttp|import\(|WebSocket", text)
+    (policy,) = [a["content"] for _, a in parsed.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+
+
+def test_tables_and_figures_can_be_read_aloud(make_run: Callable[..., Path]) -> None:
+    text = written(make_run("r", lines_of(200, 5, validate=50)))
+    parsed = Page(text)
+    assert all("scope" in attributes for tag, attributes in parsed.tags if tag == "th")
+    identities = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
+    assert len(identities) == len(set(identities))
+    drawings = re.findall(r"<svg [^>]*role=.img.*?</svg>", text, re.DOTALL)
+    assert len(drawings) == 5  # loss, perplexity, learning rate, gradient norm, throughput; no loss scale in float32
+    for drawing in drawings:
+        tree = ElementTree.fromstring(drawing)
+        named = [tree.find("title"), tree.find("desc")]
+        assert tree.get("aria-labelledby", "").split() == [part.get("id") for part in named if part is not None]
+        assert all(part is not None and part.text for part in named)
+
+
+def test_names_and_values_are_text_not_markup(make_run: Callable[..., Path]) -> None:
+    metrics = [{**line, f"val/loss_{HOSTILE}": 1.0} for line in lines_of(20, 5)]
+    events = [{"step": 5, "time": 1.0, "event": HOSTILE, HOSTILE: HOSTILE}, {"step": 10, "event": "start"}]
+    status = {"status": HOSTILE, "error": HOSTILE, "reason": HOSTILE}
+    folder = make_run("r", metrics, events=events, status=status, run_name=HOSTILE)
+    (folder / "environment.json").write_text(
+        json.dumps({"command": [HOSTILE], "devices": [HOSTILE], "python": HOSTILE})
+    )
+    (folder / "energy.json").write_text(json.dumps({"energy_kwh": 1.0, "method": HOSTILE, "region": HOSTILE}))
+    runs = [read_run(folder)]
+    text = as_html(runs, sections(runs))
+    assert "<script>alert" not in text
+    assert [attributes for tag, attributes in Page(text).tags if tag == "script"].count({}) == 1  # ours
+    assert Page(text).text.count(HOSTILE) > 8  # shown as it is
+    for line in as_markdown(runs, sections(runs)).splitlines():
+        assert not re.search(r"(?<!\\)<", line)
+        if line.startswith("| "):
+            assert re.search(r"(?<!\\)\|$", line)
+
+
+def test_restarts_and_incidents_are_marked_where_they_happened(make_run: Callable[..., Path]) -> None:
+    events = [{"step": step, "time": 1.0, "event": kind} for step, kind in ((0, "start"), (50, "start"), (75, "skip"))]
+    events += [
+        {"step": 150, "time": 1.0, "event": "rollback", "to": 140},
+        {"step": 150, "time": 1.0, "event": "bad_batch"},
+    ]
+    text = written(make_run("r", lines_of(200, 5), events=events))
+    for drawing in re.findall(r"<svg [^>]*role=.img.*?</svg>", text, re.DOTALL):
+        marks = re.findall(r'<path class="mark (\w+)" d="M(\S+) ', drawing)
+        assert sorted(marks) == [("bad_batch", "750"), ("rollback", "750"), ("skip", "375"), ("start", "250")]
+        assert "restart: 1" in drawing
+    assert "to: 140" in text
+
+
+def test_long_curves_keep_their_lowest_and_highest() -> None:
+    y = np.full(300_000, 3.0)
+    y[123_456], y[200_001] = 50.0, 0.5
+    points = reduce(np.arange(300_000), y, buckets=300)
+    assert len(points.x) == 300
+    assert (points.low.min(), points.high.max()) == (0.5, 50.0)
+    assert points.x[np.argmax(points.high)] == pytest.approx(123_456, abs=1000)
+    assert points.mean.mean() == pytest.approx(y.mean())
+    short = reduce([3, 1, 2], [30, 10, 20])
+    assert (short.x.tolist(), short.mean.tolist()) == ([1, 2, 3], [10, 20, 30])
+
+
+def test_axes_have_round_ticks() -> None:
+    assert Axis(0, 300_000).ticks() == [0, 100_000, 200_000, 300_000]
+    assert Axis(2.9, 10.4).ticks() == [4, 6, 8, 10]
+    assert Axis(0, 1.06e-4).ticks() == pytest.approx([0, 5e-5, 1e-4])
+    assert Axis(25, 5000, log=True).ticks() == pytest.approx([30, 100, 300, 1000, 3000])
+    assert Axis(40, 44, log=True).at(math.sqrt(40 * 44)) == pytest.approx(0.5)
+    for low, high in ((1e-9, 1e9), (0.5, 0.51), (64, 65536 * 4), (1, 2)):
+        assert 2 <= len(Axis(low, high, log=True).ticks()) <= 10
+    written_as = {
+        0: "0",
+        1e-4: "1e-4",
+        2.5e-5: "2.5e-5",
+        0.25: "0.25",
+        1500: "1,500",
+        300_000: "300 k",
+        65536: "65.54 k",
+    }
+    assert {value: number(value) for value in written_as} == written_as
+
+
+def test_what_is_above_the_top_is_cut_off_and_said_elsewhere() -> None:
+    figure = Figure("P", "", [Curve("a", range(100), [1000.0] * 10 + [30.0] * 90)], top=40.0)
+    drawn = html(figure, "x")
+    assert re.search(r'd="M0 -\d', drawn)  # begins above the drawing
+    assert "highest 1,000" in drawn
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_run_with_hardly_any_metrics(make_run: Callable[..., Path], count: int) -> None:
+    status = {"status": "running", "time": "2026-01-01T00:00:00+0000"}
+    folder = make_run("young", lines_of(20, 5)[:count], status=status)
+    text = Page(written(folder)).text
+    assert "Status: running" in text
+    assert ("reported no metrics yet" in text) == (count == 0)
+    assert ("Learning rate" in text) == (count > 0)
+    write_report(folder)  # the picture too
+    assert (folder / "plots/curves.png").is_file()
+
+
+def test_a_failed_run_says_why(make_run: Callable[..., Path]) -> None:
+    text = Page(written(make_run("r", [], status={"status": "failed", "error": "OSError: disk full"}))).text
+    assert "Status: failed: OSError: disk full." in text
+    assert "None was recorded." in text  # energy
+    assert "No events were recorded" in text
+
+
+def test_missing_and_damaged_files_are_named(make_run: Callable[..., Path]) -> None:
+    folder = make_run("r", lines_of(20, 5))
+    with open(folder / "metrics.jsonl", "r+b") as file:
+        whole = file.read().splitlines(keepends=True)
+        file.seek(0)
+        file.truncate()
+        file.write(whole[0] + b'{"step": 7, "tra\n' + b"[]\n" + b"".join(whole[1:]) + b'{"step": 25, "train/lo')
+    (folder / "config.yaml").write_text("data: [1,\n  }")
+    (folder / "environment.json").unlink()
+    (folder / "energy.json").write_text("[1]")
+    (folder / "checkpoints/step-00000010.pt").write_bytes(b"half a checkpoint" * 10)
+    (folder / "checkpoints/best.pt").symlink_to("step-00000005.pt")
+    text = Page(written(folder)).text
+    for said in (
+        "metrics.jsonl: 2 lines damaged and left out",
+        "config.yaml is damaged",
+        "energy.json is damaged: it is not a JSON object",
+        "best.pt points to step-00000005.pt, which is not there",
+        "step-00000010.pt does not end as a checkpoint: it is damaged",
+    ):
+        assert said in text
+    assert "unknown: not in the config" in text
+    for file in folder.iterdir():
+        if file.is_file():
+            file.unlink()
+    empty = Page(written(folder)).text
+    assert "config.yaml is not there" in empty
+    assert "status.json is not there" in empty
+
+
+def test_no_damage_stops_the_report(make_run: Callable[..., Path]) -> None:
+    """Bytes changed, cut off and repeated at random in every file."""
+    events = [{"step": 10, "time": 1.0, "event": "start", "changes": ["a"]}, {"step": 12, "time": 2.0, "event": "skip"}]
+    folder = make_run("r", lines_of(20, 5, validate=10), events=events)
+    (folder / "energy.json").write_text(json.dumps({"energy_kwh": 1.0, "method": "m", "region": "DE"}))
+    (folder / "evaluation.json").write_text(
+        json.dumps({"split": "test", "languages": {"de": {"perplexity": 5.0}}, "mean": {}})
+    )
+    whole = {file: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    draw = random.Random(0)
+    for _ in range(40):
+        for file, content in whole.items():
+            place, kind = draw.randrange(len(content)), draw.randrange(4)
+            damage = (content[:place], content[:place] + bytes([draw.randrange(256)]) + content[place + 1 :])
+            damage += (content[:place] + content[place // 2 :], re.sub(rb"[\d.]+", b'"x"', content, count=place % 9))
+            file.write_bytes(damage[kind])
+        runs = [read_run(folder), read_run(folder)]
+        assert as_html(runs, sections(runs)).endswith("</html>\n")
+        as_markdown(runs, sections(runs))
+
+
+def test_several_runs_side_by_side(make_run: Callable[..., Path]) -> None:
+    metrics = lines_of(200, 5, validate=50)
+    first, second = make_run("a", metrics), make_run("b", metrics, "optimizer.lr=3e-4", "seed=5")
+    both = Page(written(first, second))
+    labels = re.findall(r"(?m)^[ab], (?:training|validation)$", both.text)
+    assert set(labels) == {"a, training", "a, validation", "b, training", "b, validation"}
+    for language in ("de", "en"):
+        assert f"Loss, {language}" in both.text
+    assert re.search(r"optimizer\.lr\n+0\.001\n+0\.0003", both.text)
+    assert re.search(r"\nseed\n+0\n+5", both.text)
+    assert "run_name\n" not in both.text.split("Differences between the configs")[1].split("Lineage")[0]
+    assert "drawn over the tokens" not in both.text
+
+
+def test_runs_with_steps_of_different_sizes_compare_by_tokens(make_run: Callable[..., Path]) -> None:
+    small, large = make_run("a", lines_of(200, 5)), make_run("b", lines_of(100, 5), "data.slots=4")
+    text = written(small, large)
+    assert "drawn over the tokens read" in text
+    data = json.loads(re.findall(r'<script type="application/json">(.*?)</script>', text)[0])
+    assert data["x"] == "tokens"
+    assert data["range"] == [0, 200 * 256]
+    assert [curve["x"][-1] for curve in data["curves"]] == [200 * 256, 100 * 512]
+
+
+def test_the_shipped_experiment_is_the_recipe_but_for_what_is_said(
+    make_run: Callable[..., Path], compose: Callable[..., dict[str, Any]]
+) -> None:
+    def verdicts(folder: Path) -> dict[str, str]:
+        run = read_run(folder)
+        return {point.name.partition(" (")[0]: point.judge(run)[1] for point in recipe.POINTS}
+
+    published = make_run("paper", [], "experiment=clm_ende_1024")
+    (published / "environment.json").write_text(json.dumps({"devices": ["Tesla V100-SXM2-32GB"] * 8}))
+    found = verdicts(published)
+    assert {name for name, verdict in found.items() if verdict == "differs"} == {
+        "choice of language",
+        "optimizer",
+        "seed",
+    }
+    no_corpus = {"parameters", "languages", "vocabulary, entries", "BPE codes", "letters", "training text"}
+    assert {name for name, verdict in found.items() if verdict == "unknown"} == {*no_corpus, "length"}
+    exact = make_run("exact", [], "experiment=clm_ende_1024", "optimizer=original_adam", "data.slots=128")
+    found = verdicts(exact)
+    assert found["optimizer"] == "same"
+    assert (found["tokens an update"], found["evaluation"]) == ("differs", "differs")
+    readme = make_run("readme", [], "experiment=clm_ende_1024_32streams")
+    assert verdicts(readme)["evaluation"] == "same"  # as many tokens
+    assert recipe.TOKENS_PER_UPDATE == 1_048_576
+
+
+def test_the_published_size_follows_from_the_recipe(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    manifest = {"lineage": "c0ffee", "languages": {"de": 0, "en": 1}, "vocabulary": {"entries": recipe.N_WORDS}}
+    (corpus / "manifest.json").write_text(json.dumps(manifest))
+    folder = make_run("r", [], "experiment=clm_ende_1024", f"data.path={corpus}")
+    assert recipe.n_parameters(read_run(folder)) == recipe.N_PARAMETERS
+    (corpus / "manifest.json").write_text(json.dumps({**manifest, "lineage": "another"}))
+    assert recipe.n_parameters(read_run(folder)) is None
+
+
+def test_a_long_run_gives_a_small_page_soon(make_run: Callable[..., Path]) -> None:
+    events = [{"step": step, "time": 1.0, "event": "skip"} for step in range(0, 300_000, 7)]
+    folder = make_run("long", lines_of(300_000, 10, validate=500), events=events)
+    start = time.process_time()
+    text = written(folder)
+    assert time.process_time() - start < 15
+    assert len(text) < 1_000_000
+    assert thinned(range(0, 1000, 10), 10, keep=[555])[-1] == 990
+    assert 555 in thinned(range(0, 1000, 5), 10, keep=[555])
+
+
+def test_runs_that_are_not_there(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    runs = make_run("first", []).parent
+    make_run("nested/second", [])
+    assert find_runs(runs, ["first", "nested/second"]) == [runs / "first", runs / "nested/second"]
+    with pytest.raises(UserError) as caught:
+        find_runs(runs, ["frist", "second"])
+    assert "run_name=frist" in caught.value.problems[0]
+    assert "did you mean first" in caught.value.problems[0]
+    assert "compare=second" in caught.value.problems[1]
+    assert "nested/second" in caught.value.problems[1]
+    with pytest.raises(UserError, match="compare=first: is named twice"):
+        find_runs(runs, ["first", "first"])
+    with pytest.raises(UserError, match="there is no such folder"):
+        find_runs(tmp_path / "none", ["first"])
+
+
+def test_the_command_says_mistakes_plainly(make_run: Callable[..., Path]) -> None:
+    runs = make_run("first", []).parent
+    result = command("xlm_train.report", "run_name=fisrt", f"paths.runs={runs}", status=2)
+    assert "did you mean first?" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (runs / "fisrt").exists()
+
+
+def test_colours_have_contrast_in_light_and_dark() -> None:
+    """WCAG 2.2: 4.5 to 1 for text, 3 to 1 for what is drawn."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    def contrast(one: str, other: str) -> float:
+        high, low = sorted((luminance(one), luminance(other)), reverse=True)
+        return (high + 0.05) / (low + 0.05)
+
+    style = (Path(page.__file__).parent / "page.css").read_text()
+    modes = [
+        dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    ]
+    assert len(modes) == 2
+    for number_of_mode, colours in enumerate(modes):
+        for name in ("text", "muted", "good", "bad"):
+            assert contrast(colours[name], colours["back"]) >= 4.5, (number_of_mode, name)
+        assert contrast(colours["text"], colours["raised"]) >= 4.5
+        assert contrast(colours["warned-text"], colours["warned"]) >= 4.5
+        for pair in page.PALETTE:
+            assert contrast(pair[number_of_mode], colours["back"]) >= 3, pair
+    report = (Path(page.__file__).parent / "report/report.css").read_text()
+    assert all(f".k{n} {{ stroke: var(--c{n}) }}" in report for n in range(len(page.PALETTE)))
+
+
+def test_markdown_cells_stay_cells() -> None:
+    table = page.Table("", ["a|b", "c"], [["x\ny", page.Cell("*1*", "good")]])
+    assert table.markdown() == "| a\\|b | c |\n| --- | --- |\n| x y | \\*1\\* |"
+
+
+PROBE = """
+addEventListener("load", () => {
+  const svg = document.querySelector(".area > svg"), box = svg.getBoundingClientRect();
+  svg.dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + box.width / 2, clientY: box.top + 5}));
+  const wide = [...document.querySelectorAll("body *")].filter((e) => !e.closest(".scroll, pre, svg, details:not([open])") &&
+    e.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map((e) => e.tagName + "." + e.className);
+  const small = [...document.querySelectorAll("figure span, td, th, p")].map((e) => parseFloat(getComputedStyle(e).fontSize));
+  parent.postMessage({
+    width: document.documentElement.clientWidth, scroll: document.documentElement.scrollWidth, wide,
+    back: getComputedStyle(document.body).backgroundColor, smallest: Math.min(...small),
+    readout: document.querySelector(".readout").textContent, fetched: performance.getEntriesByType("resource").map((e) => e.name),
+  }, "*");
+});
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium on PATH: the page's look is not tested here (Debian's package chromium has it)")
+    return found
+
+
+@pytest.mark.parametrize(("width", "dark"), [(375, False), (375, True), (1280, False)])
+def test_the_page_in_a_real_browser(
+    browser: str, make_run: Callable[..., Path], tmp_path: Path, width: int, dark: bool
+) -> None:
+    """In a copy of the page, within a frame of the wanted width: nothing wider than the screen, nothing fetched, the script runs."""
+    events = [{"step": 100, "time": 1.0, "event": "start", "devices": ["x" * 90], "changes": ["y" * 200]}]
+    long = "a_very_long_run_name_without_any_space_" * 3
+    folders = [make_run(name, lines_of(200, 5, validate=20), events=events) for name in ("r", long)]
+    text = written(*folders)
+    (tmp_path / "copy.html").write_text(text.replace("</body>", f"<script>{PROBE}</script></body>"))
+    (tmp_path / "frame.html").write_text(
+        f'<iframe src="copy.html" style="border:0;width:{width}px;height:900px"></iframe><pre id="said"></pre><script>'
+        'addEventListener("message", (e) => { document.getElementById("said").textContent = JSON.stringify(e.data) })</script>'
+    )
+    options = "--headless --hide-scrollbars --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
+    options += (
+        f" --disable-component-update --window-size=1400,1000 --blink-settings=preferredColorScheme={0 if dark else 1}"
+    )
+    options += f" --user-data-dir={tmp_path / 'profile'} --virtual-time-budget=3000 --dump-dom"
+    result = subprocess.run(
+        [browser, *options.split(), (tmp_path / "frame.html").as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    found = re.search(r'<pre id="said">(.+?)</pre>', result.stdout)
+    assert found, result.stderr[-2000:]
+    said = json.loads(unescape(found[1]))
+    assert said["width"] == width
+    assert said["scroll"] == width
+    assert said["wide"] == []
+    assert said["fetched"] == []
+    assert said["smallest"] >= 12
+    assert said["back"] == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
+    assert said["readout"].startswith("step 100: r, training 1.05")  # 10 / sqrt(100) + 0.05
