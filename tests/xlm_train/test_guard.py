@@ -1,0 +1,177 @@
+"""Bad numbers: what is found, by whom, and what each policy makes of it, in real runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import command
+from tests.end_to_end.test_training import assert_same, last
+from tests.xlm_train.conftest import CorpusMaker
+from xlm_train.corpus import Corpus
+from xlm_train.guard import Guard, TrainingStopped, robust_z
+from xlm_train.ledger import Ledger, StepLosses
+from xlm_train.loggers import read_metrics
+from xlm_train.order import Order, language_shares
+from xlm_train.signals import StopFlag
+from xlm_train.train import train
+
+Run = Callable[..., Path]
+BAD = 7
+
+
+@pytest.fixture
+def run(compose: Callable[..., dict[str, Any]], corpus_folder: Path, tmp_path: Path) -> Run:
+    def start(name: str, *words: str, corpus: Path = corpus_folder) -> Path:
+        common = ["experiment=smoke", f"data.path={corpus}", f"paths.runs={tmp_path}", f"run_name={name}"]
+        train(compose("train", *common, "callbacks.checkpointing.every_n_steps=5", *words), StopFlag())
+        return tmp_path / name
+
+    return start
+
+
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == kind]
+
+
+def state(folder: Path) -> dict[str, Any]:
+    content = last(folder)
+    return {part: content[part] for part in ("model", "optimizer", "progress", "metrics")}
+
+
+def test_robust_z() -> None:
+    history = [4.0 + 0.1 * math.sin(i) for i in range(100)]
+    assert abs(robust_z(4.05, history)) < 2
+    assert robust_z(5.0, history) > 9
+    assert robust_z(3.0, history) < -9  # a fall is no spike
+    assert robust_z(100.0, history[:19]) == 0.0  # too short to tell
+    assert robust_z(5.0, [*history, *[1e6] * 20]) > 5  # earlier spikes do not hide this one
+    assert robust_z(4.0004, [4.0] * 50) == pytest.approx(0.1)  # no spread: rounding is no spike
+
+
+def test_a_ledger_gives_each_slot_back() -> None:
+    ledger = Ledger(3)
+    for step in (5, 6):
+        ledger.begin(step, torch.device("cpu"))
+        for slot, language in ((0, 0), (1, 1), (2, 1)):
+            ledger.add(slot, language, torch.tensor(float(10 * step + slot)))
+        ledger.close(torch.tensor(0.5))
+    rows = ledger.settle(1)
+    assert rows == [StepLosses(s, [10.0 * s, 10.0 * s + 1, 10.0 * s + 2], [0, 1, 1], 0.5) for s in (5, 6)]
+    assert rows[0].by_language() == {0: 50.0, 1: 51.5}
+    ledger.drop(5)
+    other = Ledger(3)
+    other.restore(ledger.state())
+    assert [row.step for row in other.take()] == [6]
+    assert other.take() == []
+
+
+def test_the_guard_tells_languages_apart() -> None:
+    guard = Guard(spike_z=10.0)
+    noise = np.random.default_rng(0)
+    for step in range(
+        60
+    ):  # German is harder by far: no English step looks like a spike for it, nor the other way round
+        losses = [5.0 + 0.05 * noise.normal(), 2.0 + 0.05 * noise.normal()]
+        assert guard.judge(StepLosses(step, losses, [0, 1], 1.0)) is None
+    bad = guard.judge(StepLosses(60, [5.0, 4.0], [0, 1], 1.0))
+    assert bad is not None
+    assert bad.slots == (1,)
+    assert "loss spike: 4 where the last 60 good steps have a median of 2" in bad.reason
+    assert len(guard.history[1]) == 60  # a spike does not join what it was measured against
+    nan = guard.judge(StepLosses(61, [5.0, math.nan], [0, 1], math.nan))
+    assert nan is not None
+    assert nan.slots == (1,)
+    assert guard.judge(StepLosses(62, [5.0, 2.0], [0, 1], math.inf)) is not None
+    assert (
+        guard.judge(StepLosses(62, [5.0, 2.0], [0, 1], math.inf), float16=True) is None
+    )  # an overflow: the scale's part
+
+
+def test_stop_names_the_step_and_shows_its_text(run: Run, corpus_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingStopped, match=rf"step {BAD}: the loss of slot 0 is not finite") as error:
+        run("stop", f"debug.nan_steps=[{BAD}]")
+    folder = tmp_path / "stop"
+    file = folder / f"bad_batches/step-{BAD:08d}.txt"
+    assert str(file) in str(error.value)
+    assert last(folder)["progress"]["step"] == 5
+    assert json.loads((folder / "status.json").read_text())["status"] == "failed"
+    found = events(folder, "bad_batch")
+    assert [(e["step"], e["slots"], e["action"]) for e in found] == [(BAD, [0], "stop")]
+    text = file.read_text()
+    corpus = Corpus(corpus_folder)
+    streams = {lang: corpus.stream("train", lang) for lang in corpus.languages}
+    shares = language_shares({lang: s.n_sentences for lang, s in streams.items()}, 0.0)
+    slot = Order({lang: s.n_windows(32) for lang, s in streams.items()}, shares, 2, 4, 0).step(BAD)[0]
+    assert "## slot 0: language de" in text
+    assert "slot 1" not in text
+    assert [f"### window {w} of pass 0" in text for w in slot.windows] == [True] * 4
+
+
+def test_skip_and_rollback_are_the_run_that_never_read_the_step(run: Run, tmp_path: Path) -> None:
+    skipped = run("skip", f"debug.nan_steps=[{BAD}]", "callbacks.guard.policy=skip")
+    rolled = run("rollback", f"debug.nan_steps=[{BAD}]", "callbacks.guard.policy=rollback")
+    (tmp_path / "never").mkdir()
+    (tmp_path / "never/excluded.json").write_text(f"[{BAD}]")
+    never = run("never")
+    progress = last(never)["progress"]
+    assert (progress["step"], progress["updates"], progress["skipped"]) == (20, 19, [BAD])
+    assert_same(state(skipped), state(never))
+    assert_same(state(rolled), state(never))
+    assert [e["step"] for e in events(rolled, "start")] == [0, 5]
+    assert json.loads((rolled / "excluded.json").read_text()) == [BAD]
+
+    def losses(folder: Path) -> list[Any]:
+        return [(m["step"], m["train/loss"]) for m in read_metrics(folder / "metrics.jsonl") if "train/loss" in m]
+
+    assert losses(skipped) == losses(rolled) == losses(never)
+
+
+def test_two_processes_roll_back_alike(run: Run, corpus_folder: Path, tmp_path: Path) -> None:
+    common = ["experiment=smoke", f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "trainer.devices=2"]
+    common += ["callbacks.checkpointing.every_n_steps=5", "callbacks.guard.policy=rollback"]
+    command("xlm_train.train", *common, "run_name=two", f"debug.nan_steps=[{BAD}]")
+    (tmp_path / "never").mkdir()
+    (tmp_path / "never/excluded.json").write_text(f"[{BAD}]")
+    command("xlm_train.train", *common, "run_name=never")
+    assert last(tmp_path / "two")["progress"]["skipped"] == [BAD]
+    assert_same(state(tmp_path / "two"), state(tmp_path / "never"))
+
+
+def test_too_many_rollbacks_stop_the_run(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(TrainingStopped, match="training has diverged"):
+        run("many", "debug.nan_steps=[2,4,6]", "callbacks.guard.policy=rollback", "callbacks.guard.max_in_a_row=2")
+    assert [e["action"] for e in events(tmp_path / "many", "bad_batch")] == ["rollback", "rollback", "stop"]
+
+
+@pytest.fixture(scope="module")
+def corpus_with_rubbish(tmp_path_factory: pytest.TempPathFactory, make_corpus: CorpusMaker) -> Iterator[Path]:
+    """Eight words over and over, soon learned; in the middle of the German text 150 words of which none ever came before."""
+    song = [list(range(14, 22))] * 2000
+    rubbish = [[*range(30, 180)]]
+    text = {"de": [*song[:1000], *rubbish, *song[1000:]], "en": song}
+    vocab = "".join(f"word{i} {1000 - i}\n" for i in range(200))
+    yield make_corpus(
+        tmp_path_factory.mktemp("rubbish") / "corpus", vocab, "", {"train": text, "valid": {"de": song[:9]}}
+    )
+
+
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_a_loss_spike_is_found_shown_and_left_out(policy: str, run: Run, corpus_with_rubbish: Path) -> None:
+    words = ["callbacks.guard.spike_z=12", f"callbacks.guard.policy={policy}", "trainer.max_steps=140"]
+    words += ["optimizer.lr=1e-2", "callbacks.guard.window=32", "callbacks.validation.every_n_steps=1000"]
+    folder = run("spike", *words, corpus=corpus_with_rubbish)
+    found = events(folder, "bad_batch")
+    texts = [(folder / f"bad_batches/step-{event['step']:08d}.txt").read_text() for event in found]
+    assert all("loss spike" in event["reason"] for event in found)
+    shown = [any(f"word{i} " in text for i in range(16, 166)) for text in texts]
+    assert sum(shown) >= 3  # one pass is 142 steps; five windows hold the rubbish, some before anything was learned
+    assert last(folder)["progress"]["skipped"] == sorted(e["step"] for e in found)
