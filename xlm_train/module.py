@@ -75,8 +75,7 @@ class CausalLanguageModel(pl.LightningModule):
 
     def slot_loss(self, slot: SlotBatch) -> Tensor:
         """Mean loss of one slot: position p predicts p+1 inside each window, so T-1 targets a stream."""
-        hidden = self.model(slot.tokens_BT[:, :-1], slot.language)
-        return self.model.loss(hidden, slot.tokens_BT[:, 1:])
+        return self.model.next_token_loss(slot.tokens_BT, slot.language)
 
     def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
         return batch.to(device, non_blocking=True)  # from pinned memory: the copy does not wait for the step before
@@ -142,7 +141,9 @@ class CausalLanguageModel(pl.LightningModule):
         else:
             progress.skipped.append(progress.step)
         progress.step += 1
-        optimizer.zero_grad(set_to_none=False)  # gradients keep their memory: no page is fetched anew each step
+        # Alone, the next backward pass hands over its own buffers as gradients: no pass over them to zero, none to add.
+        # Under DDP they are views of its buckets, and stay.
+        optimizer.zero_grad(set_to_none=self.trainer.world_size == 1)
         if not applied and progress.skips_in_a_row() >= self.max_skips:
             raise TrainingStopped(
                 f"step {progress.step}: {self.max_skips} updates in a row were skipped"
