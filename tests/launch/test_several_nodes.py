@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from tests.launch.conftest import LAUNCH, STEPS, ci_must_not_skip
 from xlm_train.loggers import read_metrics
 
 TIMEOUT = 20  # trainer.timeout_seconds: what a lost machine may cost
-SLACK = 60  # for the processes to end after it, torchrun's own clean-up included
+SLACK = 40  # for the processes to end after it
+PATIENCE = 60  # of several_nodes.sh with a torchrun that has no workers any more
 
 
 class Machines:
@@ -64,12 +66,14 @@ class Machines:
 
     def remove(self) -> None:
         for name in self.names:
+            for pid in ip("netns", "pids", name).split():
+                os.kill(int(pid), signal.SIGKILL)
             ip("netns", "del", name)
             shutil.rmtree(Path("/etc/netns") / name)
 
 
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
+def ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
 
 
 @pytest.fixture
@@ -102,10 +106,15 @@ def test_a_machine_cut_off_ends_the_run_and_the_same_line_goes_on(
         time.sleep(0.01)
     machines.cable("down")
     cut = time.monotonic()
-    statuses = [process.wait(TIMEOUT + SLACK) for process in processes]
-    print(f"both machines had left {time.monotonic() - cut:.0f} s after the cut, with {statuses}")
-    assert 0 not in statuses, texts(log)
-    assert not any("finished after" in text for text in texts(log))
+    seconds = []
+    for process, longest in zip(processes, (TIMEOUT + SLACK, TIMEOUT + SLACK + PATIENCE), strict=True):
+        assert process.wait(longest) != 0
+        seconds.append(time.monotonic() - cut)
+    print("the machines had left {:.0f} and {:.0f} s after the cut".format(*seconds))
+    for text in texts(log):
+        assert "another process of the run has ended or does not answer" in text
+        assert "Traceback" not in text
+        assert "finished after" not in text
 
     machines.cable("up")
     processes = machines.start(words, log)
