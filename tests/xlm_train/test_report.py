@@ -302,7 +302,7 @@ def test_missing_and_damaged_files_are_named(make_run: Callable[..., Path]) -> N
 
 
 def test_no_damage_stops_the_report(make_run: Callable[..., Path]) -> None:
-    """Bytes changed, cut off and repeated at random in every file."""
+    """Bytes changed, cut off and repeated, and values swapped for others, at random in every file."""
     events = [{"step": 10, "time": 1.0, "event": "start", "changes": ["a"]}, {"step": 12, "time": 2.0, "event": "skip"}]
     folder = make_run("r", lines_of(20, 5, validate=10), events=events)
     (folder / "energy.json").write_text(json.dumps({"energy_kwh": 1.0, "method": "m", "region": "DE"}))
@@ -311,12 +311,19 @@ def test_no_damage_stops_the_report(make_run: Callable[..., Path]) -> None:
     )
     whole = {file: file.read_bytes() for file in folder.iterdir() if file.is_file()}
     draw = random.Random(0)
-    for _ in range(40):
+    others = (b"null", b'"x"', b"[]", b"{}", b"-1", b"1e999", b"true", b"0", b"9" * 20)
+    for _ in range(50):
         for file, content in whole.items():
-            place, kind = draw.randrange(len(content)), draw.randrange(4)
-            damage = (content[:place], content[:place] + bytes([draw.randrange(256)]) + content[place + 1 :])
-            damage += (content[:place] + content[place // 2 :], re.sub(rb"[\d.]+", b'"x"', content, count=place % 9))
-            file.write_bytes(damage[kind])
+            place = draw.randrange(len(content))
+            value = draw.choice(list(re.finditer(rb'(?<=: )("[^"]*"|\[.*?\]|[\w./+-]+)', content)))
+            damage = (
+                content[:place],
+                content[:place] + bytes([draw.randrange(256)]) + content[place + 1 :],
+                content[:place] + content[place // 2 :],
+                content[: value.start()] + draw.choice(others) + content[value.end() :],
+                content[: value.start()] + draw.choice(others) + content[value.end() :],
+            )
+            file.write_bytes(draw.choice(damage))
         runs = [read_run(folder), read_run(folder)]
         assert as_html(runs, sections(runs)).endswith("</html>\n")
         as_markdown(runs, sections(runs))

@@ -298,6 +298,9 @@ def _trailer_sha256(file: Path) -> str | None:
     return digest.hex() if magic == MAGIC and length == size - TRAILER.size else None
 
 
-def when(seconds: float | None) -> str:
+def when(seconds: float) -> str:
     """A moment in words, UTC."""
-    return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+    except (OverflowError, ValueError, OSError):  # damaged
+        return "not a time"

@@ -116,7 +116,7 @@ def n_parameters(run: Run) -> int | None:
     leaves = tuple(sorted((k, v) for k, v in model.items() if k not in ("recompute", "vocab_multiple")))
     try:
         return _size_of_model(n_words, len(languages), leaves)
-    except (ConfigError, TypeError):  # the config of another version
+    except (ConfigError, TypeError, ValueError):  # damaged, or of another version
         return None
 
 
@@ -182,10 +182,10 @@ def _language_choice(run: Run) -> Judged:
 
 
 OPTIMIZERS: Mapping[str, Judged] = {
-    "xlm_train.optim.OriginalAdam": ("the same arithmetic", "same"),
+    "xlm_train.optim.OriginalAdam": ("optimizer=original_adam", "same"),
     "torch.optim.AdamW": ("torch's AdamW: epsilon added after it", "differs"),
 }
-SCHEDULES: Mapping[str, Judged] = {"xlm_train.schedule.inverse_sqrt": ("the same", "same")}
+SCHEDULES: Mapping[str, Judged] = {"xlm_train.schedule.inverse_sqrt": ("schedule=inverse_sqrt", "same")}
 PRECISIONS: Mapping[str, Judged] = {
     "16-mixed": ("float16 with dynamic loss scaling (autocast, float32 weights)", "same"),
     "bf16-mixed": ("bfloat16 autocast, float32 weights, no loss scaling", "differs"),
@@ -252,7 +252,7 @@ POINTS: Sequence[Point] = (
     Point(
         "activation, norm, output",
         "GELU (erf), LayerNorm after each sum (eps 1e-12), tied output with a bias",
-        lambda run: ("the same; not settable", "same"),
+        lambda run: ("not settable", "same"),
     ),
     _counted("parameters", N_PARAMETERS, n_parameters),
     Point("languages", ", ".join(LANGUAGES), _languages),
