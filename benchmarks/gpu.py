@@ -97,6 +97,8 @@ def main() -> int:
         show("each device and link by itself", devices)
         for name in devices["stragglers"]:
             print(f"  STRAGGLER: {name} is more than {STRAGGLER:.0%} slower than the median")
+        if any(name.startswith("link") for name in devices["stragglers"]):
+            print("  `nvidia-smi topo -m` says whether these two are joined like the others at all")
         results["attention_kernel"] = {
             p: attention_kernel(p, gpu) for p in sorted({t[0] for t in scale.trials}) if runs(p)
         }

@@ -1,9 +1,11 @@
-"""What the tests of the launch scripts share: the words of a small run, and its undisturbed result on two processes."""
+"""What the tests of the launch scripts share: the words of a small run, and its undisturbed result."""
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,11 +38,16 @@ def words(corpus_folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run on two processes, left alone."""
-    runs = tmp_path_factory.mktemp("undisturbed")
-    command("xlm_train.train", *words, f"paths.runs={runs}", "run_name=x", "trainer.devices=2")
-    return runs / "x"
+def undisturbed(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """undisturbed(processes): the folder of the same run, left alone."""
+
+    @functools.cache
+    def run(devices: int) -> Path:
+        runs = tmp_path_factory.mktemp("undisturbed")
+        command("xlm_train.train", *words, f"paths.runs={runs}", "run_name=x", f"trainer.devices={devices}")
+        return runs / "x"
+
+    return run
 
 
 @pytest.fixture

@@ -74,6 +74,7 @@ def test_no_goal_for_an_unknown_device() -> None:
     assert gpu.goal_of("NVIDIA GeForce RTX 4090") is None
 
 
+@pytest.mark.slow
 def test_devices_and_links_by_themselves() -> None:
     """Two processes in the place of devices."""
     found = measure_devices(2, "cpu")

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_a_header_says_how_it_is_called(script: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_asked_to_leave_it_saves_and_the_same_line_goes_on(
     script: str, sizes: dict[str, str], status: int, number: signal.Signals,
-    words: list[str], undisturbed: Path, environment: dict[str, str], tmp_path: Path,
+    words: list[str], undisturbed: Callable[[int], Path], environment: dict[str, str], tmp_path: Path,
 ) -> None:  # fmt: skip
     line = [str(LAUNCH / script), *words, f"paths.runs={tmp_path}", "run_name=x"]
     process = subprocess.Popen(line, env={**environment, **sizes}, cwd=REPOSITORY)
@@ -57,4 +58,4 @@ def test_asked_to_leave_it_saves_and_the_same_line_goes_on(
     assert process.wait(60) == status
     assert json.loads((tmp_path / "x/status.json").read_text())["status"] == "preempted"
     assert subprocess.run(line, env={**environment, **sizes}, cwd=REPOSITORY, timeout=120, check=False).returncode == 0
-    assert_same_run(undisturbed, tmp_path / "x")
+    assert_same_run(undisturbed(2), tmp_path / "x")

@@ -16,6 +16,8 @@ from tests.end_to_end.test_training import assert_same_run
 from tests.launch.conftest import LAUNCH, STEPS
 from xlm_train.loggers import read_metrics
 
+Undisturbed = Callable[[int], Path]
+
 
 class Slurm:
     """tests/launch/slurm.py on PATH."""
@@ -67,28 +69,30 @@ def status_of(run: Path) -> str:
     return str(json.loads((run / "status.json").read_text())["status"])
 
 
+@pytest.mark.parametrize("nodes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_its_time_is_up_and_it_is_queued_again_once(
-    slurm: Slurm, words: list[str], undisturbed: Path, tmp_path: Path
+    nodes: int, slurm: Slurm, words: list[str], undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    """Two nodes of one device: saved before the time is up, queued again, finished; to the last bit the undisturbed run."""
+    """Nodes of one device: saved before the time is up, queued again, finished; to the last bit the undisturbed run."""
     run = tmp_path / "runs/x"
-    job = slurm.sbatch("--nodes=2", "--gpus-per-node=1", LAUNCH / "slurm.sbatch", *words)
+    job = slurm.sbatch(f"--nodes={nodes}", "--gpus-per-node=1", LAUNCH / "slurm.sbatch", *words)
     wait_until(at_step(run, 20), job)
     slurm.do("time-up")
     assert job.wait(120) == 0, slurm.output()
     (started,) = {call[0] for call in slurm.calls("start")}
     assert slurm.calls("scontrol") == [["requeue", started]]
     assert len(slurm.calls("start")) == len(slurm.calls("srun")) == 2
-    assert "trainer.nodes=2" in slurm.calls("srun")[0]
+    assert f"trainer.nodes={nodes}" in slurm.calls("srun")[0]
     assert "trainer.devices=1" in slurm.calls("srun")[0]
     log = slurm.output()
     assert (
         log.count("; the same command goes on from here") == 1
     )  # the second start did not overwrite the first one's log
     assert f"finished after {STEPS} steps" in log
-    assert_same_run(undisturbed, run)
+    assert_same_run(undisturbed(nodes), run)
 
 
+@pytest.mark.slow
 def test_other_sizes_than_the_jobs_are_refused_and_a_failure_is_not_queued_again(
     slurm: Slurm, words: list[str], tmp_path: Path
 ) -> None:
@@ -111,19 +115,19 @@ def test_what_is_missing_is_said_before_anything_starts(slurm: Slurm, missing: s
 
 @pytest.mark.slow
 def test_told_to_leave_before_training_has_begun(
-    slurm: Slurm, words: list[str], undisturbed: Path, tmp_path: Path
+    slurm: Slurm, words: list[str], undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     job = slurm.sbatch("--nodes=1", "--gpus-per-node=2", LAUNCH / "slurm.sbatch", *words)
     wait_until((slurm.folder / "tasks").is_file, job)
     slurm.do("time-up")
     assert job.wait(120) == 0, slurm.output()
     assert len(slurm.calls("scontrol")) == 1
-    assert_same_run(undisturbed, tmp_path / "runs/x")
+    assert_same_run(undisturbed(2), tmp_path / "runs/x")
 
 
 @pytest.mark.slow
 def test_scancel_saves_and_is_not_queued_again(
-    slurm: Slurm, words: list[str], undisturbed: Path, tmp_path: Path
+    slurm: Slurm, words: list[str], undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     run = tmp_path / "runs/x"
     job = slurm.sbatch("--nodes=1", "--gpus-per-node=2", LAUNCH / "slurm.sbatch", *words)
@@ -133,7 +137,7 @@ def test_scancel_saves_and_is_not_queued_again(
     assert slurm.calls("scontrol") == []
     assert status_of(run) == "preempted"
     assert slurm.sbatch("--nodes=1", "--gpus-per-node=2", LAUNCH / "slurm.sbatch", *words).wait(120) == 0
-    assert_same_run(undisturbed, run)
+    assert_same_run(undisturbed(2), run)
 
 
 @pytest.mark.slow
