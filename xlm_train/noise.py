@@ -11,8 +11,8 @@ def seed_noise(seed: int, step: int, slot: int) -> None:
     """Seed torch's CPU generator and that of this process's GPU for the forward pass of one slot.
 
     The same slot gets the same noise on whichever process it runs, after however many restarts. Costs microseconds and
-    does not synchronise a GPU. (torch.manual_seed would note the call, with its stack, for every kind of device that has
-    not been used yet: a millisecond, and memory that grows with every step.)
+    does not synchronise a GPU. (torch.manual_seed also notes the call, with its whole stack, for every kind of device
+    that has not been used yet: up to a millisecond from inside a training loop.)
     """
     digest = hashlib.blake2b(f"{seed} {step} {slot}".encode(), digest_size=8).digest()
     number = int.from_bytes(digest, "little") >> 1
