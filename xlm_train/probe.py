@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from xlm_train.model import ModelShape
 
 PROBE_FLOPS = 1.5e11  # of the probe's step: a second or two of one core
-VOCABULARY_PASSES = 10  # over a float32 matrix of the vocabulary's size, each slot: zeroing, scaling, adding gradients
+VOCABULARY_PASSES = 5  # over a float32 matrix of the vocabulary's size: a gradient is scaled and added to another
 
 
 Clock = Callable[[], float]
@@ -77,23 +77,26 @@ class RealStep:
         self.slots = slots
         self.clock = clock
         self.tokens = torch.randint(shape.n_words, (streams, positions + 1))
+        self.loss_began = 0.0
+        self.model.blocks[-1].register_forward_hook(self._begin_loss)
+
+    def _begin_loss(self, *_: Any) -> None:
+        self.loss_began = self.clock()
 
     def run(self) -> StepParts:
         import torch
 
         start, loss_seconds = self.clock(), 0.0
         for _ in range(self.slots):
-            hidden = self.model(self.tokens[:, :-1], 0)
-            before = self.clock()
-            loss = self.model.loss(hidden, self.tokens[:, 1:]) / self.slots
-            loss_seconds += self.clock() - before
+            loss = self.model.next_token_loss(self.tokens, 0) / self.slots
+            loss_seconds += self.clock() - self.loss_began
             loss.backward()
         middle = self.clock()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
         torch._foreach_mul_(gradients, float((5.0 / (norm + 1e-6)).clamp(max=1.0)))
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=False)
+        self.optimizer.zero_grad(set_to_none=True)
         return StepParts(middle - start - loss_seconds, loss_seconds, self.clock() - middle)
 
 
@@ -129,11 +132,9 @@ def speed_of(
     """What a step's parts of a known shape say of the machine."""
     tokens = streams * positions
     blocks, softmax = _flops(shape, positions)
-    passes = vocabulary_seconds(shape, memory)
-    # half of the passes fall into the loss, half into the backward pass; never more than half of either is ascribed
     return Speed(
-        blocks=tokens * blocks / max(parts.blocks - passes / 2, parts.blocks / 2),
-        softmax=tokens * softmax / max(parts.loss - passes / 2, parts.loss / 2),
+        blocks=tokens * blocks / parts.blocks,
+        softmax=tokens * softmax / parts.loss,
         update=parameters / parts.update,
         memory=memory,
         peak=peak,
@@ -141,7 +142,7 @@ def speed_of(
 
 
 def vocabulary_seconds(shape: ModelShape, memory: float) -> float:
-    """Of a slot, whatever its tokens: zeroing, scaling and adding up gradients of the vocabulary's size."""
+    """Of one of several slots, whatever its tokens: adding its gradient of the vocabulary's matrix to the step's."""
     return VOCABULARY_PASSES * 4.0 * shape.n_rows * shape.dim / memory
 
 

@@ -75,14 +75,16 @@ def speed_of_cluster(cluster: Cluster, precision: str, efficiency: float) -> Spe
     return Speed(blocks=rate, softmax=rate, update=memory / UPDATE_BYTES, memory=math.inf, peak=peak * 1e12)
 
 
-def slot_time(shape: ModelShape, flops: Mapping[str, Flops], tokens: int, speed: Speed) -> SlotTime:
-    """Of one slot with so many predicted tokens, on one device."""
+def slot_time(
+    shape: ModelShape, flops: Mapping[str, Flops], tokens: int, speed: Speed, accumulates: bool = False
+) -> SlotTime:
+    """Of one slot with so many predicted tokens, on one device. accumulates: its gradients are added to others."""
     softmax = flops["output softmax"].total
     blocks = sum(part.total for part in flops.values()) - softmax
     backward = blocks - sum(part.forward for name, part in flops.items() if name != "output softmax")
     return SlotTime(
         before=tokens * ((blocks - backward) / speed.blocks + softmax / speed.softmax)
-        + vocabulary_seconds(shape, speed.memory),
+        + (vocabulary_seconds(shape, speed.memory) if accumulates else 0.0),
         backward=tokens * backward / speed.blocks,
     )
 
@@ -110,7 +112,7 @@ def make_plan(config: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
     tokens_step = data["slots"] * data["slot_streams"] * data["bptt"]
     slots_device = -(-data["slots"] // cluster.devices)  # of the process with the most
     speed, source = _speed(config, cluster, plan, shape)
-    slot = slot_time(shape, flops, setting.streams * setting.positions, speed)
+    slot = slot_time(shape, flops, setting.streams * setting.positions, speed, setting.accumulates)
     network = _network(cluster, shape, parameters, setting.compression, slot, slots_device, count / speed.update, speed)
     step: StepTime = network.pop("step")
     # of the whole cluster, against its peak: uneven slots and the network included

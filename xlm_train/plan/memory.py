@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xlm_train.model import ModelShape
 
-# On a CPU, glibc's heap: blocks that live on (gradients, moments) come to lie between blocks that are freed, and the
-# holes do not fit what comes next. As a share of what a step takes and frees; measured (docs/planning.md).
-HOLES, HOLES_WITH_RECOMPUTE = 0.45, 0.95
+# On a CPU, glibc's heap: blocks that live on come to lie between blocks that are freed, and the holes do not fit what
+# comes next. As a share of what a slot takes and frees; measured (docs/planning.md).
+HOLES_ONE_SLOT = 0.35
+HOLES_SEVERAL_SLOTS = 1.0  # in one process: the first slot's gradients come to lie among its activations
+HOLES_KEPT_GRADIENTS = 0.5  # under DDP they stay where they are
+HOLES_RECOMPUTE = 1.4
 # On a GPU: CUDA context, cuBLAS workspaces, NCCL's buffers and the caching allocator's remainders. Assumed.
 GPU_CONTEXT = 1.0e9
 
@@ -26,7 +29,7 @@ GPU_CONTEXT = 1.0e9
 @dataclass(frozen=True)
 class Setting:
     """What decides about memory besides the model. positions: predicted tokens of a stream. compression: of gradients
-    between processes, or None."""
+    between processes, or None. slots: of a step, on one process."""
 
     streams: int
     positions: int
@@ -36,6 +39,12 @@ class Setting:
     optimizer: str
     processes: int
     compression: str | None
+    slots: int = 1
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether a slot's gradients are added to others: alone, a step of one slot takes them as they are made."""
+        return self.slots > 1 or self.processes > 1
 
     @property
     def low(self) -> int:
@@ -47,7 +56,7 @@ def activation_bytes(shape: ModelShape, setting: Setting) -> int:
     """What the forward pass of one slot keeps for its backward pass, loss excluded."""
     tokens = setting.streams * setting.positions
     block = tokens * _block_bytes_per_token(shape, setting)
-    mask = _mask_bytes(setting) * shape.dim if shape.dropout else 0
+    mask = shape.dim if shape.dropout else 0
     before = tokens * (8 + 4 * shape.dim + 8 + mask)  # ids; the first norm's input, mean and deviation; dropout
     if not setting.recompute:
         return before + shape.n_layers * block
@@ -56,19 +65,26 @@ def activation_bytes(shape: ModelShape, setting: Setting) -> int:
 
 
 def _block_bytes_per_token(shape: ModelShape, setting: Setting) -> int:
-    """Kept by one block: inputs of its four products, q, k and v, GELU's input, the inputs of its norms (float32)."""
+    """Kept by one block: the inputs of three of its products (the fourth, GELU's output, is computed again), q, k and v,
+    GELU's input, the inputs of its norms (float32)."""
     D, F, low = shape.dim, shape.ffn_dim, setting.low
-    kept = low * (D + 3 * D + D + D + 2 * F) + 2 * (4 * D + 8)
+    kept = low * (D + 3 * D + D + D + F) + 2 * (4 * D + 8)
     if shape.dropout:
-        kept += 2 * _mask_bytes(setting) * D
-    if shape.attention_dropout and not setting.gpu:
-        # PyTorch has no fused attention with dropout on a CPU: weights, mask and dropped weights are kept
-        return kept + 3 * 4 * shape.n_heads * setting.positions
-    return kept + 4 * shape.n_heads  # the fused kernel keeps one sum a query
+        kept += 2 * D  # two masks, a byte a number
+    if setting.gpu:
+        return kept + 4 * shape.n_heads  # the fused kernel keeps one sum a query
+    # attention.py on a CPU: the weights a query has for the keys its block of queries meets, and their mask
+    weight = 5 if shape.attention_dropout else 4
+    return kept + shape.n_heads * weight * _keys_met(setting.positions) // setting.positions
 
 
-def _mask_bytes(setting: Setting) -> int:
-    return 1 if setting.gpu else 4  # PyTorch keeps booleans on a GPU, numbers on a CPU
+def _keys_met(positions: int) -> int:
+    """Keys that the queries of a window meet, in all, in blocks of queries."""
+    from xlm_train.attention import BLOCK
+
+    return sum(
+        (min(start + BLOCK, positions) - start) * min(start + BLOCK, positions) for start in range(0, positions, BLOCK)
+    )
 
 
 def peak_memory(shape: ModelShape, parameters: int, setting: Setting) -> dict[str, float]:
@@ -85,11 +101,8 @@ def peak_memory(shape: ModelShape, parameters: int, setting: Setting) -> dict[st
     loss_work = chunk * (low + 4 + low if mixed else 4) + 4 * tokens * D
     if mixed:
         vocabulary += 2 * low * rows * D + low * tokens * D  # its low-precision copy, product and inputs
-    # the last block backward: gradients of its inner widths, or of its attention weights where those are kept
-    wide = 2 * shape.ffn_dim * low
-    if shape.attention_dropout and not setting.gpu:
-        wide = max(wide, 3 * 4 * shape.n_heads * setting.positions - wide)
-    backward_work = tokens * (wide + 2 * 4 * D) + 4 * D * shape.ffn_dim
+    # the last block backward: gradients of its inner widths and of one weight
+    backward_work = tokens * (2 * shape.ffn_dim * low + 2 * 4 * D) + 4 * D * shape.ffn_dim
 
     parts = {
         "weights": 4.0 * parameters,
@@ -108,18 +121,22 @@ def peak_memory(shape: ModelShape, parameters: int, setting: Setting) -> dict[st
     transient = sum(
         parts.get(name, 0.0) for name in ("activations of one slot", "loss and backward", "weights in low precision")
     )
+    if not setting.accumulates:
+        parts["gradients"] -= 4.0 * rows * D  # the vocabulary's is the one that the loss made
     if not setting.optimizer.endswith("AdamW") and 4.0 * parameters > transient:  # OriginalAdam's denominators
         parts["update"] = 4.0 * parameters - transient
         transient = 4.0 * parameters
     if setting.gpu:
         parts["context and workspaces (assumed)"] = GPU_CONTEXT
     else:
-        parts["holes in the heap"] = (HOLES_WITH_RECOMPUTE if setting.recompute else HOLES) * transient
+        share = HOLES_KEPT_GRADIENTS if setting.processes > 1 else HOLES_SEVERAL_SLOTS
+        share = HOLES_RECOMPUTE if setting.recompute else share if setting.accumulates else HOLES_ONE_SLOT
+        parts["holes in the heap"] = share * transient
     return parts
 
 
 def setting_of(config: dict[str, Any], processes: int, gpu: bool) -> Setting:
-    """From a training config."""
+    """From a training config, for the process with the most slots."""
     return Setting(
         streams=config["data"]["slot_streams"],
         positions=config["data"]["bptt"] - 1,
@@ -129,4 +146,5 @@ def setting_of(config: dict[str, Any], processes: int, gpu: bool) -> Setting:
         optimizer=config["optimizer"]["_target_"],
         processes=processes,
         compression=config["trainer"].get("gradient_compression"),
+        slots=-(-config["data"]["slots"] // processes),
     )
