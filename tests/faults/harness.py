@@ -283,6 +283,7 @@ def campaign(corpus: Path, run: Path, processes: int, kills: int, seed: str, ste
                     victim = start.kill(victim)
                     seconds = start.wait_until_gone()
                     result.kills.append(Kill(aim, victim, moment_of(run, start.time), round(seconds, 2)))
+                    print(f"{run.name}: {result.kills[-1]}", file=sys.stderr, flush=True)
                     continue
             status = start.process.wait(PATIENCE)
             if status != 0:
