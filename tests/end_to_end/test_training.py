@@ -1,4 +1,7 @@
-"""The trainer as a whole: resumed, interrupted, killed, divided among processes, it is the same run."""
+"""The trainer as a whole: what a run leaves behind, how it is interrupted, stopped, forked, refused.
+
+That a resumed run and one on another number of processes is the same run: test_resume.py, test_worlds.py.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ import pytest
 import torch
 
 from tests.conftest import command, process_environment
+from tests.end_to_end.worlds import assert_same, assert_same_run, last
 from xlm_train import checkpoint
 from xlm_train.errors import ConfigError, UserError
 from xlm_train.loggers import read_metrics
@@ -45,49 +49,6 @@ def smoke(compose: Compose, corpus_folder: Path, tmp_path: Path) -> Callable[...
     return run
 
 
-def last(run: Path) -> dict[str, Any]:
-    found = checkpoint.newest(run / "checkpoints")
-    assert found.content is not None
-    assert not found.damaged
-    return found.content
-
-
-def assert_same(a: Any, b: Any, where: str = "") -> None:
-    """Equal to the last bit, tensors included."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for number, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}[{number}]")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b, where
-
-
-STATE = ("model", "optimizer", "progress", "metrics")
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    """Same weights, moments, progress and best metrics; same reported losses at the same steps, none missing or repeated."""
-    left, right = last(a), last(b)
-    assert_same({k: left[k] for k in STATE}, {k: right[k] for k in STATE})
-
-    def losses(run: Path) -> list[tuple[int, str, float]]:
-        return [
-            (line["step"], key, value)
-            for line in read_metrics(run / "metrics.jsonl")
-            for key, value in line.items()
-            if key.startswith(("train/", "val/"))
-        ]
-
-    assert [entry[:2] for entry in losses(a)] == [entry[:2] for entry in losses(b)]
-    assert [entry[2] for entry in losses(a)] == pytest.approx([entry[2] for entry in losses(b)], rel=1e-12)
-
-
 def test_a_run_learns_and_leaves_everything(smoke: Callable[..., Path]) -> None:
     run = smoke("whole", "trainer.max_steps=60", "optimizer.lr=1e-2")
     metrics = read_metrics(run / "metrics.jsonl")
@@ -102,34 +63,6 @@ def test_a_run_learns_and_leaves_everything(smoke: Callable[..., Path]) -> None:
     best = checkpoint.load(run / "checkpoints/best.pt")
     assert best["progress"]["best_metric"] == min(line["val/ppl"] for line in validation)
     assert best["text"]["languages"] == {"de": 0, "en": 1}
-
-
-def test_resumed_is_undisturbed_bit_for_bit(smoke: Callable[..., Path]) -> None:
-    undisturbed = smoke("undisturbed", "trainer.max_steps=23")
-    smoke("resumed", "trainer.max_steps=7")  # between two reports, validations and checkpoints
-    resumed = smoke("resumed", "trainer.max_steps=23")
-    # the shorter run ended with a validation and a report of its own, which the longer one does not have
-    left, right = last(undisturbed), last(resumed)
-    for part in ("model", "optimizer"):
-        assert_same(left[part], right[part], part)
-    assert left["progress"]["updates"] == right["progress"]["updates"] == 23
-
-
-@pytest.mark.parametrize("float16", [False, True])
-def test_sigkill_and_restart(float16: bool, smoke: Callable[..., Path], corpus_folder: Path, tmp_path: Path) -> None:
-    extra = ["trainer.precision=16-mixed", "debug.cpu_fp16=true"] if float16 else []
-    extra += ["trainer.max_steps=60", "callbacks.checkpointing.every_n_steps=4", "data.slots=3"]
-    undisturbed = smoke("undisturbed", *extra)
-    words = ["experiment=smoke", f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "run_name=killed", *extra]
-    run = tmp_path / "killed"
-    for kill_at in (9, 31):
-        process = start(*words)
-        wait_for_step(run, kill_at, process)
-        process.kill()
-        process.wait()
-    assert not (run / "report.md").exists()  # it was really killed before the end
-    command("xlm_train.train", *words)
-    assert_same_run(undisturbed, run)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
@@ -164,30 +97,6 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes]) -> Non
         assert process.poll() is None, "the process ended by itself"
         assert time.monotonic() < deadline
         time.sleep(0.005)
-
-
-def test_two_processes_read_the_same_tokens(smoke: Callable[..., Path], corpus_folder: Path, tmp_path: Path) -> None:
-    """Dropout on, uneven shares (3 slots): losses agree within float32's rounding of sums in another order."""
-    extra = ["trainer.max_steps=20", "data.slots=3", "callbacks.metrics.every_n_steps=1"]
-    one = smoke("one", *extra)
-    words = [
-        "experiment=smoke",
-        f"data.path={corpus_folder}",
-        f"paths.runs={tmp_path}",
-        "run_name=two",
-        "trainer.devices=2",
-    ]
-    command("xlm_train.train", *words, *extra)
-    two = tmp_path / "two"
-    ours = {line["step"]: line for line in read_metrics(one / "metrics.jsonl") if "train/loss" in line}
-    theirs = {line["step"]: line for line in read_metrics(two / "metrics.jsonl") if "train/loss" in line}
-    assert list(ours) == list(theirs) == list(range(1, 21))
-    for step in ours:
-        for key in ("train/loss", "train/loss_de", "train/loss_en"):
-            if key in ours[step]:
-                assert theirs[step][key] == pytest.approx(ours[step][key], rel=1e-5), (step, key)
-    assert last(two)["metrics"]["val/ppl"] == pytest.approx(last(one)["metrics"]["val/ppl"], rel=1e-5)
-    assert last(two)["metrics"] != {}
 
 
 def test_the_same_name_with_another_config_is_refused(smoke: Callable[..., Path]) -> None:
