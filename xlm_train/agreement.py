@@ -38,16 +38,18 @@ class Agreement:
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
+        self.members: list[Member] = []
         self._group: dist.ProcessGroup | None = None
 
-    def connect(self, me: Member, start_timeout: float, timeout: float) -> list[Member]:
-        """First exchange of all processes: who is there, and whether they can train together.
+    def connect(self, me: Member, start_timeout: float, timeout: float) -> None:
+        """First exchange of all processes: who is there (`members`), and whether they can train together.
 
         start_timeout: seconds within which all must answer; timeout: of every later collective, on the GPUs too.
         Raises UserError naming the ranks that are missing, share a device, or run something else.
         """
         if self.world_size == 1:
-            return [me]
+            self.members = [me]
+            return
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         try:
             dist.monitored_barrier(self._group, timedelta(seconds=start_timeout), wait_all_ranks=True)
@@ -58,11 +60,10 @@ class Agreement:
             ) from error
         found: list[Any] = [None] * self.world_size
         dist.all_gather_object(found, me, self._group)
-        members = [member for member in found if isinstance(member, Member)]
-        if problems := problems_of(members):
+        self.members = found
+        if problems := problems_of(self.members):
             raise UserError(problems)
         _set_pg_timeout(timedelta(seconds=timeout))  # the default group was made with the short one
-        return members
 
     def highest(self, number: int) -> int:
         """The highest of the processes' numbers, on all of them. A collective."""
@@ -71,6 +72,15 @@ class Agreement:
         shared = torch.tensor(number)
         dist.all_reduce(shared, dist.ReduceOp.MAX, self._group)
         return int(shared)
+
+    def gather(self, number: float) -> list[float]:
+        """Every process's number, by rank. A collective."""
+        if self.world_size == 1:
+            return [number]
+        shared = torch.zeros(self.world_size, dtype=torch.float64)
+        shared[dist.get_rank(self._group)] = number
+        dist.all_reduce(shared, group=self._group)
+        return shared.tolist()
 
 
 def member(rank: int, device: torch.device, run: str) -> Member:

@@ -12,9 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xlm_train.compression import COMPRESSIONS
+from xlm_train.energy import METERS
 from xlm_train.guard import POLICIES
+from xlm_train.plan.settings import GRAMS_CO2_PER_KWH
 from xlm_train.run_folder import flatten
 from xlm_train.schema import field_problems, fits
+from xlm_train.sharding import SHARDINGS
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -79,12 +83,19 @@ class GuardConfig:
 
 
 @dataclass
+class EnergyConfig:
+    meter: str
+    region: str
+
+
+@dataclass
 class CallbacksConfig:
     metrics: MetricsConfig
     validation: ValidationConfig
     checkpointing: CheckpointingConfig
     interruption: InterruptionConfig
     guard: GuardConfig
+    energy: EnergyConfig
 
 
 @dataclass
@@ -104,6 +115,8 @@ class TrainerConfig:
     max_hours: float | None
     clip_norm: float
     threads: int | None
+    gradient_compression: str | None
+    sharding: str | None
     start_timeout_seconds: float
     timeout_seconds: float
     max_restarts: int
@@ -235,6 +248,18 @@ def _trainer_problems(config: dict[str, Any]) -> list[str]:
     policy = config["callbacks"]["guard"]["policy"]
     if policy not in POLICIES:
         problems.append(f"callbacks.guard.policy={policy}: must be one of {', '.join(POLICIES)}")
+    energy = config["callbacks"]["energy"]
+    if energy["meter"] not in METERS:
+        problems.append(f"callbacks.energy.meter={energy['meter']}: must be one of {', '.join(METERS)}")
+    elif energy["meter"] == "codecarbon" and find_spec("codecarbon") is None:
+        problems.append("callbacks.energy.meter=codecarbon: it is not installed: pip install 'xlm_train[energy]'")
+    if energy["region"] not in GRAMS_CO2_PER_KWH:
+        problems.append(f"callbacks.energy.region={energy['region']}: must be one of {', '.join(GRAMS_CO2_PER_KWH)}")
+    for key, options in (("gradient_compression", COMPRESSIONS), ("sharding", SHARDINGS)):
+        if trainer[key] is not None and trainer[key] not in options:
+            problems.append(f"trainer.{key}={trainer[key]}: must be null or one of {', '.join(options)}")
+        elif trainer[key] is not None and trainer["devices"] * trainer["nodes"] == 1:
+            problems.append(f"trainer.{key}={trainer[key]}: there is one process: nothing is exchanged or divided")
     if trainer["max_restarts"] < 0:
         problems.append(f"trainer.max_restarts={trainer['max_restarts']}: must be at least 0")
     world = trainer["devices"] * trainer["nodes"]

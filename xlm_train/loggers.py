@@ -12,7 +12,10 @@ from typing import Any
 
 from pytorch_lightning.loggers.logger import Logger
 
+from xlm_train.errors import UserError
 from xlm_train.files import atomic_write
+from xlm_train.processes import say
+from xlm_train.run_folder import RunFolder
 
 
 class LocalLogger(Logger):
@@ -65,6 +68,35 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return found
 
 
+def make_loggers(config: Mapping[str, Any], run: RunFolder, step: int) -> list[Logger]:
+    """The config's loggers, each to go on after `step` where the run is resumed. For the first process.
+
+    A logger that cannot start is left out with a warning: training is worth more than its record.
+    """
+    import hydra.utils
+
+    loggers = []
+    for name, settings in config["logger"].items():
+        more: dict[str, Any] = {}
+        if settings["_target_"].endswith("WandbLogger"):
+            more = {"id": run.tracking_id(), "resume": "allow", "config": dict(config)}
+        elif settings["_target_"].endswith("TensorBoardLogger"):
+            more = {"purge_step": step + 1}
+        try:
+            logger = hydra.utils.instantiate(settings, _partial_=True, _convert_="all")(**more)
+            if isinstance(logger, JsonLinesLogger):
+                logger.resume(step)
+            elif not isinstance(logger, LocalLogger):
+                logger.experiment  # noqa: B018 - trackers start when they are first looked at
+        except Exception as error:
+            if isinstance(error, UserError):
+                raise
+            say(f"warning: logger.{name} cannot start and is left out: {type(error).__name__}: {error}")
+            continue
+        loggers.append(logger)
+    return loggers
+
+
 class ConsoleLogger(LocalLogger):
     """Step, tokens, losses, tokens/s, time left: one line rewritten in a terminal, else a line every `seconds`."""
 
@@ -82,8 +114,9 @@ class ConsoleLogger(LocalLogger):
             )
         elif self.terminal or time.monotonic() - self.last >= self.seconds or step == metrics["progress/steps"]:
             self.last = time.monotonic()
+            bar = progress_bar((step or 0) / metrics["progress/steps"]) + " " if self.terminal else ""
             self._print(
-                f"step {step:,}/{metrics['progress/steps']:,}  {compact(metrics['progress/tokens'])} tokens  "
+                f"{bar}step {step:,}/{metrics['progress/steps']:,}  {compact(metrics['progress/tokens'])} tokens  "
                 f"{describe(metrics, 'train/loss')}  lr {metrics['optim/lr']:.2e}  "
                 f"{metrics['speed/tokens_per_second']:,.0f} tokens/s  {duration(metrics['progress/seconds_left'])} left"
             )
@@ -103,6 +136,11 @@ class ConsoleLogger(LocalLogger):
     def finalize(self, status: str) -> None:
         if self.terminal:
             print(file=sys.stderr)
+
+
+def progress_bar(share: float, width: int = 20) -> str:
+    full = round(width * share)
+    return "[" + "#" * full + "." * (width - full) + "]"
 
 
 def describe(metrics: Mapping[str, float], name: str) -> str:

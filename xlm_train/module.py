@@ -18,12 +18,15 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from xlm_train import sync
 from xlm_train.batches import SlotBatch, StepBatch
+from xlm_train.compression import register
 from xlm_train.guard import BadNumbers, BadStep, Guard, TrainingStopped
 from xlm_train.ledger import Ledger
 from xlm_train.model import XLM
 from xlm_train.noise import seed_noise
 from xlm_train.progress import LossScale, Progress
+from xlm_train.stopwatch import Stopwatch
 
 
 class CausalLanguageModel(pl.LightningModule):
@@ -32,7 +35,8 @@ class CausalLanguageModel(pl.LightningModule):
     make_optimizer: parameters -> optimizer. schedule: update number -> learning rate. slots: slots of a global step.
     seed: of the dropout noise. guard: judges losses and gradients. max_skips: skipped attempts in a row that stop the
     run. excluded: steps that are passed over unread (a rollback found them bad). nan_steps: steps whose loss is made
-    NaN, as a rehearsal. on_bad_step: told of every step that the policy `skip` left out.
+    NaN, as a rehearsal. on_bad_step: told of every step that the policy `skip` left out. compression: of gradients that
+    processes exchange (compression.py).
     """
 
     model: XLM
@@ -51,6 +55,7 @@ class CausalLanguageModel(pl.LightningModule):
         excluded: Collection[int] = (),
         nan_steps: Collection[int] = (),
         on_bad_step: Callable[[BadStep], None] = lambda bad: None,
+        compression: str | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -65,6 +70,8 @@ class CausalLanguageModel(pl.LightningModule):
         self.excluded = frozenset(excluded)
         self.nan_steps = frozenset(nan_steps)
         self.on_bad_step = on_bad_step
+        self.compression = compression
+        self.stopwatch = Stopwatch()
         self.progress = Progress(loss_scale=LossScale() if float16 else None)
         self.ledger = Ledger(slots)
         self.grad_norm: Tensor | None = None  # of the last attempt, before clipping
@@ -82,6 +89,8 @@ class CausalLanguageModel(pl.LightningModule):
 
     def on_train_start(self) -> None:
         if isinstance(self.trainer.model, DistributedDataParallel):
+            if self.compression is not None:
+                register(self.trainer.model, self.compression)
             self._settle_buckets(self.trainer.model)
 
     def _settle_buckets(self, ddp: DistributedDataParallel) -> None:
@@ -105,6 +114,7 @@ class CausalLanguageModel(pl.LightningModule):
         # DDP averages over processes; each slot must weigh 1 / slots in the sum over all processes.
         weight = scale * self.trainer.world_size / self.slots
         self.ledger.begin(batch.step, self.device)
+        self.stopwatch.start(self.device)
         for position, slot in enumerate(batch.slots):
             seed_noise(self.seed, batch.step, slot.number)
             last = position == len(batch.slots) - 1
@@ -112,6 +122,8 @@ class CausalLanguageModel(pl.LightningModule):
                 loss = self.slot_loss(slot)
                 if batch.step in self.nan_steps and slot.number == 0:
                     loss = loss * math.nan
+                if last:
+                    self.stopwatch.stop(self.device)  # the last backward pass waits for the other processes
                 self.manual_backward(loss * weight)
             self.ledger.add(slot.number, slot.language, loss)
         self._update(scale)
@@ -159,7 +171,7 @@ class CausalLanguageModel(pl.LightningModule):
         Raises BadNumbers where the policy is not to skip.
         """
         scaler = self.progress.loss_scale
-        if scaler is None and norm.device.type != "cpu" and not self.guard.at_once:
+        if scaler is None and not sync.is_free_to_read(norm) and not self.guard.at_once:
             return True  # judged at the next report
         finite = math.isfinite(norm.item())
         if scaler is not None:
@@ -190,6 +202,6 @@ class CausalLanguageModel(pl.LightningModule):
     def _clip(self, gradients: Sequence[Tensor], norm: Tensor, scale: float) -> None:
         """Scale gradients back by the loss scale and down to `clip_norm`, in one pass."""
         factor = (self.clip_norm / (norm + 1e-6)).clamp(max=1.0) / scale
-        if norm.device.type == "cpu" and factor == 1.0:
-            return  # reading a value is free on a CPU, a pass over all gradients is not
+        if sync.is_free_to_read(factor) and factor == 1.0:
+            return  # a pass over all gradients is not free
         torch._foreach_mul_(list(gradients), factor)

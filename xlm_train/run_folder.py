@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ IDENTITY = (
     "schedule",
     "trainer.precision",
     "trainer.clip_norm",
+    "trainer.gradient_compression",
     "seed",
     "init_from",
     "init_optimizer",
@@ -155,6 +157,14 @@ class RunFolder:
         line = json.dumps({"time": round(time.time(), 3), "step": step, "event": event, **details})
         with open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+    def tracking_id(self) -> str:
+        """What this run is called at a tracking service: the same over all restarts."""
+        file = self.path / "tracking_id"
+        if not file.is_file():
+            with atomic_write(file) as out:
+                out.write(secrets.token_hex(8).encode())
+        return file.read_text()
 
     def excluded_steps(self) -> list[int]:
         """Steps that rollbacks have found bad: no start of this run reads them again."""

@@ -22,13 +22,13 @@ EXIT_LOST = 1  # another process of the run is gone: a restart may help
 FLAG = StopFlag()
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from omegaconf import DictConfig
 
-    from xlm_train.agreement import Member
     from xlm_train.corpus import Corpus, TokenStream
     from xlm_train.guard import BadNumbers, BadStep
+    from xlm_train.model import ModelShape
     from xlm_train.order import Order
     from xlm_train.progress import Progress
     from xlm_train.run_folder import RunFolder
@@ -164,10 +164,9 @@ def train(config: dict[str, Any], flag: StopFlag) -> int:
     status = "finished" if progress.step >= job.max_steps else "stopped" if reason == "patience" else "preempted"
     if is_first_process():
         run.write_status(status, reason=reason, **progress.to_dict())
-        if status != "preempted":
-            from xlm_train.report import write_report
+        from xlm_train.report import write_report
 
-            write_report(run.path)
+        write_report(run.path)
     goes_on = "; the same command goes on from here" if status == "preempted" else ""
     say(f"{status} after {progress.step:,} steps; checkpoints in {run.checkpoints}{goes_on}")
     return 0
@@ -200,15 +199,18 @@ def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
     import torch
 
     from xlm_train import checkpoint
+    from xlm_train.advice import advice
     from xlm_train.agreement import Agreement, table
     from xlm_train.batches import StepBatches
-    from xlm_train.callbacks import Checkpointing, Interruption, Metrics, RollCall, Validation
+    from xlm_train.callbacks import Checkpointing, Interruption, Metrics, RollCall, Stragglers, Validation
+    from xlm_train.energy import Energy
     from xlm_train.fork import fork
     from xlm_train.guard import Guard
-    from xlm_train.loggers import JsonLinesLogger, counted
+    from xlm_train.loggers import counted, make_loggers
     from xlm_train.model import XLM, ModelShape, count_parameters
     from xlm_train.module import CausalLanguageModel
     from xlm_train.processes import is_first_process
+    from xlm_train.sharding import sharded
     from xlm_train.trainer import make_trainer
 
     config, corpus, order, run, max_steps = job.config, job.corpus, job.order, job.run, job.max_steps
@@ -229,9 +231,12 @@ def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
     arguments = {name: value for name, value in config["model"].items() if name != "recompute"}
     shape = ModelShape(n_words=corpus.n_words, n_langs=len(corpus.languages), **arguments)
     guard = when["guard"]
+    make_optimizer = hydra.utils.instantiate(config["optimizer"], _convert_="all")
+    if settings["sharding"] is not None:
+        make_optimizer = sharded(make_optimizer)
     module = CausalLanguageModel(
         XLM(shape, recompute=config["model"]["recompute"]),
-        make_optimizer=hydra.utils.instantiate(config["optimizer"]),
+        make_optimizer=make_optimizer,
         schedule=hydra.utils.instantiate(config["schedule"]),
         slots=data["slots"],
         clip_norm=settings["clip_norm"],
@@ -242,6 +247,7 @@ def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
         excluded=job.excluded,
         nan_steps=config["debug"]["nan_steps"],
         on_bad_step=lambda bad: report_bad_step(job, bad, "skip"),
+        compression=settings["gradient_compression"],
     )
     resume, parents = found.content, []
     del found
@@ -252,20 +258,25 @@ def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
     step = resume["progress"]["step"] if resume is not None else 0
     stopped = resume is not None and out_of_patience(resume["progress"], when["validation"]["patience"])
 
-    def present(members: Sequence[Member]) -> None:
+    agreement = Agreement(processes())
+
+    def present() -> None:
+        members = agreement.members
         for line in table(members) if len(members) > 1 else []:
             say(line)
         if is_first_process():
             hosts, devices = {m.host: 0 for m in members}, [m.device for m in members]
-            run.record("start", step, processes=len(members), hosts=list(hosts), devices=devices, changes=run.changes)
+            started = {"processes": len(members), "hosts": list(hosts), "devices": devices, "parents": parents}
+            run.record("start", step, **started, changes=run.changes)
 
-    agreement = Agreement(processes())
     common = digest([config, corpus.lineage, resume["sha256"] if resume else None, sorted(job.excluded)])
     roll_call = RollCall(agreement, common, settings["start_timeout_seconds"], settings["timeout_seconds"], present)
-    loggers = [hydra.utils.instantiate(logger) for logger in config["logger"].values()] if is_first_process() else []
-    for logger in loggers:
-        if isinstance(logger, JsonLinesLogger):
-            logger.resume(step)
+    loggers = make_loggers(config, run, step) if is_first_process() else []
+    energy = None
+    if is_first_process():
+        use = when["energy"]
+        watts = config["cluster"].get("watts")
+        energy = Energy(run.path / "energy.json", use["meter"], watts, processes(), settings["nodes"], use["region"])
     batches = StepBatches(
         job.streams, corpus.languages, order, data["bptt"], rank(), processes(),
         pin=settings["accelerator"] != "cpu" and torch.cuda.is_available(),
@@ -275,7 +286,13 @@ def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
         say("this run has stopped: validation no longer improved; a larger callbacks.validation.patience goes on")
         batches.stop = step
 
-    metrics = Metrics(when["metrics"]["every_n_steps"], list(corpus.languages), job.tokens_per_step, max_steps, batches)
+    report_every = when["metrics"]["every_n_steps"]
+    peak = peak_tokens_per_second(config, shape)
+    metrics = Metrics(report_every, list(corpus.languages), job.tokens_per_step, max_steps, batches, energy, peak)
+    stragglers = Stragglers(
+        report_every, agreement, len(batches.numbers),
+        lambda rank, host, times: run.record("slow_rank", module.progress.step, rank=rank, host=host, times=times),
+    )  # fmt: skip
     validation = Validation(
         {lang: corpus.stream("valid", lang) for lang in corpus.languages if corpus.has("valid", lang)},
         corpus.languages, data["bptt"], when["validation"]["every_n_steps"], when["validation"]["patience"],
@@ -299,11 +316,15 @@ def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
     )
     for change in run.changes:
         say(f"changed since the last start: {change}")
+    for warning in advice(config, job.tokens_per_step):
+        say(f"warning: {warning}")
     if is_first_process():
         run.write_config()
         run.write_status("running")
-    trainer = make_trainer(config, [roll_call, metrics, validation, checkpointing, interruption], loggers)
+    trainer = make_trainer(config, [roll_call, metrics, stragglers, validation, checkpointing, interruption], loggers)
     trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
+    if energy is not None:
+        energy.write()
     reason = interruption.reason
     if reason is None and out_of_patience(module.progress.to_dict(), when["validation"]["patience"]):
         reason = "patience"
@@ -349,6 +370,19 @@ def report_bad_step(job: Job, bad: BadStep, action: str) -> None:
         say(
             f"warning: step {bad.step}: {bad.reason}: left out by callbacks.guard.policy={action}; its text is in {file}"
         )
+
+
+def peak_tokens_per_second(config: dict[str, Any], shape: ModelShape) -> float | None:
+    """Tokens/s that all devices' peak arithmetic would allow, where the cluster's file knows the peak."""
+    from xlm_train.plan.flops import flops_per_token
+
+    peak = (config["cluster"].get("peak_tflops") or {}).get(config["trainer"]["precision"])
+    if peak is None:
+        return None
+    predicted = config["data"]["bptt"] - 1
+    parts = flops_per_token(shape, predicted, config["model"]["recompute"])
+    a_token = sum(part.total for part in parts.values()) * predicted / config["data"]["bptt"]
+    return float(peak * 1e12 * processes() / a_token)
 
 
 def out_of_patience(progress: dict[str, Any], patience: int | None) -> bool:

@@ -17,6 +17,7 @@ from xlm_train.callbacks.validation import Validation
 from xlm_train.errors import CheckpointError
 from xlm_train.module import CausalLanguageModel
 from xlm_train.progress import Progress
+from xlm_train.sharding import gather
 
 
 def _copy(value: Any) -> Any:
@@ -28,6 +29,8 @@ def _copy(value: Any) -> Any:
         return {key: _copy(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(_copy(item) for item in value)
+    if not isinstance(value, bool | int | float | str | None):
+        raise TypeError(f"{type(value)} in a checkpoint: it could not be loaded safely")
     return value
 
 
@@ -96,6 +99,7 @@ class Checkpointing(pl.Callback):
         if progress.step == self.saved_step:
             return
         start = time.perf_counter()
+        gather(trainer.optimizers[0])
         module.settle_losses()  # judges them too: a run that has gone bad is never saved
         self.saved_step = progress.step
         if not trainer.is_global_zero:
@@ -116,6 +120,8 @@ class Checkpointing(pl.Callback):
             target=self._write, args=(content, progress.step, progress.best_step), name="checkpoint-writer"
         )
         self._writer.start()
+        if self.metrics.energy is not None:
+            self.metrics.energy.write()
         self.metrics.pause(time.perf_counter() - start, saving=True)
 
     def _write(self, content: dict[str, Any], step: int, best_step: int | None) -> None:
@@ -149,6 +155,16 @@ class Checkpointing(pl.Callback):
         self._join()  # let the file being written become whole
 
 
+def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """An optimizer's own param_groups, as its state dict would have them."""
+    groups, start = [], 0
+    for group in optimizer.param_groups:
+        count = len(group["params"])
+        groups.append({**group, "params": list(range(start, start + count))})
+        start += count
+    return groups
+
+
 def restore(module: CausalLanguageModel, optimizer: torch.optim.Optimizer, content: dict[str, Any]) -> None:
     """Put a checkpoint's whole state into a module and its optimizer. Raises CheckpointError where they do not fit.
 
@@ -158,8 +174,7 @@ def restore(module: CausalLanguageModel, optimizer: torch.optim.Optimizer, conte
     try:
         module.model.load_state_dict(content["model"])
         if content["optimizer"] is not None:
-            settings = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": content["optimizer"]["state"], "param_groups": settings})
+            optimizer.load_state_dict({"state": content["optimizer"]["state"], "param_groups": _settings(optimizer)})
         scale = module.progress.loss_scale
         module.progress = Progress.from_dict(content["progress"])
         if scale is None or module.progress.loss_scale is None:  # a checkpoint of another precision (init_from)

@@ -12,16 +12,22 @@ import pytorch_lightning as pl
 import torch
 
 from xlm_train.batches import StepBatches
+from xlm_train.energy import Energy
 from xlm_train.ledger import mean_by_language
 from xlm_train.module import CausalLanguageModel
+from xlm_train.processes import say
 
 
 def send(trainer: pl.Trainer, metrics: Mapping[str, float], step: int) -> None:
     """Hand metrics to all loggers, from the first process only. A figure that is not finite is left out: JSON has none."""
     if trainer.is_global_zero:
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        for logger in trainer.loggers:
-            logger.log_metrics(finite, step)
+        for logger in list(trainer.loggers):
+            try:
+                logger.log_metrics(finite, step)
+            except Exception as error:  # whatever a tracker raises: training is worth more than its record
+                say(f"warning: {type(logger).__name__} failed and is left out from here on: {error}")
+                trainer.loggers = [other for other in trainer.loggers if other is not logger]
 
 
 class Metrics(pl.Callback):
@@ -29,6 +35,8 @@ class Metrics(pl.Callback):
 
     every_n_steps: the device is waited for, and processes exchange their losses, only then.
     tokens_per_step: tokens read by a global step (slots x streams x bptt). max_steps: for the time that is left.
+    batches: for the time spent reading. energy: on the first process. peak_tokens_per_second: that all devices' peak
+    arithmetic would allow, where it is known.
     """
 
     def __init__(
@@ -38,12 +46,16 @@ class Metrics(pl.Callback):
         tokens_per_step: int,
         max_steps: int,
         batches: StepBatches,
+        energy: Energy | None,
+        peak_tokens_per_second: float | None,
     ) -> None:
         self.every_n_steps = every_n_steps
         self.languages = list(languages)
         self.tokens_per_step = tokens_per_step
         self.max_steps = max_steps
         self.batches = batches
+        self.energy = energy
+        self.peak_tokens_per_second = peak_tokens_per_second
         self.since = 0.0  # moment and step of the last report; time in validation and saving is not counted
         self.since_step = 0
         self.paused = 0.0
@@ -90,7 +102,11 @@ class Metrics(pl.Callback):
         metrics["speed/seconds_per_step"] = per_step
         metrics["speed/data_wait"] = self.batches.seconds / seconds
         metrics["speed/checkpoint_stall"] = self.saving / (seconds + self.saving)
+        if self.peak_tokens_per_second:
+            metrics["speed/share_of_peak"] = self.tokens_per_step / per_step / self.peak_tokens_per_second
         metrics["memory/peak_gb"] = peak_memory_gb(module.device)
+        if self.energy is not None:
+            metrics["energy/kwh"] = self.energy.kwh()
         self._begin(step)
         send(trainer, metrics, step)
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytorch_lightning as pl
 
-from xlm_train.agreement import Agreement, Member, member
+from xlm_train.agreement import Agreement, member
 
 
 class RollCall(pl.Callback):
     """The first exchange of all processes, with a short timeout of its own.
 
-    run: digest of what all processes must have alike (config, corpus, checkpoint). present: told of all members, on
-    every process.
+    run: digest of what all processes must have alike (config, corpus, checkpoint). present: called on every process
+    when all are there.
     """
 
     def __init__(
@@ -22,7 +22,7 @@ class RollCall(pl.Callback):
         run: str,
         start_timeout: float,
         timeout: float,
-        present: Callable[[Sequence[Member]], None],
+        present: Callable[[], None],
     ) -> None:
         self.agreement = agreement
         self.run = run
@@ -32,4 +32,5 @@ class RollCall(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         me = member(trainer.global_rank, trainer.strategy.root_device, self.run)
-        self.present(self.agreement.connect(me, self.start_timeout, self.timeout))
+        self.agreement.connect(me, self.start_timeout, self.timeout)
+        self.present()

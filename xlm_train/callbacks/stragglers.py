@@ -1,0 +1,51 @@
+"""Names a process that is much slower than the others: all wait for it at every step."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+
+from xlm_train.agreement import Agreement
+from xlm_train.module import CausalLanguageModel
+from xlm_train.processes import say
+
+SLOW = 1.5  # times the median
+
+
+class Stragglers(pl.Callback):
+    """Compares the processes' own time to compute a slot, every so many steps.
+
+    slots: of this process in a step. record: given the rank, its host and how many times slower it is, on the first
+    process; a rank is named again only when it has been as fast as the others in between.
+    """
+
+    def __init__(
+        self, every_n_steps: int, agreement: Agreement, slots: int, record: Callable[[int, str, float], None]
+    ) -> None:
+        self.every_n_steps = every_n_steps
+        self.agreement = agreement
+        self.slots = slots
+        self.record = record
+        self.named: set[int] = set()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: CausalLanguageModel, *_: Any) -> None:  # type: ignore[override]
+        if module.progress.step % self.every_n_steps:
+            return
+        seconds = self.agreement.gather(module.stopwatch.take() / self.slots)
+        slow = slow_ones(seconds)
+        for rank, times in slow.items():
+            if rank not in self.named:
+                host = self.agreement.members[rank].host
+                say(f"warning: rank {rank} on {host} takes {times:.1f} times as long as the others: all wait for it")
+                if trainer.is_global_zero:
+                    self.record(rank, host, times)
+        self.named = set(slow)
+
+
+def slow_ones(seconds: list[float]) -> dict[int, float]:
+    """Rank -> how many times slower than the median of all (of two: than the other)."""
+    usual = statistics.median_low(seconds)
+    return {rank: s / usual for rank, s in enumerate(seconds) if usual > 0 and s > SLOW * usual}

@@ -1,0 +1,59 @@
+"""Energy of a run: measured where codecarbon is installed and asked for, else estimated, and it says which."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from xlm_train.files import read_json, write_json
+from xlm_train.plan.settings import GRAMS_CO2_PER_KWH
+
+METERS = ("estimate", "codecarbon")
+WATTS_PER_CORE = 10.0  # assumed where nothing is known of a CPU: a laptop's under load
+
+
+class Energy:
+    """Counts the energy of all processes over all starts of a run; lives in the first process.
+
+    file: RUN/energy.json, with what earlier starts used. watts: of one device at load, or None. devices: processes of
+    the run; nodes: their hosts. meter: "codecarbon" measures the first host and counts it for each node.
+    """
+
+    def __init__(self, file: Path, meter: str, watts: float | None, devices: int, nodes: int, region: str) -> None:
+        self.file = file
+        self.region = region
+        before = read_json(file) if file.is_file() else {}
+        self.before: float = before.get("energy_kwh", 0.0)
+        self.nodes = nodes
+        self.started = time.monotonic()
+        self.tracker: Any = None
+        if meter == "codecarbon":
+            from codecarbon import OfflineEmissionsTracker
+
+            # The country only serves to tell CO2, which is told below, from the region.
+            self.tracker = OfflineEmissionsTracker(
+                country_iso_code="USA", save_to_file=False, log_level="critical", allow_multiple_runs=True
+            )
+            self.tracker.start()
+            self.method = "measured by codecarbon" + (f" on one of {nodes} nodes" if nodes > 1 else "")
+        elif watts is not None:
+            self.watts = watts * devices
+            self.method = f"estimated from {watts:g} W a device and time"
+        else:
+            cores = len(os.sched_getaffinity(0))
+            self.watts = WATTS_PER_CORE * cores
+            self.method = f"estimated from {WATTS_PER_CORE:g} W a core, assumed, {cores} cores and time"
+
+    def kwh(self) -> float:
+        """So far, over all starts."""
+        if self.tracker is not None:
+            self.tracker.flush()
+            return self.before + float(self.tracker._total_energy.kWh) * self.nodes
+        return self.before + self.watts * (time.monotonic() - self.started) / 3.6e6
+
+    def write(self) -> None:
+        kwh = self.kwh()
+        values = {"energy_kwh": kwh, "co2_kg": kwh * GRAMS_CO2_PER_KWH[self.region] / 1000}
+        write_json(self.file, {**values, "method": self.method, "region": self.region})
