@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from xlm_train import sync
+
 CHUNK_ELEMENTS = 2**25  # logits held at once: 128 MiB in float32
 
 
@@ -78,7 +80,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # loss scale) is applied here in the accumulators' own precision: in float16 it would underflow or overflow.
         hidden_grad, weight_grad, bias_grad = gradients = ctx.gradients
         ctx.gradients = None
-        if grad.device.type != "cpu" or grad != 1.0:  # reading a value is free on a CPU, a pass over (V, D) is not
+        if not sync.is_free_to_read(grad) or grad != 1.0:  # a pass over (V, D) is not free
             for gradient in gradients:
                 if gradient is not None:
                     gradient *= grad

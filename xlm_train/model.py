@@ -238,13 +238,11 @@ class XLM(nn.Module):
         if self.lang_embeddings is not None:
             if langs is None:
                 raise ValueError("this model has language embeddings: `langs` is needed")
-            # one language for the whole batch is the training case: a (D,) row, no (B, T) lookup
-            index = torch.as_tensor(langs, device=x.device)
-            x = x + (
-                self.lang_embeddings(index)
-                if index.ndim == 0 or index.ndim == 2
-                else self.lang_embeddings(index)[:, None]
-            )
+            if isinstance(langs, int):  # the training case: a (D,) row; as a tensor the number would be sent to the GPU
+                x = x + self.lang_embeddings.weight[langs]
+            else:
+                rows = self.lang_embeddings(langs)
+                x = x + (rows[:, None] if langs.ndim == 1 else rows)
         x = dropout(self.norm(x), self.shape.dropout, self.training)
 
         visible, keep = None, None

@@ -1,0 +1,292 @@
+"""The training step at the real shape: ours, the obvious loop, transformers, and what the machine's matrix products allow.
+
+    python -m benchmarks.step --streams 4 8 --rounds 5 --json step.json
+
+1024 wide, 6 layers, 8 heads, 64,699 words, windows of 256 tokens (255 predictions), dropout 0.1, float32. Each variant
+lives in a process of its own and all take turns. The roof is the time of the float32 matrix products alone that a step
+cannot do without, in the same turns: forward and both backward products of every linear layer and of the softmax layer,
+and half of the attention's squares (its other half is masked).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.turns import Variant, in_turn, report, spread, table
+
+N_WORDS, N_LANGS, DIM, N_LAYERS, N_HEADS, FFN_DIM, BPTT, MAX_POSITIONS = 64_699, 2, 1024, 6, 8, 4096, 256, 512
+DROPOUT = 0.1
+CLIP_NORM = 5.0
+LR, BETAS, EPS = 1e-4, (0.9, 0.98), 1e-8
+
+
+def windows(streams: int) -> Tensor:
+    return torch.randint(14, N_WORDS, (streams, BPTT), generator=torch.Generator().manual_seed(0))
+
+
+def ours(
+    streams: int, allocator: bool = True, slots: int = 1, recompute: bool = False, compiled: bool = False
+) -> Callable[[], float]:
+    """The step of xlm-train without Lightning around it: its model, loss, noise, clipping and optimizer.
+
+    compiled: the blocks through torch.compile, which xlm-train does not do (see NOTES.md).
+    """
+    from xlm_train.memory import keep_memory
+    from xlm_train.model import XLM, ModelShape
+    from xlm_train.noise import seed_noise
+
+    if allocator:
+        keep_memory()
+    torch.manual_seed(0)
+    model = XLM(ModelShape(n_words=N_WORDS), recompute=recompute)
+    if compiled:
+        for block in model.blocks:
+            block.compile()
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=LR, betas=BETAS, eps=EPS, weight_decay=0.0, fused=True)
+    tokens = windows(streams)
+    count = 0
+
+    def step() -> float:
+        nonlocal count
+        total = 0.0
+        for number, slot in enumerate(tokens.chunk(slots)):
+            seed_noise(0, count, number)
+            loss = model.next_token_loss(slot, 0)
+            (loss / slots if slots > 1 else loss).backward()
+            total += loss.item()
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        factor = (CLIP_NORM / (torch.nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1.0)
+        if factor != 1.0:
+            torch._foreach_mul_(gradients, factor)
+        optimizer.step()
+        optimizer.zero_grad()
+        count += 1
+        return total / slots
+
+    return step
+
+
+class PlainAttention(nn.Module):
+    """Queries, keys and values apart; scores, mask, softmax, dropout, sum: as the papers write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(DIM, DIM) for _ in range(4))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        B, T, _ = x.shape
+        q, k, v = (layer(x).view(B, T, N_HEADS, DIM // N_HEADS).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        scores = (q / math.sqrt(DIM // N_HEADS)) @ k.transpose(2, 3)
+        weights = F.dropout(scores.masked_fill(mask, -math.inf).softmax(dim=-1), DROPOUT, self.training)
+        return self.out((weights @ v).transpose(1, 2).reshape(B, T, DIM))
+
+
+class PlainBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = PlainAttention()
+        self.norm1 = nn.LayerNorm(DIM, eps=1e-12)
+        self.ffn = nn.Sequential(nn.Linear(DIM, FFN_DIM), nn.GELU(), nn.Linear(FFN_DIM, DIM))
+        self.norm2 = nn.LayerNorm(DIM, eps=1e-12)
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = self.norm1(x + self.dropout(self.attention(x, mask)))
+        return self.norm2(x + self.dropout(self.ffn(x)))
+
+
+class PlainModel(nn.Module):
+    """The same model written the obvious way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(N_WORDS, DIM, padding_idx=2)
+        self.positions = nn.Embedding(MAX_POSITIONS, DIM)
+        self.langs = nn.Embedding(N_LANGS, DIM)
+        self.norm = nn.LayerNorm(DIM, eps=1e-12)
+        self.dropout = nn.Dropout(DROPOUT)
+        self.blocks = nn.ModuleList(PlainBlock() for _ in range(N_LAYERS))
+        self.output = nn.Linear(DIM, N_WORDS)
+        for embedding in (self.words, self.positions, self.langs):
+            nn.init.normal_(embedding.weight, std=DIM**-0.5)
+        self.output.weight = self.words.weight
+
+    def forward(self, tokens: Tensor, langs: Tensor) -> Tensor:
+        T = tokens.shape[1]
+        mask = torch.ones(T, T, dtype=torch.bool).triu(1)
+        x = self.words(tokens) + self.positions(torch.arange(T)) + self.langs(langs)
+        x = self.dropout(self.norm(x))
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.output(x)  # type: ignore[no-any-return]
+
+
+def plain(streams: int) -> Callable[[], float]:
+    """A PyTorch training loop as a tutorial writes it."""
+    torch.manual_seed(0)
+    model = PlainModel()
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR, betas=BETAS, eps=EPS)
+    tokens = windows(streams)
+    langs = torch.zeros(streams, BPTT - 1, dtype=torch.int64)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        logits = model(tokens[:, :-1], langs)
+        loss = F.cross_entropy(logits.reshape(-1, N_WORDS), tokens[:, 1:].reshape(-1))
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def transformers(streams: int) -> Callable[[], float]:
+    """transformers' XLM, causal, of the same shape, with AdamW; its loss is taken over the same predictions."""
+    from transformers import XLMConfig, XLMWithLMHeadModel
+
+    torch.manual_seed(0)
+    config = XLMConfig(
+        vocab_size=N_WORDS, emb_dim=DIM, n_layers=N_LAYERS, n_heads=N_HEADS, causal=True, n_langs=N_LANGS,
+        use_lang_emb=True, max_position_embeddings=MAX_POSITIONS, dropout=DROPOUT, attention_dropout=DROPOUT,
+    )  # fmt: skip
+    model = XLMWithLMHeadModel(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=BETAS, eps=EPS, weight_decay=0.0)
+    tokens = windows(streams)
+    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    langs = torch.zeros_like(inputs)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = model(inputs, langs=langs, labels=targets).loss  # XLM's labels are not shifted inside
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def roof(streams: int) -> Callable[[], None]:
+    """The matrix products of a step and nothing else, each into memory that is there already."""
+    N, T, E = streams * (BPTT - 1), BPTT - 1, DIM // N_HEADS
+    squares = streams * N_HEADS // 2  # the causal half
+    layer = [(DIM, 3 * DIM), (DIM, DIM), (DIM, FFN_DIM), (FFN_DIM, DIM)]
+    linears = [(*shape, N_LAYERS) for shape in layer] + [(DIM, N_WORDS, 1)]
+    matrices = [
+        (torch.randn(N, fan_in), torch.randn(fan_out, fan_in), torch.randn(N, fan_out), repeat)
+        for fan_in, fan_out, repeat in linears
+    ]
+    into = [(torch.empty_like(y), torch.empty_like(x), torch.empty_like(w)) for x, w, y, _ in matrices]
+    heads, weights = torch.randn(squares, T, E), torch.randn(squares, T, T)
+    to_heads, to_weights = torch.empty_like(heads), torch.empty_like(weights)
+
+    def products() -> None:
+        for (x, w, dy, repeat), (y, dx, dw) in zip(matrices, into, strict=True):
+            for _ in range(repeat):
+                torch.mm(x, w.t(), out=y)
+                torch.mm(dy, w, out=dx)
+                torch.mm(dy.t(), x, out=dw)
+        for _ in range(2 * N_LAYERS):  # scores, and the gradient of the weights
+            torch.bmm(heads, heads.transpose(1, 2), out=to_weights)
+        for _ in range(4 * N_LAYERS):  # contexts, and the gradients of values, queries and keys
+            torch.bmm(weights, heads, out=to_heads)
+
+    return products
+
+
+def flops(streams: int) -> float:
+    """Floating-point operations of the roof's products."""
+    N, T = streams * (BPTT - 1), BPTT - 1
+    linears = N_LAYERS * DIM * (4 * DIM + 2 * FFN_DIM) + DIM * N_WORDS
+    return 6.0 * N * linears + 6.0 * N_LAYERS * streams * T * T * DIM
+
+
+def measure(streams: int, rounds: int, threads: int = 2) -> dict[str, Any]:
+    """All variants at one batch size."""
+    library = "transformers.models.xlm.modeling_xlm"
+    results = in_turn(
+        [
+            Variant("ours", "benchmarks.step:ours", {"streams": streams}),
+            Variant("plain", "benchmarks.step:plain", {"streams": streams}),
+            Variant("transformers", "benchmarks.step:transformers", {"streams": streams}, imports=(library,)),
+            Variant("roof", "benchmarks.step:roof", {"streams": streams}),
+        ],
+        rounds,
+        threads=threads,
+    )
+    tokens = streams * BPTT
+    mine = results["ours"]
+    share = results["roof"].times_slower_than(mine)
+    return {
+        "streams": streams,
+        "tokens_per_step": tokens,
+        "rounds": rounds,
+        "variants": {
+            name: {
+                "seconds": measured.seconds,
+                "median_seconds": measured.median,
+                "cpu_seconds": measured.cpu_seconds,
+                "tokens_per_second": tokens / measured.median,
+                "page_faults": measured.faults,
+                "peak_memory_gb": measured.peak / 1e9,
+                "loss": measured.returned[-1],
+            }
+            for name, measured in results.items()
+        },
+        "ours_faster_than": {name: results[name].times_slower_than(mine) for name in ("plain", "transformers")},
+        "share_of_roof": share,
+        "roof_gflops_per_second": flops(streams) / results["roof"].median / 1e9,
+        "memory_of_plain": mine.peak / results["plain"].peak,
+    }
+
+
+def show(result: dict[str, Any]) -> str:
+    rows = []
+    for name, figures in result["variants"].items():
+        ratio = result["ours_faster_than"].get(name)
+        rows.append(
+            [
+                name,
+                f"{figures['median_seconds']:.2f}",
+                f"{figures['tokens_per_second']:.0f}",
+                spread(ratio) if ratio else "",
+                f"{figures['peak_memory_gb']:.2f}",
+                f"{sum(figures['page_faults']) / len(figures['page_faults']):,.0f}",
+            ]
+        )
+    share = result["share_of_roof"]
+    return (
+        f"{result['streams']} streams\n"
+        + table(["", "s a step", "tokens/s", "ours is faster", "peak memory, GB", "page faults a step"], rows)
+        + f"\nours reaches {100 * share[0]:.0f} % of the roof ({100 * share[1]:.0f}-{100 * share[2]:.0f}),"
+        + f" which is {result['roof_gflops_per_second']:.0f} GFLOP/s;"
+        + f" its memory is {100 * result['memory_of_plain']:.0f} % of the plain loop's"
+    )
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    found = [measure(streams, options.rounds, options.threads) for streams in options.streams]
+    text = "\n\n".join(show(result) for result in found)
+    return report(
+        "Training step, real shape, float32", text, {"threads": options.threads, "sizes": found}, options.json
+    )
+
+
+if __name__ == "__main__":
+    main()
