@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -287,6 +288,7 @@ def main() -> None:
         return
     if os.geteuid() != 0:
         sys.exit("network: needs root: it makes network namespaces")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("network: terminated"))  # so that the namespaces are removed
     start = time.monotonic()
     with two_hosts() as hosts, Workers(hosts) as workers:
         results = compare(hosts, workers, arguments.megabits)
