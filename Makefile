@@ -37,7 +37,7 @@ test-all: .venv/.dev fastbpe
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 bench: .venv/.dev
-	$(BIN)/python -m benchmarks.start --json benchmarks/start.json
+	$(BIN)/python -m benchmarks
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -66,7 +66,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     ways = ["ours", "cross_entropy"]
     if torch_has_its_own():
         ways += ["linear_cross_entropy", "linear_cross_entropy, with options"]
-    rows, sizes = [], []
+    rows: list[list[str]] = []
+    sizes: list[dict[str, Any]] = []
     for tokens in options.tokens:
         for words in options.words:
             results = in_turn(
@@ -81,18 +82,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                 rows.append(
                     [f"{tokens:,}", f"{words:,}", how, f"{measured.median:.3f}", spread(ratio), f"{above:,.0f}"]
                 )
-                sizes.append(
-                    {
-                        "tokens": tokens,
-                        "words": words,
-                        "how": how,
-                        "seconds": measured.seconds,
-                        "cpu_seconds": measured.cpu_seconds,
-                        "times_as_long_as_ours": ratio,
-                        "megabytes_beyond_inputs_and_gradients": above,
-                        "loss": measured.returned[-1],
-                    }  # fmt: skip
-                )
+                figures = {"tokens": tokens, "words": words, "how": how, "loss": measured.returned[-1]}
+                figures |= {"seconds": measured.seconds, "cpu_seconds": measured.cpu_seconds}
+                figures |= {"times_as_long_as_ours": ratio, "megabytes_beyond_inputs_and_gradients": above}
+                sizes.append(figures)
     text = table(["tokens", "words", "", "s", "times as long as ours", "MB beyond inputs and gradients"], rows)
     return report("Loss over the vocabulary, forward and backward, float32", text, {"sizes": sizes}, options.json)
 

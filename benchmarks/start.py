@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.turns import report, table
 from xlm_train.batches import StepBatches
 from xlm_train.corpus import FORMAT, VERSION, Corpus
 from xlm_train.model import XLM, ModelShape
@@ -85,11 +86,11 @@ def timed(work: Any, repeat: int) -> float:
     return statistics.median(times)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    results: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    options = parser.parse_args(arguments)
+    results: dict[str, Any] = {"threads": torch.get_num_threads()}
     with tempfile.TemporaryDirectory() as temporary:
         for tokens in (10**6, 10**8, 10**9):
             folder = make_corpus(Path(temporary) / str(tokens), tokens)
@@ -106,7 +107,7 @@ def main() -> None:
             n_words=N_WORDS, dim=256, n_layers=4, n_heads=4, ffn_dim=1024, max_positions=128, dropout=0.0
         )
         model = CausalLanguageModel(
-            XLM(shape), lambda p: torch.optim.AdamW(p, fused=True), lambda k: 1e-3, SLOTS, 2, 5.0, 0
+            XLM(shape), lambda p: torch.optim.AdamW(p, fused=True), lambda k: 1e-3, SLOTS, clip_norm=5.0, seed=0
         )
         optimizer = model.configure_optimizers()
         reader = loader(Path(temporary) / "1000000")
@@ -116,7 +117,7 @@ def main() -> None:
             for slot in reader.read(next(steps)).slots:
                 (model.slot_loss(slot) / SLOTS).backward()
             optimizer.step()
-            optimizer.zero_grad(set_to_none=False)
+            optimizer.zero_grad()
 
         results["a whole step at the demo's shape, ms"] = 1000 * timed(compute, 20)
     results["reading, share of a step"] = (
@@ -127,10 +128,8 @@ def main() -> None:
         results[f"python -m xlm_train.{name} --help, s"] = timed(
             lambda words=words: subprocess.run(words, check=True, stdout=subprocess.DEVNULL), 3
         )
-    for name, value in results.items():
-        print(f"{name:60} {value:.4g}" if isinstance(value, float) else f"{name:60} {value}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+    rows = [[name, f"{value:.4g}"] for name, value in results.items()]
+    return report("Starting and reading", table(["", ""], rows), results, options.json)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The training step at the real shape: ours, the obvious loop, transformers, and what the machine's matrix products allow.
 
-    python -m benchmarks.step --streams 4 8 --rounds 5 --json step.json
+    python -m benchmarks.step --streams 4 8 --rounds 4 --json step.json
 
 1024 wide, 6 layers, 8 heads, 64,699 words, windows of 256 tokens (255 predictions), dropout 0.1, float32. Each variant
 lives in a process of its own and all take turns. The roof is the time of the float32 matrix products alone that a step
@@ -277,7 +277,7 @@ def show(result: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, nargs="+", default=[4, 8])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
