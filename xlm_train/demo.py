@@ -13,7 +13,8 @@ from typing import Any
 from data_prep.demo_text import ATTRIBUTION, write_demo_text
 from xlm_train.errors import UserError
 from xlm_train.files import read_json
-from xlm_train.loggers import compact, duration, read_metrics
+from xlm_train.loggers import read_metrics
+from xlm_train.units import compact, duration
 
 FOLDER = Path("demo")
 PROMPTS = {"en": "a person who", "de": "eine Person, die"}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from xlm_train.run_folder import RunFolder
 
 LOOK_EVERY = 0.5  # seconds
+LAST_LINES = 30  # of a failed process's log, shown
 
 
 def is_worker(environment: Mapping[str, str] = os.environ) -> bool:
@@ -51,6 +52,9 @@ def launch(config: dict[str, Any], run: RunFolder, flag: StopFlag) -> int:
     command = [
         *(sys.executable, "-m", "xlm_train.launcher", "--standalone", "--nnodes=1"),
         f"--nproc-per-node={settings['devices']}",
+        # the first process keeps the terminal; what the others say is in the run's folder
+        f"--log-dir={run.path / 'logs'}",
+        "--redirects=" + ",".join(f"{rank}:3" for rank in range(1, settings["devices"])),
         *("--module", "xlm_train.worker", str(frozen)),
     ]
     environment = {**os.environ}
@@ -102,6 +106,14 @@ def _run(command: list[str], environment: dict[str, str], flag: StopFlag) -> int
             raise
 
 
+def _show_log(error_file: str) -> None:
+    """The last lines of a failed process that does not write to the terminal."""
+    log = Path(error_file).with_name("stderr.log")
+    if log.is_file():
+        lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+        print("\n".join(lines), file=sys.stderr, flush=True)
+
+
 def _children(pid: int) -> list[int]:
     """Direct children of a process (Linux)."""
     try:
@@ -122,6 +134,7 @@ def agent() -> int:
         main(sys.argv[1:])
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        _show_log(failure.error_file)
         if failure.exitcode < 0:
             print(f"xlm-train: process {rank} was ended by signal {-failure.exitcode}", file=sys.stderr, flush=True)
             return 128 - failure.exitcode

@@ -16,6 +16,7 @@ from xlm_train.errors import UserError
 from xlm_train.files import atomic_write
 from xlm_train.processes import say
 from xlm_train.run_folder import RunFolder
+from xlm_train.units import compact, duration
 
 
 class LocalLogger(Logger):
@@ -149,24 +150,3 @@ def describe(metrics: Mapping[str, float], name: str) -> str:
         f"{key[len(name) + 1 :]} {value:.4g}" for key, value in sorted(metrics.items()) if key.startswith(f"{name}_")
     ]
     return f"{name.split('/')[1]} {metrics.get(name, float('nan')):.4g}" + (f" ({', '.join(parts)})" if parts else "")
-
-
-def counted(number: int, noun: str) -> str:
-    """1 process, 2 processes."""
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{number:,} {noun if number == 1 else plural}"
-
-
-def compact(number: float) -> str:
-    """1234567 -> 1.23 M."""
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f}"
-
-
-def duration(seconds: float) -> str:
-    """3723 -> 1:02:03."""
-    whole = max(0, round(seconds))
-    hours, minutes = whole // 3600, whole // 60 % 60
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

@@ -6,17 +6,18 @@ import contextlib
 import hashlib
 import json
 import sys
+import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.command import EXIT_USER_ERROR, command, sweep_suffix
+from xlm_train.command import EXIT_PREEMPTED, EXIT_USER_ERROR, command, in_sweep, sweep_suffix
 from xlm_train.errors import ConfigError, UserError
+from xlm_train.files import atomic_write
 from xlm_train.launcher import is_worker, launch
 from xlm_train.processes import processes, rank, say
 from xlm_train.signals import StopFlag
 from xlm_train.threads import wait_politely
 
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
 EXIT_LOST = 1  # another process of the run is gone: a restart may help
 
 FLAG = StopFlag()
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
         "xlm-train experiment=clm_ende_1024 data.path=CORPUS run_name=paper trainer.devices=8 trainer.nodes=8   (under srun or torchrun)",
         "xlm-train -m experiment=demo data.path=CORPUS run_name=sweep optimizer.lr=1e-4,2e-4",
     ],
-    first=FLAG.install,  # from here on no signal is lost
+    flag=FLAG,  # from here on no signal is lost
 )
 def main(config: DictConfig) -> int:
     """Check everything, then train here, in this worker, or in as many processes as there are devices."""
@@ -67,13 +68,18 @@ def main(config: DictConfig) -> int:
     from xlm_train.run_folder import RunFolder
 
     lineage = Corpus(resolved["data"]["path"]).lineage
+    # everything a user can mend is found here, once, before any worker starts
+    run = RunFolder(resolved["paths"]["runs"], resolved["run_name"], resolved, lineage)
+    if in_sweep():
+        from xlm_train.sweep import is_done
+
+        if is_done(run):
+            say(f"{run.path}: {run.read_status()} already")
+            return 0
     if resolved["trainer"]["devices"] * resolved["trainer"]["nodes"] > 1:
-        # everything a user can mend is found here, once, before any worker starts
-        run = RunFolder(resolved["paths"]["runs"], resolved["run_name"], resolved, lineage)
         status = launch(resolved, run, FLAG)
     else:
         status = train(resolved, FLAG)
-        run = RunFolder(resolved["paths"]["runs"], resolved["run_name"], resolved, lineage)
     return EXIT_PREEMPTED if status == 0 and run.read_status() == "preempted" else status
 
 
@@ -147,6 +153,7 @@ def train(config: dict[str, Any], flag: StopFlag) -> int:
     run = job.run
     if is_first_process():
         run.prepare()
+        (run.path / "traceback.txt").unlink(missing_ok=True)  # of an earlier start
     try:
         while True:
             try:
@@ -158,6 +165,9 @@ def train(config: dict[str, Any], flag: StopFlag) -> int:
         if is_first_process():
             with contextlib.suppress(UserError, OSError):  # a full disk must not hide what went wrong
                 run.write_status("failed", error=f"{type(error).__name__}: {error}")
+        if not (isinstance(error, RuntimeError) and is_lost_peer(error)):  # that one's cause is in another process
+            with contextlib.suppress(UserError, OSError), atomic_write(run.path / "traceback.txt") as file:
+                file.write(traceback.format_exc().encode())
         raise
     finally:
         run.release()
@@ -206,12 +216,13 @@ def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
     from xlm_train.energy import Energy
     from xlm_train.fork import fork
     from xlm_train.guard import Guard
-    from xlm_train.loggers import counted, make_loggers
+    from xlm_train.loggers import make_loggers
     from xlm_train.model import XLM, ModelShape, count_parameters
     from xlm_train.module import CausalLanguageModel
     from xlm_train.processes import is_first_process
     from xlm_train.sharding import sharded
     from xlm_train.trainer import make_trainer
+    from xlm_train.units import counted
 
     config, corpus, order, run, max_steps = job.config, job.corpus, job.order, job.run, job.max_steps
     data, settings, when = config["data"], config["trainer"], config["callbacks"]

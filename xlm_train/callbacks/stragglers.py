@@ -19,7 +19,7 @@ class Stragglers(pl.Callback):
     """Compares the processes' own time to compute a slot, every so many steps.
 
     slots: of this process in a step. record: given the rank, its host and how many times slower it is, on the first
-    process; a rank is named again only when it has been as fast as the others in between.
+    process. A rank is named where two reports in a row find it slow, and again only when it has recovered in between.
     """
 
     def __init__(
@@ -29,6 +29,7 @@ class Stragglers(pl.Callback):
         self.agreement = agreement
         self.slots = slots
         self.record = record
+        self.suspected: set[int] = set()  # by the last report
         self.named: set[int] = set()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: CausalLanguageModel, *_: Any) -> None:  # type: ignore[override]
@@ -37,12 +38,14 @@ class Stragglers(pl.Callback):
         seconds = self.agreement.gather(module.stopwatch.take() / self.slots)
         slow = slow_ones(seconds)
         for rank, times in slow.items():
-            if rank not in self.named:
+            if rank in self.suspected and rank not in self.named:
+                self.named.add(rank)
                 host = self.agreement.members[rank].host
                 say(f"warning: rank {rank} on {host} takes {times:.1f} times as long as the others: all wait for it")
                 if trainer.is_global_zero:
                     self.record(rank, host, times)
-        self.named = set(slow)
+        self.suspected = set(slow)
+        self.named &= self.suspected
 
 
 def slow_ones(seconds: list[float]) -> dict[int, float]:
