@@ -110,3 +110,27 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=process_environment()
     )
     assert float(out.stdout) < 450  # MiB; full logits alone are 1,007, with their gradient 2,014
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "gradient"),
+    [(torch.float32, 1e-6, 1e-6), (torch.float16, 2e-4, 6e-4), (torch.bfloat16, 2e-3, 5e-3)],
+)
+def test_bounds_over_a_large_vocabulary(dtype: torch.dtype, value: float, gradient: float) -> None:
+    """64,699 words with probabilities down to 1e-8, against float64: relative errors of the loss and of each gradient.
+
+    Most of float16's probabilities are below its smallest normal number here; what is lost of them stays within the bound.
+    """
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(64, 32).requires_grad_(), (torch.randn(64_699, 32) * 0.3).requires_grad_()
+    bias = (torch.randn(64_699)).requires_grad_()
+    targets = torch.randint(0, 64_699, (64,))
+    exact = [t.detach().double().requires_grad_() for t in (hidden, weight, bias)]
+    wanted = F.cross_entropy(F.linear(*exact), targets)
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        found = linear_cross_entropy(hidden, weight, bias, targets)
+    assert found.item() == pytest.approx(wanted.item(), rel=value)
+    ours = torch.autograd.grad(found * 65536, (hidden, weight, bias))
+    for mine, true in zip(ours, torch.autograd.grad(wanted * 65536, exact), strict=True):
+        error = float((mine.double() - true).norm() / true.norm())
+        assert error <= gradient
