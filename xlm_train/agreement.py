@@ -102,7 +102,7 @@ def problems_of(members: Sequence[Member]) -> list[str]:
     for (host, _), ranks in devices.items():
         if len(ranks) > 1:
             problems.append(
-                f"ranks {_list(ranks)} share one device on {host}: give each its own (one task a GPU; srun --gpus-per-task,"
+                f"ranks {_list(ranks)} share one device on {host}: give each its own (one task a GPU; srun --gpus-per-node,"
                 " or trainer.devices = GPUs of a node)"
             )
     for what, key in (("torch", "torch"), ("config, corpus or checkpoint", "run")):

@@ -229,6 +229,7 @@ def _trainer_problems(config: dict[str, Any]) -> list[str]:
     import torch
 
     trainer, problems = config["trainer"], []
+    gpus = torch.cuda.device_count() if trainer["accelerator"] != "cpu" else 0
     if trainer["precision"] not in PRECISIONS:
         problems.append(f"trainer.precision={trainer['precision']}: must be one of {', '.join(PRECISIONS)}")
     if trainer["accelerator"] not in ("auto", "cpu", "gpu"):
@@ -260,6 +261,11 @@ def _trainer_problems(config: dict[str, Any]) -> list[str]:
             problems.append(f"trainer.{key}={trainer[key]}: must be null or one of {', '.join(options)}")
         elif trainer[key] is not None and trainer["devices"] * trainer["nodes"] == 1:
             problems.append(f"trainer.{key}={trainer[key]}: there is one process: nothing is exchanged or divided")
+    if trainer["gradient_compression"] == "powersgd" and gpus == 0:
+        problems.append(
+            "trainer.gradient_compression=powersgd: on CPUs (gloo) its reductions start in another order on each process"
+            " and fail; trainer.gradient_compression=fp16 works"
+        )
     if trainer["max_restarts"] < 0:
         problems.append(f"trainer.max_restarts={trainer['max_restarts']}: must be at least 0")
     world = trainer["devices"] * trainer["nodes"]
@@ -270,7 +276,6 @@ def _trainer_problems(config: dict[str, Any]) -> list[str]:
             f"trainer.devices x trainer.nodes = {world} processes, but data.slots={config['data']['slots']}: a step has only so many"
             f" slots to divide; at most {config['data']['slots']} processes work"
         )
-    gpus = torch.cuda.device_count() if trainer["accelerator"] != "cpu" else 0
     if trainer["accelerator"] == "gpu" and gpus == 0:
         problems.append("trainer.accelerator=gpu: this PyTorch sees no GPU; trainer.accelerator=cpu works everywhere")
     elif gpus and trainer["devices"] > gpus and "WORLD_SIZE" not in os.environ:

@@ -127,11 +127,16 @@ def agent() -> int:
     import logging
 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.run import main
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    signal.signal(signal.SIGUSR1, lambda number, frame: None)  # for the workers: schedulers signal every process
     try:
         main(sys.argv[1:])
+    except RendezvousError as error:
+        print(f"xlm-train: the nodes did not meet: {error}", file=sys.stderr, flush=True)
+        return 1
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         _show_log(failure.error_file)

@@ -50,7 +50,7 @@ class ModelShape:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.dim % self.n_heads:
+        if self.dim > 0 < self.n_heads and self.dim % self.n_heads:
             near = [h for h in range(1, self.dim + 1) if self.dim % h == 0]
             best = min(near, key=lambda h: abs(h - self.n_heads))
             problems.append(

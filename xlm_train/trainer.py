@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
 from xlm_train.precision import Float16
@@ -16,7 +17,8 @@ from xlm_train.precision import Float16
 
 def quiet_lightning() -> None:
     """Leave out what Lightning tells everybody at every start; its warnings stay."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
 
 
@@ -27,6 +29,8 @@ def make_trainer(config: dict[str, Any], callbacks: list[pl.Callback], loggers: 
     plugins: list[Any] = []
     if settings["precision"] == "16-mixed":
         plugins.append(Float16(settings["accelerator"]))
+    if world == 1:  # also inside a scheduler's allocation, which is then not ours to share
+        plugins.append(LightningEnvironment())
     accelerator: str = settings["accelerator"]
     if accelerator == "auto":
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
@@ -38,7 +42,7 @@ def make_trainer(config: dict[str, Any], callbacks: list[pl.Callback], loggers: 
         devices=settings["devices"],
         num_nodes=settings["nodes"],
         strategy=strategy if world > 1 else "auto",
-        precision=None if plugins else settings["precision"],
+        precision=None if settings["precision"] == "16-mixed" else settings["precision"],
         plugins=plugins or None,
         callbacks=callbacks,
         logger=loggers,

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.conftest import command
-from tests.end_to_end.test_training import assert_same, last
+from tests.end_to_end.worlds import assert_same, last
 from tests.xlm_train.conftest import CorpusMaker
 from xlm_train.corpus import Corpus
 from xlm_train.guard import Guard, TrainingStopped, robust_z

@@ -6,6 +6,7 @@ import math
 import resource
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -115,4 +116,8 @@ def peak_memory_gb(device: torch.device) -> float:
     """Peak memory of this process in GB (10^9 bytes): of its GPU where it has one, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux: ru_maxrss there begins with the parent's peak
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) * 1024 / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9

@@ -1,0 +1,37 @@
+"""Who takes part: devices shared, software that differs, slow processes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from xlm_train.agreement import Member, problems_of, table
+from xlm_train.callbacks.stragglers import slow_ones
+
+GPUS = [Member(rank, f"node{rank // 4}", 100 + rank, "V100", f"uuid{rank}", "2.13.0", "abc") for rank in range(8)]
+
+
+def test_a_healthy_run_is_one_line_a_host() -> None:
+    assert problems_of(GPUS) == []
+    assert table(GPUS) == ["node0: ranks 0-3 on 4 x V100", "node1: ranks 4-7 on 4 x V100"]
+
+
+def test_two_ranks_on_one_device() -> None:
+    members = [*GPUS[:5], replace(GPUS[5], device_id="uuid4"), *GPUS[6:]]
+    (problem,) = problems_of(members)
+    assert "ranks 4-5 share one device on node1" in problem
+    same_number_elsewhere = [replace(m, device_id=str(m.rank % 4)) for m in GPUS]
+    assert problems_of(same_number_elsewhere) == []
+
+
+def test_processes_that_run_something_else() -> None:
+    members = [replace(m, torch="2.8.0") if m.rank in (2, 3, 7) else m for m in GPUS]
+    (problem,) = problems_of(members)
+    assert "the same torch (ranks 0-1, 4-6: 2.13.0; ranks 2-3, 7: 2.8.0)" in problem
+    assert "config, corpus or checkpoint" in problems_of([*GPUS[:7], replace(GPUS[7], run="xyz")])[0]
+
+
+def test_slow_processes() -> None:
+    assert slow_ones([1.0, 1.1, 0.9, 1.2]) == {}
+    assert slow_ones([1.0, 1.1, 3.0, 1.2]) == {2: 3.0 / 1.1}
+    assert slow_ones([2.0, 1.0]) == {0: 2.0}  # of two the faster is the measure
+    assert slow_ones([0.0, 0.0]) == {}
