@@ -20,7 +20,11 @@ from xlm_train.errors import ConfigError, UserError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from xlm_train.signals import StopFlag
+
+EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -31,29 +35,36 @@ def config_folder() -> Path:
 
 
 def command(
-    config_name: str, description: str, examples: Sequence[str], first: Callable[[], None] = lambda: None
+    config_name: str, description: str, examples: Sequence[str], flag: StopFlag | None = None
 ) -> Callable[[Callable[[DictConfig], int | None]], Callable[[], None]]:
     """Turn `main(config) -> exit status or None` into a console command composed from `configs/<config_name>.yaml`.
 
     `--help` prints `description`, the `examples`, the config groups and the defaults. A UserError raised by `main`
-    is printed without a traceback and exits with status 2. first: called before anything else.
+    is printed without a traceback and exits with status 2. flag: takes the signals over before anything else; `-m` of
+    such a command is a sweep of runs (xlm_train/sweep.py).
     """
 
     def wrap(main: Callable[[DictConfig], int | None]) -> Callable[[], None]:
         name = f"xlm-{config_name}"
         status = [0]
 
-        def task(config: DictConfig) -> None:
+        def task(config: DictConfig) -> float | None:
+            if flag is not None and in_sweep():
+                from xlm_train.sweep import run_job
+
+                return run_job(main, config, flag)
             try:
                 status[0] = max(status[0], main(config) or 0)  # the worst of a sweep's jobs
             except UserError as error:
-                if _is_multirun():
-                    raise  # the sweep records it and goes on with the other jobs
+                if in_sweep():
+                    raise
                 print(f"{name}: error: {error}", file=sys.stderr, flush=True)
                 sys.exit(EXIT_USER_ERROR)
+            return None
 
         def run() -> None:
-            first()
+            if flag is not None:
+                flag.install()
             import hydra
 
             arguments = sys.argv[1:]
@@ -71,8 +82,14 @@ def command(
             sys.argv[1:] = [f"++{word}" if word in free else word for word in arguments]
             start = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(task)
             try:
+                if flag is not None and asks_for_sweep(arguments):
+                    from xlm_train.sweep import sweep_of
+
+                    sweep = sweep_of(config_name, arguments)
+                    sys.argv[1:] += sweep.hydra_overrides
+                    sys.exit(sweep.carry_out(start, flag))
                 start()  # Hydra drops what the task returns
-            except UserError as error:  # of a sweep's job; the other jobs have run
+            except UserError as error:
                 print(f"{name}: error: {error}", file=sys.stderr, flush=True)
                 sys.exit(EXIT_USER_ERROR)
             except KeyboardInterrupt:
@@ -137,7 +154,8 @@ def _comment(source: str, line: str) -> str:
     return f"  {found[1]}" if found else ""
 
 
-def _is_multirun() -> bool:
+def in_sweep() -> bool:
+    """Whether this is one job of a sweep (-m)."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -145,14 +163,20 @@ def _is_multirun() -> bool:
 
 
 def sweep_suffix() -> str:
-    """In a sweep (-m), what tells this job's run from the others': its overrides, fit for a folder's name; else nothing."""
-    if not _is_multirun():
+    """In a sweep (-m), what tells this job's run from the others'; else nothing."""
+    if not in_sweep():
         return ""
-    from hydra.core.hydra_config import HydraConfig
+    from xlm_train.sweep import job_suffix
 
-    common = ("run_name=", "experiment=", "data.path=", "paths.")
-    words = [word for word in HydraConfig.get().overrides.task if not word.startswith(common)]
-    return "".join("," + re.sub(r"[^\w.=+@-]", "_", word) for word in words)
+    return job_suffix()
+
+
+def asks_for_sweep(arguments: Sequence[str]) -> bool:
+    """Whether a command line starts a sweep, and does not only ask to see its config."""
+    shows = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version")
+    return ("-m" in arguments or "--multirun" in arguments) and not any(
+        word.partition("=")[0] in shows for word in arguments
+    )
 
 
 def quote_text(arguments: Sequence[str]) -> list[str]:
@@ -164,7 +188,7 @@ def quote_text(arguments: Sequence[str]) -> list[str]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    parser, overrides = OverridesParser.create(), set(_overrides_of(arguments))
+    parser, overrides = OverridesParser.create(), set(overrides_of(arguments))
     sweep = "-m" in arguments or "--multirun" in arguments
     words = []
     for word in arguments:
@@ -195,7 +219,7 @@ def check_overrides(config_name: str, arguments: Sequence[str]) -> set[str]:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    overrides = _overrides_of(arguments)
+    overrides = overrides_of(arguments)
     if not overrides:
         return set()
     problems: list[str] = []
@@ -261,7 +285,7 @@ def _last_of_each(groups: Sequence[str]) -> list[str]:
     return list({group.split("=")[0]: group for group in groups}.values())
 
 
-def _overrides_of(arguments: Sequence[str]) -> list[str]:
+def overrides_of(arguments: Sequence[str]) -> list[str]:
     """The words of a command line that are overrides: no flags, no values of flags."""
     found, skip = [], False
     takes_value = {

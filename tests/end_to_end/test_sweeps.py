@@ -1,0 +1,272 @@
+"""Sweeps: `xlm-train -m` with every launcher, jobs that fail, sweeps that are interrupted, what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import command, process_environment
+from xlm_train import sweep_table
+from xlm_train.errors import ConfigError
+from xlm_train.loggers import read_metrics
+from xlm_train.sweep import best_perplexity, sweep_of
+from xlm_train.sweep_table import Row
+
+PNG = b"\x89PNG\r\n"
+SHORT = ["trainer.max_steps=2", "callbacks.metrics.every_n_steps=1"]
+
+
+@pytest.fixture
+def words(corpus_folder: Path, tmp_path: Path) -> list[str]:
+    return ["-m", "experiment=smoke", f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "run_name=sweep"]
+
+
+def jobs_of(runs: Path, name: str = "sweep") -> dict[str, dict[str, Any]]:
+    """What sweep.json says of each job, by the name of its run."""
+    return {job["run"]: job for job in json.loads((runs / "sweeps" / name / "sweep.json").read_text())["jobs"]}
+
+
+def status_of(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "status.json").read_text()))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_failing_job_leaves_its_reason_and_the_others_run(words: list[str], tmp_path: Path) -> None:
+    result = command("xlm_train.train", *words, *SHORT, "data.slots=2,0,4", status=2)
+    for slots in (2, 4):
+        run = tmp_path / f"sweep,data.slots={slots}"
+        assert status_of(run)["status"] == "finished"
+        assert not (run / "traceback.txt").exists()
+    failed = tmp_path / "sweep,data.slots=0"
+    assert status_of(failed)["status"] == "failed"
+    assert status_of(failed)["problems"] == ["data.slots=0: must be at least 1"]
+    assert "must be at least 1" in (failed / "traceback.txt").read_text()
+    assert "Traceback" not in result.stderr
+
+    jobs = jobs_of(tmp_path)
+    assert {name: job["status"] for name, job in jobs.items()} == {
+        "sweep,data.slots=2": "finished",
+        "sweep,data.slots=0": "failed",
+        "sweep,data.slots=4": "finished",
+    }
+    for slots in (2, 4):
+        job = jobs[f"sweep,data.slots={slots}"]
+        last = [line for line in read_metrics(tmp_path / job["run"] / "metrics.jsonl") if "val/ppl" in line][-1]
+        assert (job["steps"], job["best_step"], job["varied"]) == (2, 2, {"data.slots": str(slots)})
+        assert job["perplexity"] == last["val/ppl"]
+        assert job["perplexities"] == {"de": last["val/ppl_de"], "en": last["val/ppl_en"]}
+    folder = tmp_path / "sweeps/sweep"
+    assert (folder / "sweep.png").read_bytes().startswith(PNG)
+    assert result.stdout.splitlines()[0].split()[:2] == ["data.slots", "status"]
+    assert f"{jobs['sweep,data.slots=4']['perplexity']:,.5g}" in (folder / "table.md").read_text()
+
+    alone = shlex.split(jobs["sweep,data.slots=0"]["command"])
+    assert alone[0] == "xlm-train"
+    before = files_of(tmp_path / "sweep,data.slots=2")
+    command("xlm_train.train", *alone[1:], "data.slots=1")  # mended: the job's own folder, and no other
+    assert status_of(failed)["status"] == "finished"
+    assert not (failed / "traceback.txt").exists()
+    assert files_of(tmp_path / "sweep,data.slots=2") == before
+
+
+def test_a_signal_stops_the_sweep_and_the_same_command_goes_on(words: list[str], tmp_path: Path) -> None:
+    words = [*words, "trainer.max_steps=60", "seed=1,2,3"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "xlm_train.train", *words], env=process_environment(), stderr=subprocess.DEVNULL
+    )
+    first, second, third = (tmp_path / f"sweep,seed={seed}" for seed in (1, 2, 3))
+    deadline = time.monotonic() + 120
+    while not any(line["step"] >= 10 for line in read_metrics(second / "metrics.jsonl")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    assert [status_of(run)["status"] for run in (first, second)] == ["finished", "preempted"]
+    assert not third.exists()
+    assert [job["status"] for job in jobs_of(tmp_path).values()] == ["finished", "preempted", "not started"]
+
+    before = files_of(first)
+    command("xlm_train.train", *words)
+    assert files_of(first) == before  # a finished job is left alone
+    assert [status_of(run)["status"] for run in (first, second, third)] == ["finished"] * 3
+    assert {job["steps"] for job in jobs_of(tmp_path).values()} == {60}
+
+
+SEARCH = ["hparams_search=optuna", "hydra.sweeper.n_trials=3", "data.slots=2", *SHORT]
+
+
+def test_a_search_minimises_the_validation_perplexity(words: list[str], tmp_path: Path) -> None:
+    rates = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
+    command("xlm_train.train", *words, *SEARCH, rates, "schedule.warmup_updates=choice(0,1)")
+    jobs = jobs_of(tmp_path)
+    assert len(jobs) == 3
+    assert {job["status"] for job in jobs.values()} == {"finished"}
+    assert all(1e-4 <= float(job["varied"]["optimizer.lr"]) <= 1e-1 for job in jobs.values())
+    best = min(jobs.values(), key=lambda job: job["perplexity"])
+    text = (tmp_path / "sweeps/sweep/optimization_results.yaml").read_text()
+    assert f"best_value: {best['perplexity']}" in text
+    assert f"optimizer.lr: {best['varied']['optimizer.lr']}" in text
+
+
+@pytest.mark.slow
+def test_a_search_started_again_goes_on(words: list[str], tmp_path: Path) -> None:
+    """Two jobs more than the first time: the same first three are asked for, found finished, and left alone."""
+    command("xlm_train.train", *words, *SEARCH)
+    before = {name: files_of(tmp_path / name) for name in jobs_of(tmp_path)}
+    command("xlm_train.train", *words, *SEARCH, "hydra.sweeper.n_trials=5")
+    assert len(jobs_of(tmp_path)) == 5
+    assert {name: files_of(tmp_path / name) for name in before} == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_jobs_in_other_processes(launcher: str, words: list[str], tmp_path: Path) -> None:
+    result = command(
+        "xlm_train.train", *words, *SHORT, "model.dropout=0.1,7,0.2", f"hydra/launcher={launcher}", status=2
+    )
+    assert [job["status"] for job in jobs_of(tmp_path).values()] == ["finished", "failed", "finished"]
+    assert status_of(tmp_path / "sweep,model.dropout=7")["problems"] == ["model.dropout=7 must be in [0, 1)"]
+    assert "2 of 3 jobs are done, 1 failed" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_a_signal_reaches_jobs_in_other_processes(launcher: str, words: list[str], tmp_path: Path) -> None:
+    words = [*words, "trainer.max_steps=100000", "seed=1,2,3", f"hydra/launcher={launcher}"]
+    words += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
+    process = subprocess.Popen(
+        [sys.executable, "-m", "xlm_train.train", *words], env=process_environment(), stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 240
+    while not read_metrics(tmp_path / "sweep,seed=1/metrics.jsonl"):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 75
+    statuses = [job["status"] for job in jobs_of(tmp_path).values()]
+    assert statuses[0] == "preempted"
+    assert set(statuses) <= {"preempted", "not started"}
+    assert len(statuses) == 3
+
+
+@pytest.mark.slow
+def test_two_processes_a_job(words: list[str], tmp_path: Path) -> None:
+    """Each job is one start of two processes that read one frozen config; the second diverges and leaves its traceback."""
+    extra = ["trainer.max_steps=4", "trainer.devices=2", "optimizer.lr=1e-3,1e30", "schedule.warmup_updates=1"]
+    command("xlm_train.train", *words, *extra, status=2)
+    good, bad = tmp_path / "sweep,optimizer.lr=0.001", tmp_path / "sweep,optimizer.lr=1e+30"
+    assert [job["status"] for job in jobs_of(tmp_path).values()] == ["finished", "failed"]
+    for run, rate in ((good, "lr: 0.001"), (bad, "lr: 1.0e+30")):
+        events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+        assert [event["processes"] for event in events if event["event"] == "start"] == [2]
+        frozen = (run / "launch.yaml").read_text()
+        assert rate in frozen
+        assert f"run_name: {run.name}" in frozen
+    assert "diverged" in (bad / "traceback.txt").read_text()
+    assert "diverged" in jobs_of(tmp_path)[bad.name]["problems"][0]
+
+
+@pytest.mark.slow
+def test_a_run_under_the_job_s_name_is_not_touched(words: list[str], tmp_path: Path) -> None:
+    """A sweep that would go on with other runs' folders is refused, and they stay what they are."""
+    command("xlm_train.train", *words, *SHORT, "seed=1,2")
+    before = files_of(tmp_path / "sweep,seed=1")
+    result = command("xlm_train.train", *words, *SHORT, "seed=1,2", "optimizer.lr=5e-3", status=2)
+    assert "optimizer.lr: was 0.001, now 0.005" in result.stderr
+    assert files_of(tmp_path / "sweep,seed=1") == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run_name=a,b"], "run_name=a,b: one sweep has one run_name"),
+        (["run_name=x", "paths.runs=a,b"], "paths.runs=a,b: one sweep has one paths.runs"),
+        (["seed=1,2"], "run_name has no value: give run_name=..."),
+        (["run_name='a b'", "seed=1,2"], "run_name='a b': use letters"),
+        (["run_name=x", "hydra/launcher=nowhere"], "hydra/launcher/nowhere"),
+    ],
+)
+def test_mistakes_are_found_before_any_job(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        sweep_of("train", ["-m", *arguments])
+    assert message in str(error.value)
+
+
+def test_what_is_shared_does_not_name_the_jobs() -> None:
+    words = [
+        "-m",
+        "experiment=smoke",
+        "run_name=x",
+        "hparams_search=lr_warmup_batch",
+        "seed=1,2",
+        "hydra/launcher=basic",
+    ]
+    sweep = sweep_of("train", [*words, "--config-dir", "mine"])
+    assert sweep.folder == Path("runs/sweeps/x")
+    assert sweep.constant == ("experiment", "run_name", "hparams_search")
+    assert sweep.flags == ("--config-dir", "mine")
+
+
+def test_slurm_gives_a_job_the_devices_it_trains_on() -> None:
+    import hydra
+    from hydra.core.hydra_config import HydraConfig  # noqa: F401 - its resolvers
+
+    from xlm_train.command import config_folder
+
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
+        words = ["run_name=x", "hydra/launcher=slurm", "trainer.devices=4"]
+        launcher = hydra.compose("train", words, return_hydra_config=True).hydra.launcher
+    assert (launcher.gpus_per_node, launcher.tasks_per_node, launcher.nodes) == (4, 1, 1)
+    assert launcher._target_.endswith("SlurmLauncher")
+
+
+def test_a_run_without_validation_is_the_worst(tmp_path: Path) -> None:
+    assert best_perplexity(tmp_path) == math.inf
+    lines = [
+        {"step": 1, "val/ppl": 9.0},
+        {"step": 2, "train/loss": 0.1},
+        {"step": 3, "val/ppl": 7.5},
+        {"step": 4, "val/ppl": 8.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert best_perplexity(tmp_path) == 7.5
+
+
+def row(perplexity: float | None, **varied: str) -> Row:
+    each = {} if perplexity is None else {"de": perplexity + 1, "en": perplexity - 1}
+    status = "failed" if perplexity is None else "finished"
+    return Row("run", varied, status, [], "xlm-train", 10, 10, perplexity, each, 3.0, 1e4, 0.5)
+
+
+def test_the_table_begins_with_the_best_job() -> None:
+    rows = [row(30.0, lr="1e-4"), row(None, lr="1e-1"), row(20.0, lr="0.00023456789")]
+    cells = sweep_table.table(rows)
+    assert [line[0] for line in cells] == ["lr", "0.0002346", "1e-4", "1e-1"]
+    assert cells[1][1:] == ["finished", "10", "10", "20", "21", "19", "3", "10,000", "0.5"]
+
+
+@pytest.mark.parametrize("keys", [1, 2, 3])
+def test_the_plot_of_one_key_and_of_several(keys: int, tmp_path: Path) -> None:
+    names = ["optimizer.lr", "schedule", "data.slots"][:keys]
+    rows = [
+        row(None if rate == "1e-1" else 20.0 + number, **dict(zip(names, (rate, schedule, slots), strict=False)))
+        for number, rate in enumerate(["1e-4", "1e-3", "1e-1"])
+        for schedule in (["cosine", "constant"] if keys > 1 else [""])
+        for slots in (["2", "4"] if keys > 2 else [""])
+    ]
+    sweep_table.plot(rows, tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").read_bytes().startswith(PNG)

@@ -1,0 +1,274 @@
+"""A sweep (`xlm-train -m`): many runs from one command, each in its own folder, started by any of Hydra's launchers.
+
+Jobs may run in this process (Hydra's basic launcher), in others (joblib) or on other hosts (submitit): the process that
+was started and its jobs know of each other through files alone, in RUNS/sweeps/NAME:
+
+    start.json                          what tells this start's jobs from an earlier one's
+    stop                                is there once a signal has asked the sweep to leave; jobs look for it
+    jobs/JOB.json                       what a job varied and how it ended
+    table.md, sweep.json, sweep.png     the result (xlm_train/sweep_table.py)
+
+The same command again does only what is not finished. An Optuna search works likewise, without a database: it is seeded,
+finished jobs answer from their folders, so it asks for the same jobs again and goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import secrets
+import shlex
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xlm_train.command import EXIT_FAILED, EXIT_PREEMPTED, EXIT_USER_ERROR, config_folder, overrides_of
+from xlm_train.errors import ConfigError, UserError
+from xlm_train.files import atomic_write, read_json, write_json
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from xlm_train.run_folder import RunFolder
+    from xlm_train.signals import StopFlag
+
+LOOK_EVERY = 0.5  # seconds, for the `stop` file: it may lie on a network filesystem
+DONE = ("finished", "stopped")  # what a start of the same command would not change
+EXTRAS = {"optuna": "optuna", "joblib": "sweep", "submitit": "sweep"}  # package -> extra of pyproject.toml
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The started process's side. constant: keys that the command line gives one value. flags: its words that are no overrides."""
+
+    folder: Path
+    constant: tuple[str, ...]
+    flags: tuple[str, ...]
+
+    @property
+    def hydra_overrides(self) -> list[str]:
+        """What Hydra must be told besides: the keys that a job's name leaves out, because all jobs share their value."""
+        keys = ",".join(f"'{key}'" for key in self.constant)
+        return [f"hydra.job.config.override_dirname.exclude_keys=[{keys}]"]
+
+    def carry_out(self, start: Callable[[], None], flag: StopFlag) -> int:
+        """Let Hydra start the jobs, wait, write and print the table. Returns the exit status.
+
+        75 where a signal or a time limit left jobs for another start of the same command; else that of the worst job.
+        """
+        from xlm_train.sweep_table import conclude
+
+        identity, broken, over = secrets.token_hex(8), False, threading.Event()
+        with self._locked():
+            (self.folder / "stop").unlink(missing_ok=True)
+            write_json(self.folder / "start.json", {"start": identity, "flags": self.flags})
+            threading.Thread(target=self._pass_on, args=(flag, over), daemon=True).start()
+            # submitit's own signal before a time limit would end a job where it stands; this one saves and leaves
+            os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")
+            try:
+                start()
+            except Exception:  # a launcher whose process was killed, say; what the jobs left is still shown
+                traceback.print_exc()
+                broken = True
+            finally:
+                over.set()
+            statuses = conclude(self.folder, identity)
+        if EXIT_PREEMPTED in statuses or flag.is_set:
+            return EXIT_PREEMPTED
+        return max([*statuses, EXIT_FAILED if broken else 0])
+
+    def _pass_on(self, flag: StopFlag, over: threading.Event) -> None:
+        while not flag.is_set:
+            if over.wait(LOOK_EVERY):
+                return
+        (self.folder / "stop").touch()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Make the folder and hold its lock: two starts of one sweep would take each other's jobs for their own."""
+        try:
+            (self.folder / "jobs").mkdir(parents=True, exist_ok=True)
+            lock = open(self.folder / ".lock", "w")  # noqa: SIM115 - held until the end
+        except OSError as error:
+            raise ConfigError(f"paths.runs: {self.folder} cannot be made: {error.strerror}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(f"run_name: another process is carrying out the sweep of {self.folder}") from error
+            yield
+
+
+def sweep_of(config_name: str, arguments: Sequence[str]) -> Sweep:
+    """The sweep that a command line asks for. Raises ConfigError with what keeps it from starting at all."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    from xlm_train.run_folder import NAME
+
+    words = overrides_of(arguments)
+    parsed = OverridesParser.create().parse_overrides(words)
+    problems = [
+        f"{override.input_line}: one sweep has one {override.key_or_group}; the jobs' names are made from what else varies"
+        for override in parsed
+        if override.is_sweep_override() and override.key_or_group in ("run_name", "paths.runs")
+    ]
+    if problems:
+        raise ConfigError(problems)
+    shared = [override for override in parsed if not override.is_sweep_override()]
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
+            config = compose(config_name, [str(word.input_line) for word in shared], return_hydra_config=True)
+    except HydraException as error:
+        raise ConfigError(str(error).splitlines()[0] + _extra_for(str(error))) from error
+    if OmegaConf.is_missing(config, "run_name"):
+        raise ConfigError("run_name has no value: give run_name=...")
+    if not NAME.fullmatch(str(config.run_name)):
+        raise ConfigError(
+            f"run_name='{config.run_name}': use letters, digits and . , = + - _ @ (it becomes a folder's name)"
+        )
+    for part in ("launcher", "sweeper"):
+        target = str(config.hydra[part]["_target_"])
+        package = ".".join(target.split(".")[:2])
+        if target.startswith("hydra_plugins.") and not _is_installed(package):
+            raise ConfigError(f"hydra/{part}: {package} is not installed{_extra_for(package)}")
+    flags = [word for word in arguments if word not in words and word not in ("-m", "--multirun")]
+    constant = [str(override.key_or_group) for override in shared if not str(override.key_or_group).startswith("hydra")]
+    return Sweep(Path(config.hydra.sweep.dir), tuple(constant), tuple(flags))
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package it would be in
+        return False
+
+
+def _extra_for(text: str) -> str:
+    return "".join(f"; pip install 'xlm_train[{extra}]'" for name, extra in EXTRAS.items() if name in text)
+
+
+def job_suffix() -> str:
+    """What tells this job's run from the sweep's others: what it varies, fit for a folder's name. Nothing outside of a sweep."""
+    return "".join("," + re.sub(r"[^\w.=+@-]", "_", word) for word in _varied())
+
+
+def _varied() -> list[str]:
+    """This job's overrides of keys that the command line does not give one value for all jobs."""
+    from hydra.core.hydra_config import HydraConfig
+
+    job = HydraConfig.get()
+    shared = job.job.config.override_dirname.exclude_keys
+    return [word for word in job.overrides.task if word.partition("=")[0].lstrip("+~") not in shared]
+
+
+def is_done(run: RunFolder) -> bool:
+    """Whether a run has come to its end under exactly this config, so that another start has nothing to do."""
+    return run.read_status() in DONE and not run.changes and any(run.checkpoints.glob("step-*.pt"))
+
+
+def run_job(main: Callable[[DictConfig], int | None], config: DictConfig, flag: StopFlag) -> float:
+    """One job of a sweep, in whatever process the launcher runs it. Returns the lowest mean validation perplexity.
+
+    Infinity stands for a job that has not come to its end, so a search turns away from what diverges. Nothing is raised
+    for a failed job: its folder tells (status.json, traceback.txt), and the other jobs run.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    folder, suffix = Path(hydra.sweep.dir), job_suffix()
+    start = read_json(folder / "start.json")
+    overrides = [word for word in hydra.overrides.task if not word.startswith("run_name=")]
+    record: dict[str, Any] = {
+        "start": start["start"],
+        "job": hydra.job.num,
+        "varied": dict(word.lstrip("+~").partition("=")[::2] for word in _varied()),
+        "run": str(Path(config.paths.runs) / f"{config.run_name}{suffix}"),
+        "command": shlex.join(["xlm-train", *start["flags"], *overrides, f"run_name={config.run_name}{suffix}"]),
+    }
+    file = folder / "jobs" / f"{suffix.lstrip(',') or 'job'}.json"
+    if flag.is_set or (folder / "stop").exists():
+        write_json(file, {**record, "status": "not started", "exit_status": EXIT_PREEMPTED})
+        return float("inf")
+    write_json(file, {**record, "status": "running", "exit_status": EXIT_FAILED})  # until it says otherwise itself
+    print(f"xlm-train: job {hydra.job.num}: {' '.join(_varied()) or config.run_name}", file=sys.stderr, flush=True)
+    with _listening(folder / "stop", flag):
+        outcome = _outcome(main, config, Path(record["run"]))
+    write_json(file, {**record, **outcome})
+    return best_perplexity(Path(record["run"])) if outcome["status"] in DONE else float("inf")
+
+
+@contextlib.contextmanager
+def _listening(stop: Path, flag: StopFlag) -> Iterator[None]:
+    """Set `flag` once the sweep is asked to leave, be it by a signal to this process or through the file."""
+    if threading.current_thread() is threading.main_thread():
+        flag.install()  # in a launcher's process nobody has
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(LOOK_EVERY):
+            if stop.exists():
+                flag.is_set = True
+                return
+
+    threading.Thread(target=look, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _outcome(main: Callable[[DictConfig], int | None], config: DictConfig, run: Path) -> dict[str, Any]:
+    """Run the job: its status, exit status and, where it failed, the reason; which it also leaves in the run's folder."""
+    try:
+        exit_status = main(config) or 0
+    except Exception as error:
+        exit_status = EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAILED
+        problems = error.problems if isinstance(error, UserError) else [f"{type(error).__name__}: {error}"]
+        text = "\n".join(f"xlm-train: error: {problem}" for problem in problems)
+        print(text if isinstance(error, UserError) else traceback.format_exc(), file=sys.stderr, flush=True)
+        # What a run under this name has left before is kept as it is: it may be another config's, or still at work.
+        if _status(run).get("status") in (None, "failed"):
+            _leave_word(run, problems, traceback.format_exc())
+        return {"status": "failed", "exit_status": exit_status, "problems": problems}
+    found = _status(run)
+    if exit_status in (0, EXIT_PREEMPTED):
+        return {"status": found.get("status", "ended"), "exit_status": exit_status}  # verify=... leaves no status
+    problems = [str(found.get("error", f"its processes ended with status {exit_status}"))]
+    if found.get("status") != "failed":  # killed, with no time to say so
+        _leave_word(run, problems, problems[0] + "\n")
+    return {"status": "failed", "exit_status": exit_status, "problems": problems}
+
+
+def _status(run: Path) -> dict[str, Any]:
+    return dict(read_json(run / "status.json")) if (run / "status.json").is_file() else {}
+
+
+def _leave_word(run: Path, problems: Sequence[str], text: str) -> None:
+    with contextlib.suppress(UserError, OSError):  # a full disk must not hide what went wrong
+        run.mkdir(parents=True, exist_ok=True)
+        at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        write_json(
+            run / "status.json", {"status": "failed", "time": at, "error": "\n".join(problems), "problems": problems}
+        )
+        with atomic_write(run / "traceback.txt") as file:
+            file.write(text.encode())
+
+
+def best_perplexity(run: Path) -> float:
+    """The lowest mean validation perplexity of a run; infinity where it has none."""
+    from xlm_train.loggers import read_metrics
+
+    return min(
+        (line["val/ppl"] for line in read_metrics(run / "metrics.jsonl") if "val/ppl" in line), default=float("inf")
+    )
