@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from xlm_train.errors import ConfigError
+from xlm_train.gelu import gelu_linear
 from xlm_train.model import PAD, XLM, ModelShape
 
 SHAPE = ModelShape(n_words=3000, n_langs=3, dim=128, n_layers=3, n_heads=4, ffn_dim=512, max_positions=200)
@@ -124,6 +126,23 @@ def test_the_softmax_gradient_becomes_the_parameters_own(model: XLM, monkeypatch
     assert model.embeddings.weight.grad is not None
     assert made == [model.embeddings.weight.grad.data_ptr()]
     model.zero_grad()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(None, 1e-6), (torch.bfloat16, 1e-2), (torch.float16, 1e-3)])
+def test_gelu_then_linear(dtype: torch.dtype | None, tolerance: float) -> None:
+    """As PyTorch's two operations, to the precision of the type."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, 64).requires_grad_()
+    weight, bias = torch.randn(16, 64).requires_grad_(), torch.randn(16).requires_grad_()
+    upstream = torch.randn(3, 5, 16)
+    results = []
+    for function in (gelu_linear, lambda x, w, b: F.linear(F.gelu(x), w, b)):
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            value = function(x, weight, bias)
+        results.append((value, *torch.autograd.grad(value, (x, weight, bias), upstream.to(value.dtype))))
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert float((ours - theirs).detach().norm()) <= tolerance * float(theirs.detach().norm())
 
 
 def test_sinusoidal_positions() -> None:
