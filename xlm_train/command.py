@@ -26,6 +26,7 @@ EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+HYDRA_PLUGINS = {"optuna": "optuna", "joblib": "sweep", "submitit": "sweep"}  # what messages call them -> our extra
 
 
 def config_folder() -> Path:
@@ -264,7 +265,7 @@ def check_overrides(config_name: str, arguments: Sequence[str]) -> set[str]:
             config = compose(config_name, overrides=[*searchpath, *_last_of_each(groups)])
             OmegaConf.set_struct(config, True)
     except HydraException as error:
-        raise ConfigError([*problems, str(error).splitlines()[0]]) from error
+        raise ConfigError([*problems, with_extra(str(error).splitlines()[0])]) from error
     finally:
         GlobalHydra.instance().clear()
     known = sorted(_keys(config))
@@ -279,6 +280,12 @@ def check_overrides(config_name: str, arguments: Sequence[str]) -> set[str]:
     if problems:
         raise ConfigError(problems)
     return free
+
+
+def with_extra(message: str) -> str:
+    """Hydra's message about a plugin that it does not find, and how to install it; other messages as they are."""
+    extras = [extra for name, extra in HYDRA_PLUGINS.items() if name in message]
+    return f"{message}; pip install 'xlm_train[{extras[0]}]'" if extras else message
 
 
 def _last_of_each(groups: Sequence[str]) -> list[str]:

@@ -26,11 +26,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.command import EXIT_FAILED, EXIT_PREEMPTED, EXIT_USER_ERROR, config_folder, overrides_of
+from xlm_train.command import EXIT_FAILED, EXIT_PREEMPTED, EXIT_USER_ERROR, config_folder, overrides_of, with_extra
 from xlm_train.errors import ConfigError, UserError
 from xlm_train.files import atomic_write, read_json, write_json
 
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 
 LOOK_EVERY = 0.5  # seconds, for the `stop` file: it may lie on a network filesystem
 DONE = ("finished", "stopped")  # what a start of the same command would not change
-EXTRAS = {"optuna": "optuna", "joblib": "sweep", "submitit": "sweep"}  # package -> extra of pyproject.toml
 
 
 @dataclass(frozen=True)
@@ -130,32 +128,16 @@ def sweep_of(config_name: str, arguments: Sequence[str]) -> Sweep:
         with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
             config = compose(config_name, [str(word.input_line) for word in shared], return_hydra_config=True)
     except HydraException as error:
-        raise ConfigError(str(error).splitlines()[0] + _extra_for(str(error))) from error
+        raise ConfigError(with_extra(str(error).splitlines()[0])) from error
     if OmegaConf.is_missing(config, "run_name"):
         raise ConfigError("run_name has no value: give run_name=...")
     if not NAME.fullmatch(str(config.run_name)):
         raise ConfigError(
             f"run_name='{config.run_name}': use letters, digits and . , = + - _ @ (it becomes a folder's name)"
         )
-    for part in ("launcher", "sweeper"):
-        target = str(config.hydra[part]["_target_"])
-        package = ".".join(target.split(".")[:2])
-        if target.startswith("hydra_plugins.") and not _is_installed(package):
-            raise ConfigError(f"hydra/{part}: {package} is not installed{_extra_for(package)}")
     flags = [word for word in arguments if word not in words and word not in ("-m", "--multirun")]
     constant = [str(override.key_or_group) for override in shared if not str(override.key_or_group).startswith("hydra")]
     return Sweep(Path(config.hydra.sweep.dir), tuple(constant), tuple(flags))
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # not even the package it would be in
-        return False
-
-
-def _extra_for(text: str) -> str:
-    return "".join(f"; pip install 'xlm_train[{extra}]'" for name, extra in EXTRAS.items() if name in text)
 
 
 def job_suffix() -> str:

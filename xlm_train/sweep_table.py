@@ -77,8 +77,8 @@ def read_row(record: dict[str, Any]) -> Row:
     run = read_run(Path(record["run"]))
     best = run.best_step
     speed = run.columns.get("speed/tokens_per_second")
-    # a process that was killed has not said how its job ended
-    lost = ["its process ended without a word (killed?)"] if record["status"] == "running" else []
+    # the launcher has come back, and the job has not
+    lost = ["has not said how it ended: killed, or still at work"] if record["status"] == "running" else []
     return Row(
         run=run.path.name,
         varied=record["varied"],

@@ -206,6 +206,21 @@ def test_mistakes_are_found_before_any_job(arguments: list[str], message: str) -
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("word", "extra"),
+    [("hydra/launcher=joblib", "sweep"), ("hydra/launcher=slurm", "sweep"), ("hparams_search=optuna", "optuna")],
+)
+def test_a_plugin_that_is_not_installed_is_named(word: str, extra: str) -> None:
+    program = "import sys; sys.modules['hydra_plugins'] = None; from xlm_train.train import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", program, "-m", "run_name=x", "seed=1,2", word],
+        capture_output=True, text=True, env=process_environment(), timeout=100, check=False,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert f"pip install 'xlm_train[{extra}]'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_what_is_shared_does_not_name_the_jobs() -> None:
     words = [
         "-m",
