@@ -28,7 +28,7 @@ from xlm_train.loggers import read_metrics
 
 PATIENCE = 240.0  # seconds for a whole start
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["xlm_train.module", "xlm_train.callbacks", "xlm_train.worker", "xlm_train.report"])
+SERVER.set_forkserver_preload(["xlm_train.module", "xlm_train.callbacks", "xlm_train.train", "xlm_train.report"])
 
 
 @dataclass(frozen=True)
