@@ -16,6 +16,8 @@ import pytest
 
 from tests.conftest import command, process_environment
 from xlm_train import sweep_table
+from xlm_train.command import config_folder
+from xlm_train.config import problems_of
 from xlm_train.errors import ConfigError
 from xlm_train.loggers import read_metrics
 from xlm_train.sweep import best_perplexity, sweep_of
@@ -236,11 +238,26 @@ def test_what_is_shared_does_not_name_the_jobs() -> None:
     assert sweep.flags == ("--config-dir", "mine")
 
 
+def test_every_job_of_the_shipped_sweep_can_run(tmp_path: Path) -> None:
+    import hydra
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    words = ["experiment=smoke", "run_name=x", f"data.path={tmp_path}", "hparams_search=lr_warmup_batch"]
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
+        params = hydra.compose("train", words, return_hydra_config=True).hydra.sweeper.params
+        lists = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in params.items()])
+        jobs = BasicSweeper.split_arguments(lists, None)[0]
+        assert len(jobs) == 12
+        for job in jobs:
+            config = hydra.compose("train", [*words, *job])
+            assert problems_of(config) == []
+            assert f"optimizer.lr={config.optimizer.lr}" in job
+            assert config.trainer.max_tokens == 10**10
+
+
 def test_slurm_gives_a_job_the_devices_it_trains_on() -> None:
     import hydra
-    from hydra.core.hydra_config import HydraConfig  # noqa: F401 - its resolvers
-
-    from xlm_train.command import config_folder
 
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
         words = ["run_name=x", "hydra/launcher=slurm", "trainer.devices=4"]
