@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from xlm_train.command import EXIT_USER_ERROR
 from xlm_train.errors import ConfigError
 from xlm_train.files import atomic_write
+from xlm_train.processes import end_with_parent
 from xlm_train.signals import StopFlag
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def _run(command: list[str], environment: dict[str, str], flag: StopFlag) -> int
     agent = subprocess.Popen(command, env=environment, start_new_session=True)
     while True:
         try:
-            return agent.wait(LOOK_EVERY)
+            code = agent.wait(LOOK_EVERY)
+            return 128 - code if code < 0 else code
         except subprocess.TimeoutExpired:
             if flag.is_set:  # again and again: workers that are still starting have not heard it
                 for worker in _children(agent.pid):
@@ -126,6 +128,7 @@ def agent() -> int:
     """torchrun, which ends with the status of the first worker that failed instead of a traceback of its own."""
     import logging
 
+    end_with_parent()
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.run import main

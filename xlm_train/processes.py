@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
+
+PR_SET_PDEATHSIG = 1  # from prctl.h
 
 
 def rank() -> int:
@@ -14,6 +18,15 @@ def rank() -> int:
 def processes() -> int:
     """World size, likewise."""
     return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1")))
+
+
+def end_with_parent() -> None:
+    """Let the system kill this process when the one that started it is gone (Linux).
+
+    A worker whose launcher was killed would train on, hold the run's lock, and nobody could stop it.
+    """
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def is_first_process() -> bool:

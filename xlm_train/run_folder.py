@@ -124,8 +124,9 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"run_name={self.path.name}: another process is training in {self.path}") from error
-        for left_over in self.checkpoints.glob(".*.tmp"):  # of a process killed in the middle of a write
-            left_over.unlink()
+        for folder in (self.path, self.checkpoints):
+            for left_over in folder.glob(".*.tmp"):  # of a process killed in the middle of a write
+                left_over.unlink()
 
     def release(self) -> None:
         """Give the lock back, where this process has it."""
@@ -155,8 +156,10 @@ class RunFolder:
     def record(self, event: str, step: int, **details: Any) -> None:
         """Append to events.jsonl what has happened: unlike metrics, a resumed run does not take it back."""
         line = json.dumps({"time": round(time.time(), 3), "step": step, "event": event, **details})
-        with open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with open(self.path / "events.jsonl", "a+b") as file:
+            if file.tell() and not _ends_with_newline(file):  # a start was killed while it wrote
+                file.write(b"\n")
+            file.write(line.encode() + b"\n")
 
     def tracking_id(self) -> str:
         """What this run is called at a tracking service: the same over all restarts."""
@@ -177,6 +180,11 @@ class RunFolder:
     def read_status(self) -> str | None:
         file = self.path / "status.json"
         return read_json(file)["status"] if file.is_file() else None
+
+
+def _ends_with_newline(file: IO[bytes]) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 def environment() -> dict[str, Any]:

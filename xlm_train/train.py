@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import sys
 import traceback
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from xlm_train.command import EXIT_PREEMPTED, EXIT_USER_ERROR, command, in_sweep
 from xlm_train.errors import ConfigError, UserError
 from xlm_train.files import atomic_write
 from xlm_train.launcher import is_worker, launch
-from xlm_train.processes import processes, rank, say
+from xlm_train.processes import end_with_parent, processes, rank, say
 from xlm_train.signals import StopFlag
 from xlm_train.threads import wait_politely
 
@@ -62,6 +63,8 @@ def main(config: DictConfig) -> int:
     config.run_name += sweep_suffix()
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     if is_worker():
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            end_with_parent()
         return work(resolved, FLAG)
 
     from xlm_train.corpus import Corpus

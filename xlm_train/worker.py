@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 
+from xlm_train.processes import end_with_parent
 from xlm_train.signals import StopFlag
 
 
 def main() -> int:
+    end_with_parent()
     flag = StopFlag()
     flag.install()  # before the slow imports: from here on no signal is lost
 

@@ -266,7 +266,7 @@ def victims_of(processes: int, aim: str) -> Sequence[str]:
     """Who may be killed. A write is cut off only together with the first rank, which writes."""
     if processes == 1:
         return ("command",)
-    return (EVERYTHING, "rank 0") if aim == "write" else (EVERYTHING, "rank 0", "rank 1")
+    return (EVERYTHING, "rank 0") if aim == "write" else (EVERYTHING, "rank 0", "rank 1", "agent", "command")
 
 
 def campaign(corpus: Path, run: Path, processes: int, kills: int, seed: str, steps: int = STEPS) -> Campaign:
@@ -299,7 +299,6 @@ RESULTS = (
     "train/",
     "val/",
     "optim/",
-    "progress/steps",
     "progress/updates",
     "progress/tokens",
 )  # no time, speed

@@ -160,7 +160,6 @@ def test_reports_cut_in_mid_line_are_written_again(
         compare(undisturbed, run)
 
 
-@pytest.mark.xfail(strict=True, reason="the next event is appended to the line that was cut")
 def test_an_event_cut_in_mid_line_spoils_no_other(train_small: TrainSmall, damaged: Path) -> None:
     go_back_to(damaged, 10)
     events = damaged / "events.jsonl"
@@ -173,7 +172,6 @@ def test_an_event_cut_in_mid_line_spoils_no_other(train_small: TrainSmall, damag
     assert (started["event"], started["step"]) == ("start", 10)
 
 
-@pytest.mark.xfail(strict=True, reason="only those in checkpoints/ are removed")
 def test_left_over_temporary_files_are_removed(train_small: TrainSmall, undisturbed: Path, damaged: Path) -> None:
     go_back_to(damaged, 10)
     left_over = [

@@ -97,7 +97,6 @@ def test_torchruns_own_restart_brings_the_run_back(
 
 
 @pytest.mark.parametrize("part", ["command", "agent"])
-@pytest.mark.xfail(strict=True, reason="the workers train on, and hold the run's lock")
 def test_workers_do_not_outlive_what_started_them(
     part: str, words: Callable[..., list[str]], tmp_path: Path, undisturbed: Path
 ) -> None:
