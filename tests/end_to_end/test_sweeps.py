@@ -74,10 +74,16 @@ def test_a_failing_job_leaves_its_reason_and_the_others_run(words: list[str], tm
     assert result.stdout.splitlines()[0].split()[:2] == ["data.slots", "status"]
     assert f"{jobs['sweep,data.slots=4']['perplexity']:,.5g}" in (folder / "table.md").read_text()
 
-    alone = shlex.split(jobs["sweep,data.slots=0"]["command"])
-    assert alone[0] == "xlm-train"
+
+@pytest.mark.slow
+def test_a_failed_job_is_run_again_alone(words: list[str], tmp_path: Path) -> None:
+    """By the command that the sweep prints, here with the mistake mended: the job's own folder, and no other."""
+    command("xlm_train.train", *words, *SHORT, "data.slots=2,0", status=2)
     before = files_of(tmp_path / "sweep,data.slots=2")
-    command("xlm_train.train", *alone[1:], "data.slots=1")  # mended: the job's own folder, and no other
+    alone = shlex.split(jobs_of(tmp_path)["sweep,data.slots=0"]["command"])
+    assert alone[0] == "xlm-train"
+    command("xlm_train.train", *alone[1:], "data.slots=1")
+    failed = tmp_path / "sweep,data.slots=0"
     assert status_of(failed)["status"] == "finished"
     assert not (failed / "traceback.txt").exists()
     assert files_of(tmp_path / "sweep,data.slots=2") == before
