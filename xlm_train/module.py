@@ -143,11 +143,11 @@ class CausalLanguageModel(pl.LightningModule):
         self.grad_norm = norm
         self.ledger.close(norm)
         progress = self.progress
+        self.learning_rate = self.schedule(progress.updates)
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate
         if applied := self._is_good(norm):
             self._clip(gradients, norm, scale)
-            self.learning_rate = self.schedule(progress.updates)
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate
             optimizer.step()
             progress.updates += 1
         else:

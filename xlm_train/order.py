@@ -6,8 +6,8 @@ the same step.
 
 Language quota: of the first x = t S slots the first language has had floor(x p), the last language the rest. (With more than
 two, the second takes its share of what the first left, and so on: taking floor(x p_L) for each of them would let the
-rest go negative in a step.) So counts never fall, and two languages are always within one slot of their shares, three
-or more within two. Within a step the slots stand in language order. Each language reads through passes of its own; in
+rest go negative in a step.) So counts never fall, and n languages are always within n - 1 slots of their
+shares. Within a step the slots stand in language order. Each language reads through passes of its own; in
 a pass every window comes exactly once, in an order drawn anew per pass by a keyed permutation that is computed point
 by point (no array of corpus length).
 
