@@ -34,7 +34,7 @@ test: .venv/.dev fastbpe lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow'
 
 test-all: .venv/.dev fastbpe
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks
