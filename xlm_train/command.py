@@ -111,9 +111,7 @@ def _help(name: str, config_name: str, description: str, examples: Sequence[str]
 
     with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
         config = compose(config_name)
-    source = (config_folder() / f"{config_name}.yaml").read_text(encoding="utf-8")
-    parsed: Any = OmegaConf.to_container(OmegaConf.create(source))
-    entries = [entry for entry in parsed.get("defaults", []) if isinstance(entry, Mapping)]
+    source, entries = _defaults(config_name)
     groups = [str(key) for entry in entries for key in entry if " " not in str(key)]
     groups += {"prep": ["corpus"]}.get(config_name, [])
     options = {group: sorted(file.stem for file in (config_folder() / group).glob("*.yaml")) for group in groups}
@@ -138,7 +136,7 @@ def _help(name: str, config_name: str, description: str, examples: Sequence[str]
         if line.startswith("  ") and section in groups:  # a group's keys stand in the file of its default option
             option = next(entry[section] for entry in entries if section in entry)
             file = config_folder() / section / f"{option}.yaml"
-            lines.append(line + _comment(file.read_text(encoding="utf-8"), line[2:]))
+            lines.append(line + (_comment(source, line) or _comment(file.read_text(encoding="utf-8"), line[2:])))
         else:
             lines.append(line + _comment(source, line))
     lines.append("")
@@ -146,6 +144,20 @@ def _help(name: str, config_name: str, description: str, examples: Sequence[str]
         "Also: --cfg job --resolve prints the composed config; -m runs a sweep; --config-dir DIR adds your own configs."
     ]
     return "\n".join(lines)
+
+
+def _defaults(config_name: str) -> tuple[str, list[Mapping[str, str | None]]]:
+    """Text of a config file and of those it includes whole, and the groups that all of them choose from."""
+    from omegaconf import OmegaConf
+
+    source = (config_folder() / f"{config_name}.yaml").read_text(encoding="utf-8")
+    parsed: Any = OmegaConf.to_container(OmegaConf.create(source))
+    entries = [entry for entry in parsed.get("defaults", []) if isinstance(entry, Mapping)]
+    for included in parsed.get("defaults", []):
+        if isinstance(included, str) and included != "_self_":
+            text, more = _defaults(included)
+            source, entries = f"{source}\n{text}", [*entries, *more]
+    return source, entries
 
 
 def _comment(source: str, line: str) -> str:
