@@ -188,6 +188,29 @@ def _data_problems(config: dict[str, Any]) -> list[str]:
     return problems
 
 
+def corpus_problems(path: Any) -> list[str]:
+    """Whether the corpus can be opened and has training text in each of its languages; reads no text.
+
+    Nothing is said of a path that is no folder: `problems_of` does.
+    """
+    from xlm_train.corpus import Corpus
+    from xlm_train.errors import CorpusError
+
+    if not isinstance(path, str) or not Path(path).is_dir():
+        return []
+    try:
+        corpus = Corpus(path)
+    except CorpusError as error:
+        return error.problems
+    problems = []
+    for language in corpus.languages:
+        try:
+            corpus.stream("train", language)
+        except CorpusError as error:
+            problems += error.problems
+    return problems
+
+
 def _model_problems(config: dict[str, Any]) -> list[str]:
     from xlm_train.errors import ConfigError
     from xlm_train.model import ModelShape

@@ -50,7 +50,7 @@ def main(config: DictConfig) -> int:
     """Check everything, then train here, in this worker, or in as many processes as there are devices."""
     from omegaconf import OmegaConf
 
-    from xlm_train.config import problems_of
+    from xlm_train.config import corpus_problems, problems_of
 
     wait_politely()
 
@@ -58,7 +58,8 @@ def main(config: DictConfig) -> int:
         from xlm_train.verify import verify
 
         return verify(config.verify)
-    if problems := problems_of(config):
+    path = OmegaConf.select(config, "data.path", throw_on_missing=False)
+    if problems := [*problems_of(config), *corpus_problems(path)]:
         raise ConfigError(problems)
     config.run_name += sweep_suffix()
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
