@@ -275,7 +275,7 @@ def _data(corpus: Corpus | None, tokens: int, alpha: float) -> dict[str, Any] | 
         "path": str(corpus.path),
         "disk_gb": sum(file.stat().st_size for file in corpus.path.iterdir() if file.is_file()) / GB,
         "train_tokens": {lang: stream.n_tokens for lang, stream in streams.items()},
-        "passes": {lang: tokens * shares[lang] / stream.n_tokens for lang, stream in streams.items()},
+        "passes": {lang: tokens * float(shares[lang]) / stream.n_tokens for lang, stream in streams.items()},
     }
 
 
