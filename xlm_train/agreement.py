@@ -20,6 +20,10 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from xlm_train.errors import UserError
 
 
+class ProcessesMissing(RuntimeError):
+    """Not all processes of the run came, or they do not see the same files: a restart may help."""
+
+
 @dataclass(frozen=True)
 class Member:
     """One process of the run. device: name; device_id: what is the same only for the same device, None for a CPU."""
@@ -45,25 +49,32 @@ class Agreement:
         """First exchange of all processes: who is there (`members`), and whether they can train together.
 
         start_timeout: seconds within which all must answer; timeout: of every later collective, on the GPUs too.
-        Raises UserError naming the ranks that are missing, share a device, or run something else.
+        Raises ProcessesMissing where ranks are missing or see other files, UserError where they share a device.
         """
         if self.world_size == 1:
             self.members = [me]
+            return
+        if self._group is not None:  # a later attempt of the same processes
+            self._compare(me)
             return
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         try:
             dist.monitored_barrier(self._group, timedelta(seconds=start_timeout), wait_all_ranks=True)
         except RuntimeError as error:
-            raise UserError(
-                f"the processes of the run did not all answer within trainer.start_timeout_seconds={start_timeout:g}: "
-                + str(error).splitlines()[0]
+            raise ProcessesMissing(
+                f"the processes did not all answer within trainer.start_timeout_seconds={start_timeout:g}: {error}"
             ) from error
+        self._compare(me)
+        _set_pg_timeout(timedelta(seconds=timeout))  # the default group was made with the short one
+
+    def _compare(self, me: Member) -> None:
         found: list[Any] = [None] * self.world_size
         dist.all_gather_object(found, me, self._group)
         self.members = found
         if problems := problems_of(self.members):
             raise UserError(problems)
-        _set_pg_timeout(timedelta(seconds=timeout))  # the default group was made with the short one
+        if differ := differences(self.members, "run"):  # a network file system may show a rank an old listing
+            raise ProcessesMissing(f"the processes do not see the same config, corpus or checkpoint ({differ})")
 
     def highest(self, number: int) -> int:
         """The highest of the processes' numbers, on all of them. A collective."""
@@ -105,14 +116,17 @@ def problems_of(members: Sequence[Member]) -> list[str]:
                 f"ranks {_list(ranks)} share one device on {host}: give each its own (one task a GPU; srun --gpus-per-node,"
                 " or trainer.devices = GPUs of a node)"
             )
-    for what, key in (("torch", "torch"), ("config, corpus or checkpoint", "run")):
-        values: defaultdict[str, list[int]] = defaultdict(list)
-        for one in members:
-            values[getattr(one, key)].append(one.rank)
-        if len(values) > 1:
-            groups = "; ".join(f"ranks {_list(ranks)}: {value[:12]}" for value, ranks in values.items())
-            problems.append(f"the processes do not have the same {what} ({groups}): can all read the same files?")
+    if differ := differences(members, "torch"):
+        problems.append(f"the processes do not have the same torch ({differ})")
     return problems
+
+
+def differences(members: Sequence[Member], key: str) -> str:
+    """Which ranks have which value, where they differ; else nothing."""
+    values: defaultdict[str, list[int]] = defaultdict(list)
+    for one in members:
+        values[getattr(one, key)].append(one.rank)
+    return "; ".join(f"ranks {_list(r)}: {value[:12]}" for value, r in values.items()) if len(values) > 1 else ""
 
 
 def table(members: Sequence[Member]) -> list[str]:

@@ -9,7 +9,7 @@ Content (format version 2):
     shape       ModelShape as a dict
     model       state dict of `XLM`
     optimizer   state dict, or None in a checkpoint for inference
-    progress    step (attempts), updates, skipped steps, loss scale, patience, best metrics (see module.Progress)
+    progress    step (attempts), updates, skipped steps, loss scale, patience, best metrics (see progress.py)
     ledger      losses of the steps since the last report; guard: recent good losses (see ledger.py, guard.py)
     text        languages {code: id}, vocab, codes (both as text), lowercase, remove_accents: to read new text
     lineage     corpus: its lineage hash; parents: hashes of the checkpoints this one descends from (init_from, import)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from xlm_train.compression import COMPRESSIONS
 from xlm_train.energy import METERS
-from xlm_train.guard import POLICIES
+from xlm_train.guard import LEAST, POLICIES
 from xlm_train.plan.settings import GRAMS_CO2_PER_KWH
 from xlm_train.run_folder import flatten
 from xlm_train.schema import field_problems, fits
@@ -142,6 +142,10 @@ def type_problems(config: dict[str, Any]) -> list[str]:
                 problems.append(f"{section}.{key}={value}: must be a number")
     if not fits(config["seed"], int) or not 0 <= config["seed"] < 2**63:
         problems.append(f"seed={config['seed']}: must be a whole number from 0 to 2^63 - 1")
+    if not all(fits(step, int) for step in config["debug"].get("nan_steps") or []):
+        problems.append(f"debug.nan_steps={config['debug']['nan_steps']}: must be a list of step numbers")
+    if config["init_optimizer"] and config["init_from"] is None:
+        problems.append("init_optimizer=true: there is no checkpoint to take it from: give init_from=FILE")
     if not fits(config["run_name"], str):
         problems.append(f"run_name={config['run_name']}: must be text")
     return problems
@@ -284,6 +288,22 @@ def _trainer_problems(config: dict[str, Any]) -> list[str]:
             problems.append(f"trainer.{key}={trainer[key]}: must be null or one of {', '.join(options)}")
         elif trainer[key] is not None and trainer["devices"] * trainer["nodes"] == 1:
             problems.append(f"trainer.{key}={trainer[key]}: there is one process: nothing is exchanged or divided")
+    guard = config["callbacks"]["guard"]
+    if guard["spike_z"] is not None and guard["window"] < LEAST:
+        problems.append(
+            f"callbacks.guard.window={guard['window']}: a spike is told from at least {LEAST} good steps; callbacks.guard.window={LEAST}"
+        )
+    if trainer["gradient_compression"] == "fp16" and trainer["precision"] != "16-mixed":
+        problems.append(
+            "trainer.gradient_compression=fp16: without the loss scale of trainer.precision=16-mixed small gradients would become 0"
+        )
+    if trainer["gradient_compression"] == "powersgd" and (
+        trainer["precision"] == "16-mixed" or guard["policy"] == "skip"
+    ):
+        problems.append(
+            "trainer.gradient_compression=powersgd: a gradient that overflows stays in its error feedback and spoils all that"
+            " follow: use trainer.precision=bf16-mixed or 32-true, and callbacks.guard.policy=stop or rollback"
+        )
     if trainer["gradient_compression"] == "powersgd" and gpus == 0:
         problems.append(
             "trainer.gradient_compression=powersgd: on CPUs (gloo) its reductions start in another order on each process"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
 from typing import Any
 
+from xlm_train.errors import UserError
 from xlm_train.files import read_json, write_json
 from xlm_train.plan.settings import GRAMS_CO2_PER_KWH
 
@@ -52,6 +54,13 @@ class Energy:
             self.tracker.flush()
             return self.before + float(self.tracker._total_energy.kWh) * self.nodes
         return self.before + self.watts * (time.monotonic() - self.started) / 3.6e6
+
+    def close(self) -> None:
+        """Write what was used, and stop measuring."""
+        with contextlib.suppress(UserError):  # a full disk: the figure is not worth a run
+            self.write()
+        if self.tracker is not None:
+            self.tracker.stop()
 
     def write(self) -> None:
         kwh = self.kwh()

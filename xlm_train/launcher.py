@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from xlm_train.run_folder import RunFolder
 
 LOOK_EVERY = 0.5  # seconds
+STARTED = "XLM_TRAIN_STARTED"  # environment: when the command was given, for trainer.max_hours over restarts
 LAST_LINES = 30  # of a failed process's log, shown
 
 
@@ -62,6 +64,7 @@ def launch(config: dict[str, Any], run: RunFolder, flag: StopFlag) -> int:
     if settings["threads"] is None:
         cores = len(os.sched_getaffinity(0))
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // settings["devices"])))
+    environment[STARTED] = str(time.time())
     restarts, newest = 0, newest_name(run)
     while True:
         status = _run(command, environment, flag)

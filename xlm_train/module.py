@@ -122,8 +122,8 @@ class CausalLanguageModel(pl.LightningModule):
                 loss = self.slot_loss(slot)
                 if batch.step in self.nan_steps and slot.number == 0:
                     loss = loss * math.nan
-                if last:
-                    self.stopwatch.stop(self.device)  # the last backward pass waits for the other processes
+                if position == 0:
+                    self.stopwatch.stop(self.device)  # one slot, whatever the share; backward may wait for others
                 self.manual_backward(loss * weight)
             self.ledger.add(slot.number, slot.language, loss)
         self._update(scale)

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from xlm_train.errors import ConfigError
 from xlm_train.files import atomic_write, read_json, write_json
+from xlm_train.processes import say
 
 # What makes two starts the same run. Everything else (devices, length, logging, paths) may change between starts.
 IDENTITY = (
@@ -75,21 +76,24 @@ class RunFolder:
         self.path = Path(runs) / name
         self.config = {**config, "corpus_lineage": corpus_lineage}
         self.changes: list[str] = []
+        self.starts_anew = False  # another config's start left this folder without a checkpoint
         self._lock: IO[str] | None = None
         # A start that failed before its first checkpoint left nothing that another config could spoil.
-        if self.config_file.is_file() and any(self.checkpoints.glob("step-*")):
+        if self.config_file.is_file():
             previous = OmegaConf.to_container(OmegaConf.load(self.config_file))
             if not isinstance(previous, dict):
                 raise ConfigError(f"{self.config_file}: is damaged: not a config")
-            self._refuse_another_config({str(key): value for key, value in previous.items()})
+            self._compare({str(key): value for key, value in previous.items()})
 
-    def _refuse_another_config(self, previous: dict[str, Any]) -> None:
+    def _compare(self, previous: dict[str, Any]) -> None:
         different = differences(previous, self.config, identity=True)
         if previous.get("corpus_lineage") != self.config["corpus_lineage"]:
             different.append(
                 f"data.path: another corpus (lineage {previous.get('corpus_lineage')}, now {self.config['corpus_lineage']})"
             )
-        if different:
+        if different and not any(self.checkpoints.glob("step-*")):
+            self.starts_anew = True
+        elif different:
             raise ConfigError(
                 [
                     f"run_name={self.path.name}: {self.path} holds a run with another config; choose another run_name, or undo:",
@@ -124,6 +128,8 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"run_name={self.path.name}: another process is training in {self.path}") from error
+        except OSError as error:  # a network file system without locks
+            say(f"warning: {self.path} cannot be locked ({error.strerror}): do not start this run twice at a time")
         for folder in (self.path, self.checkpoints):
             for left_over in folder.glob(".*.tmp"):  # of a process killed in the middle of a write
                 left_over.unlink()
@@ -156,10 +162,13 @@ class RunFolder:
     def record(self, event: str, step: int, **details: Any) -> None:
         """Append to events.jsonl what has happened: unlike metrics, a resumed run does not take it back."""
         line = json.dumps({"time": round(time.time(), 3), "step": step, "event": event, **details})
-        with open(self.path / "events.jsonl", "a+b") as file:
-            if file.tell() and not _ends_with_newline(file):  # a start was killed while it wrote
-                file.write(b"\n")
-            file.write(line.encode() + b"\n")
+        try:
+            with open(self.path / "events.jsonl", "a+b") as file:
+                if file.tell() and not _ends_with_newline(file):  # a start was killed while it wrote
+                    file.write(b"\n")
+                file.write(line.encode() + b"\n")
+        except OSError as error:  # the run is worth more than its diary
+            say(f"warning: {self.path / 'events.jsonl'}: {event} is not recorded: {error.strerror}")
 
     def tracking_id(self) -> str:
         """What this run is called at a tracking service: the same over all restarts."""
@@ -172,7 +181,7 @@ class RunFolder:
     def excluded_steps(self) -> list[int]:
         """Steps that rollbacks have found bad: no start of this run reads them again."""
         file = self.path / "excluded.json"
-        return list(read_json(file)) if file.is_file() else []
+        return list(read_json(file)) if file.is_file() and not self.starts_anew else []
 
     def exclude(self, step: int) -> None:
         write_json(self.path / "excluded.json", sorted({*self.excluded_steps(), step}))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
 import os
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from xlm_train.command import EXIT_PREEMPTED, EXIT_USER_ERROR, command, in_sweep, sweep_suffix
 from xlm_train.errors import ConfigError, UserError
 from xlm_train.files import atomic_write
-from xlm_train.launcher import is_worker, launch
+from xlm_train.launcher import STARTED, is_worker, launch
 from xlm_train.processes import end_with_parent, processes, rank, say
 from xlm_train.signals import StopFlag
 from xlm_train.threads import wait_politely
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
+    from xlm_train.agreement import Agreement
     from xlm_train.corpus import Corpus, TokenStream
     from xlm_train.guard import BadNumbers, BadStep
     from xlm_train.model import ModelShape
@@ -98,12 +101,8 @@ def work(config: dict[str, Any], flag: StopFlag) -> int:
     except RuntimeError as error:
         if not is_lost_peer(error):
             raise
-        text = str(error).splitlines()[0]
-        print(
-            f"xlm-train: error: {where}another process of the run has ended or does not answer: {text}",
-            file=sys.stderr,
-            flush=True,
-        )
+        why = "another process of the run is missing, has ended or does not answer"
+        print(f"xlm-train: error: {where}{why}: {error}", file=sys.stderr, flush=True)
         return EXIT_LOST
 
 
@@ -111,7 +110,9 @@ def is_lost_peer(error: RuntimeError) -> bool:
     """Whether a collective failed: NCCL's errors have a type of their own, gloo's name its source."""
     import torch
 
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
+    from xlm_train.agreement import ProcessesMissing
+
+    return isinstance(error, ProcessesMissing | torch.distributed.DistError) or "gloo" in str(error).lower()
 
 
 @dataclass
@@ -126,6 +127,9 @@ class Job:
     tokens_per_step: int
     max_steps: int
     excluded: set[int]
+    agreement: Agreement
+    started: float  # seconds of the epoch
+    resumed_at: int = 0  # step at which the present attempt began
 
 
 def train(config: dict[str, Any], flag: StopFlag) -> int:
@@ -165,6 +169,9 @@ def train(config: dict[str, Any], flag: StopFlag) -> int:
                 break
             except BadNumbers as error:
                 roll_back(job, error)
+            gc.collect()  # the attempt's model and its gradient buffers, before the next one's are made
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
     except BaseException as error:
         if is_first_process():
             with contextlib.suppress(UserError, OSError):  # a full disk must not hide what went wrong
@@ -178,16 +185,27 @@ def train(config: dict[str, Any], flag: StopFlag) -> int:
     status = "finished" if progress.step >= job.max_steps else "stopped" if reason == "patience" else "preempted"
     if is_first_process():
         run.write_status(status, reason=reason, **progress.to_dict())
-        from xlm_train.report import write_report
-
-        write_report(run.path)
+        run.record(status, progress.step, reason=reason)
+        if status != "preempted":  # then there is no time for it
+            leave_report(run)
     goes_on = "; the same command goes on from here" if status == "preempted" else ""
     say(f"{status} after {progress.step:,} steps; checkpoints in {run.checkpoints}{goes_on}")
     return 0
 
 
+def leave_report(run: RunFolder) -> None:
+    """Write the run's report; whatever goes wrong there does not undo the run."""
+    try:
+        from xlm_train.report import write_report
+
+        write_report(run.path)
+    except Exception as error:
+        say(f"warning: no report was written: {type(error).__name__}: {error}; xlm-report writes it again")
+
+
 def open_job(config: dict[str, Any]) -> Job:
     """The corpus, the order in which it is read, and the run's folder. Nothing is written yet."""
+    from xlm_train.agreement import Agreement
     from xlm_train.corpus import Corpus
     from xlm_train.order import Order, language_shares
     from xlm_train.run_folder import RunFolder
@@ -201,7 +219,11 @@ def open_job(config: dict[str, Any]) -> Job:
     tokens_per_step = data["slots"] * data["slot_streams"] * data["bptt"]
     run = RunFolder(config["paths"]["runs"], config["run_name"], config, corpus.lineage)
     max_steps = steps_of(config["trainer"], tokens_per_step)
-    return Job(config, corpus, streams, order, run, tokens_per_step, max_steps, set(run.excluded_steps()))
+    started = float(os.environ.get(STARTED, time.time()))
+    excluded = set(run.excluded_steps())
+    return Job(
+        config, corpus, streams, order, run, tokens_per_step, max_steps, excluded, Agreement(processes()), started
+    )
 
 
 def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
@@ -214,9 +236,9 @@ def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
 
     from xlm_train import checkpoint
     from xlm_train.advice import advice
-    from xlm_train.agreement import Agreement, table
+    from xlm_train.agreement import member, table
     from xlm_train.batches import StepBatches
-    from xlm_train.callbacks import Checkpointing, Interruption, Metrics, RollCall, Stragglers, Validation
+    from xlm_train.callbacks import Checkpointing, Interruption, Metrics, Stragglers, Validation
     from xlm_train.energy import Energy
     from xlm_train.fork import fork
     from xlm_train.guard import Guard
@@ -270,12 +292,13 @@ def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
         parents = resume["lineage"]["parents"]
     elif config["init_from"] is not None:
         resume, parents = fork(config["init_from"], corpus, shape.to_dict(), config["init_optimizer"])
-    step = resume["progress"]["step"] if resume is not None else 0
+    step = job.resumed_at = resume["progress"]["step"] if resume is not None else 0
     stopped = resume is not None and out_of_patience(resume["progress"], when["validation"]["patience"])
 
-    agreement = Agreement(processes())
+    agreement = job.agreement
 
-    def present() -> None:
+    def meet(rank: int, device: torch.device) -> None:
+        agreement.connect(member(rank, device, common), settings["start_timeout_seconds"], settings["timeout_seconds"])
         members = agreement.members
         for line in table(members) if len(members) > 1 else []:
             say(line)
@@ -285,16 +308,14 @@ def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
             run.record("start", step, **started, changes=run.changes)
 
     common = digest([config, corpus.lineage, resume["sha256"] if resume else None, sorted(job.excluded)])
-    roll_call = RollCall(agreement, common, settings["start_timeout_seconds"], settings["timeout_seconds"], present)
     loggers = make_loggers(config, run, step) if is_first_process() else []
-    energy = None
-    if is_first_process():
-        use = when["energy"]
-        watts = config["cluster"].get("watts")
+    on_gpus = settings["accelerator"] != "cpu" and torch.cuda.is_available()
+    energy, use, watts = None, when["energy"], config["cluster"].get("watts")
+    if is_first_process() and (watts is not None or use["meter"] == "codecarbon" or not on_gpus):
         energy = Energy(run.path / "energy.json", use["meter"], watts, processes(), settings["nodes"], use["region"])
     batches = StepBatches(
         job.streams, corpus.languages, order, data["bptt"], rank(), processes(),
-        pin=settings["accelerator"] != "cpu" and torch.cuda.is_available(),
+        pin=on_gpus,
     )  # fmt: skip
     batches.start, batches.stop = step, max_steps
     if stopped:
@@ -305,7 +326,7 @@ def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
     peak = peak_tokens_per_second(config, shape)
     metrics = Metrics(report_every, list(corpus.languages), job.tokens_per_step, max_steps, batches, energy, peak)
     stragglers = Stragglers(
-        report_every, agreement, len(batches.numbers),
+        report_every, agreement,
         lambda rank, host, times: run.record("slow_rank", module.progress.step, rank=rank, host=host, times=times),
     )  # fmt: skip
     validation = Validation(
@@ -321,7 +342,7 @@ def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
     )  # fmt: skip
     del resume  # Checkpointing drops it when it is restored: nothing else may hold its tensors
     interruption = Interruption(
-        when["interruption"]["every_n_steps"], settings["max_hours"], flag, agreement, checkpointing
+        when["interruption"]["every_n_steps"], settings["max_hours"], flag, agreement, checkpointing, job.started
     )
 
     say(
@@ -336,10 +357,14 @@ def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
     if is_first_process():
         run.write_config()
         run.write_status("running")
-    trainer = make_trainer(config, [roll_call, metrics, stragglers, validation, checkpointing, interruption], loggers)
-    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
-    if energy is not None:
-        energy.write()
+    trainer = make_trainer(config, [metrics, stragglers, validation, checkpointing, interruption], loggers, meet)
+    try:
+        trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
+    except SystemExit as error:  # what Lightning makes of a second SIGINT
+        raise KeyboardInterrupt from error
+    finally:
+        if energy is not None:
+            energy.close()
     reason = interruption.reason
     if reason is None and out_of_patience(module.progress.to_dict(), when["validation"]["patience"]):
         reason = "patience"
@@ -355,13 +380,19 @@ def roll_back(job: Job, error: BadNumbers) -> None:
     from xlm_train.processes import is_first_process
 
     guard, bad = job.config["callbacks"]["guard"], error.bad
-    action = guard["policy"] if len(job.excluded) < guard["max_in_a_row"] else "stop"
+    since = sum(step >= job.resumed_at for step in job.excluded)  # rollbacks without a new checkpoint between them
+    action = guard["policy"] if since < guard["max_in_a_row"] else "stop"
     report_bad_step(job, bad, action)
     if action != "rollback":
         raise TrainingStopped(
             f"step {bad.step}: {bad.reason}: training has diverged; the last checkpoint is intact; what the step read"
-            f" is in {job.run.bad_batch(bad.step)}. callbacks.guard.policy=skip or rollback goes on without such steps;"
-            " a lower optimizer.lr or a longer schedule.warmup_updates may prevent them"
+            f" is in {job.run.bad_batch(bad.step)}. "
+            + (
+                f"That is one more than callbacks.guard.max_in_a_row={guard['max_in_a_row']} rollbacks since step {job.resumed_at}."
+                if since
+                else "callbacks.guard.policy=skip or rollback goes on without such steps."
+            )
+            + " A lower optimizer.lr or a longer schedule.warmup_updates may prevent them"
         )
     job.excluded.add(bad.step)
     if is_first_process():
@@ -382,6 +413,7 @@ def report_bad_step(job: Job, bad: BadStep, action: str) -> None:
     with atomic_write(file) as out:
         out.write(decoded(bad, job.corpus, job.order, job.config["data"]["bptt"]).encode())
     if action != "stop":
+        job.run.record(action, bad.step)
         say(
             f"warning: step {bad.step}: {bad.reason}: left out by callbacks.guard.policy={action}; its text is in {file}"
         )

@@ -39,6 +39,7 @@ def test_a_divided_optimizer_is_the_undivided_one(words: list[str], tmp_path: Pa
 
 
 def test_compressed_gradients_change_the_run_a_little(words: list[str], tmp_path: Path) -> None:
+    words += ["trainer.precision=16-mixed", "debug.cpu_fp16=true"]
     command("xlm_train.train", *words, "run_name=plain")
     command("xlm_train.train", *words, "run_name=half", "trainer.gradient_compression=fp16")
     plain, half = last(tmp_path / "plain")["model"], last(tmp_path / "half")["model"]
@@ -50,8 +51,7 @@ def test_what_needs_several_processes_is_refused_in_one(compose: Callable[..., A
     options = ["trainer.sharding=zero", "trainer.gradient_compression=fp16"]
     config = compose("train", "experiment=smoke", f"data.path={corpus_folder}", "run_name=x", *options)
     problems = problems_of(OmegaConf.create(config))
-    assert len(problems) == 2
-    assert all("there is one process" in problem for problem in problems)
+    assert sum("there is one process" in problem for problem in problems) == 2
 
 
 def test_a_slow_rank_is_named(words: list[str], tmp_path: Path) -> None:

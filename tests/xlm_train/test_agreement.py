@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from xlm_train.agreement import Member, problems_of, table
+from xlm_train.agreement import Member, differences, problems_of, table
 from xlm_train.callbacks.stragglers import slow_ones
 
 GPUS = [Member(rank, f"node{rank // 4}", 100 + rank, "V100", f"uuid{rank}", "2.13.0", "abc") for rank in range(8)]
@@ -27,7 +27,7 @@ def test_processes_that_run_something_else() -> None:
     members = [replace(m, torch="2.8.0") if m.rank in (2, 3, 7) else m for m in GPUS]
     (problem,) = problems_of(members)
     assert "the same torch (ranks 0-1, 4-6: 2.13.0; ranks 2-3, 7: 2.8.0)" in problem
-    assert "config, corpus or checkpoint" in problems_of([*GPUS[:7], replace(GPUS[7], run="xyz")])[0]
+    assert differences([*GPUS[:7], replace(GPUS[7], run="xyz")], "run") == "ranks 0-6: abc; ranks 7: xyz"
 
 
 def test_slow_processes() -> None:

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from tests.conftest import command
 from tests.end_to_end.worlds import assert_same, last
 from tests.xlm_train.conftest import CorpusMaker
+from xlm_train.config import problems_of
 from xlm_train.corpus import Corpus
 from xlm_train.guard import Guard, TrainingStopped, robust_z
 from xlm_train.ledger import Ledger, StepLosses
@@ -147,9 +149,27 @@ def test_two_processes_roll_back_alike(run: Run, corpus_folder: Path, tmp_path: 
 
 
 def test_too_many_rollbacks_stop_the_run(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(TrainingStopped, match="training has diverged"):
-        run("many", "debug.nan_steps=[2,4,6]", "callbacks.guard.policy=rollback", "callbacks.guard.max_in_a_row=2")
-    assert [e["action"] for e in events(tmp_path / "many", "bad_batch")] == ["rollback", "rollback", "stop"]
+    """Those since the last checkpoint count: here one before step 5 and three after it, of which two are allowed."""
+    with pytest.raises(TrainingStopped, match=r"callbacks\.guard\.max_in_a_row=2 rollbacks since step 5"):
+        run("many", "debug.nan_steps=[2,6,7,8]", "callbacks.guard.policy=rollback", "callbacks.guard.max_in_a_row=2")
+    actions = [(e["step"], e["action"]) for e in events(tmp_path / "many", "bad_batch")]
+    assert actions == [(2, "rollback"), (6, "rollback"), (7, "rollback"), (8, "stop")]
+
+
+def test_another_config_in_a_folder_without_a_checkpoint_forgets_what_was_left_out(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(TrainingStopped):
+        run("other", "debug.nan_steps=[1,2]", "callbacks.guard.policy=rollback", "callbacks.guard.max_in_a_row=1")
+    folder = run("other", "seed=5")
+    assert last(folder)["progress"]["skipped"] == []
+
+
+def test_mistakes_in_the_guard_are_found_early(compose: Callable[..., Any], corpus_folder: Path) -> None:
+    words = ["callbacks.guard.spike_z=10", "callbacks.guard.window=19", "debug.nan_steps=[a]", "init_optimizer=true"]
+    problems = problems_of(OmegaConf.create(compose("train", f"data.path={corpus_folder}", "run_name=x", *words)))
+    assert len(problems) == 2  # types first
+    words = ["callbacks.guard.spike_z=10", "callbacks.guard.window=19", "callbacks.guard.policy=perhaps"]
+    problems = problems_of(OmegaConf.create(compose("train", f"data.path={corpus_folder}", "run_name=x", *words)))
+    assert len(problems) == 2
 
 
 @pytest.fixture(scope="module")

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pytorch_lightning.loggers.logger import Logger
 
 from xlm_train.advice import advice
 from xlm_train.energy import Energy
-from xlm_train.loggers import LocalLogger, progress_bar, read_metrics
+from xlm_train.loggers import progress_bar, read_metrics
 from xlm_train.signals import StopFlag
 from xlm_train.train import train
 
 Compose = Callable[..., dict[str, Any]]
 
 
-class Broken(LocalLogger):
+class Broken(Logger):
     """A tracker whose service goes away."""
 
     def __init__(self, from_step: int) -> None:
@@ -28,6 +29,17 @@ class Broken(LocalLogger):
     @property
     def experiment(self) -> None:
         return None
+
+    @property
+    def name(self) -> str:
+        return "broken"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Not asked for."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         assert step is not None

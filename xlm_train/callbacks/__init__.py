@@ -1,11 +1,10 @@
-"""What happens around the training step, in this order: roll call, metrics, stragglers, validation,
+"""What happens around the training step, in this order: metrics, stragglers, validation,
 checkpoint, interruption."""
 
 from xlm_train.callbacks.checkpointing import Checkpointing
 from xlm_train.callbacks.interruption import Interruption
 from xlm_train.callbacks.metrics import Metrics
-from xlm_train.callbacks.roll_call import RollCall
 from xlm_train.callbacks.stragglers import Stragglers
 from xlm_train.callbacks.validation import Validation
 
-__all__ = ["Checkpointing", "Interruption", "Metrics", "RollCall", "Stragglers", "Validation"]
+__all__ = ["Checkpointing", "Interruption", "Metrics", "Stragglers", "Validation"]

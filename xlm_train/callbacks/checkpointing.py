@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -16,8 +17,9 @@ from xlm_train.callbacks.metrics import Metrics
 from xlm_train.callbacks.validation import Validation
 from xlm_train.errors import CheckpointError
 from xlm_train.module import CausalLanguageModel
+from xlm_train.processes import say
 from xlm_train.progress import Progress
-from xlm_train.sharding import gather
+from xlm_train.sharding import gather, put_back
 
 
 def _copy(value: Any) -> Any:
@@ -74,7 +76,8 @@ class Checkpointing(pl.Callback):
             self.resume_from = None  # its tensors are copied: give the memory back
         if trainer.is_global_zero:
             self._set_aside_damaged(module.progress.step)
-            self._link_best(module.progress.best_step)
+            with contextlib.suppress(OSError):  # a file system without links: said at the next checkpoint
+                self._link_best(module.progress.best_step)
 
     def _set_aside_damaged(self, step: int) -> None:
         """Checkpoints beyond the one resumed from were passed over as damaged: rename them, so none counts as kept."""
@@ -127,10 +130,14 @@ class Checkpointing(pl.Callback):
     def _write(self, content: dict[str, Any], step: int, best_step: int | None) -> None:
         try:
             checkpoint.save(self.folder / checkpoint.name_of(step), content)
-            self._link_best(best_step)
-            self._remove_old(best_step)
         except BaseException as error:  # raised again on the training thread
             self.failure = error
+            return
+        try:
+            self._link_best(best_step)
+            self._remove_old(best_step)
+        except OSError as error:  # the checkpoint itself is safe
+            say(f"warning: {self.folder}: best.pt or old checkpoints are not up to date: {error}")
 
     def _link_best(self, best_step: int | None) -> None:
         """Let `best.pt` be a link to the best validation's checkpoint."""
@@ -174,7 +181,7 @@ def restore(module: CausalLanguageModel, optimizer: torch.optim.Optimizer, conte
     try:
         module.model.load_state_dict(content["model"])
         if content["optimizer"] is not None:
-            optimizer.load_state_dict({"state": content["optimizer"]["state"], "param_groups": _settings(optimizer)})
+            put_back(optimizer, {"state": content["optimizer"]["state"], "param_groups": _settings(optimizer)})
         scale = module.progress.loss_scale
         module.progress = Progress.from_dict(content["progress"])
         if scale is None or module.progress.loss_scale is None:  # a checkpoint of another precision (init_from)

@@ -22,7 +22,8 @@ class Interruption(pl.Callback):
 
     A signal only sets a flag. After the first step of a start and every `every_n_steps` the processes exchange their
     flags (one all-reduce of one number), so all leave at the same step whichever of them was signalled; the state is
-    then saved by `Checkpointing` at the end of training. max_hours: of this start, not of the run. `reason`
+    then saved by `Checkpointing` at the end of training. max_hours: since `started` (seconds of the epoch), when the command
+    was given, restarts and rollbacks included. `reason`
     afterwards: None, "preempted" or "time limit".
     """
 
@@ -33,6 +34,7 @@ class Interruption(pl.Callback):
         flag: StopFlag,
         agreement: Agreement,
         checkpointing: Checkpointing,
+        started: float,
     ) -> None:
         self.every_n_steps = every_n_steps
         self.max_hours = max_hours
@@ -40,14 +42,14 @@ class Interruption(pl.Callback):
         self.agreement = agreement
         self.checkpointing = checkpointing
         self.first = True
-        self.started = time.monotonic()
+        self.started = started
         self.reason: str | None = None
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: CausalLanguageModel, *_: Any) -> None:  # type: ignore[override]
         first, self.first = self.first, False
         if self.agreement.world_size > 1 and module.progress.step % self.every_n_steps and not first:
             return
-        out_of_time = self.max_hours is not None and time.monotonic() - self.started > self.max_hours * 3600
+        out_of_time = self.max_hours is not None and time.time() - self.started > self.max_hours * 3600
         number = 2 if self.flag.is_set else int(out_of_time)
         if self.checkpointing.failure is not None:
             number = UNWRITTEN

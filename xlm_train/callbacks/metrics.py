@@ -15,6 +15,7 @@ import torch
 from xlm_train.batches import StepBatches
 from xlm_train.energy import Energy
 from xlm_train.ledger import mean_by_language
+from xlm_train.loggers import LocalLogger
 from xlm_train.module import CausalLanguageModel
 from xlm_train.processes import say
 
@@ -27,6 +28,9 @@ def send(trainer: pl.Trainer, metrics: Mapping[str, float], step: int) -> None:
             try:
                 logger.log_metrics(finite, step)
             except Exception as error:  # whatever a tracker raises: training is worth more than its record
+                if isinstance(logger, LocalLogger):  # the next report may find room on the disk again
+                    say(f"warning: {type(logger).__name__}: the report of step {step:,} is lost: {error}")
+                    continue
                 say(f"warning: {type(logger).__name__} failed and is left out from here on: {error}")
                 trainer.loggers = [other for other in trainer.loggers if other is not logger]
 

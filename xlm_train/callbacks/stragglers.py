@@ -16,18 +16,15 @@ SLOW = 1.5  # times the median
 
 
 class Stragglers(pl.Callback):
-    """Compares the processes' own time to compute a slot, every so many steps.
+    """Compares the processes' own time for the forward pass of one slot, every so many steps.
 
-    slots: of this process in a step. record: given the rank, its host and how many times slower it is, on the first
+    record: given the rank, its host and how many times slower it is, on the first
     process. A rank is named where two reports in a row find it slow, and again only when it has recovered in between.
     """
 
-    def __init__(
-        self, every_n_steps: int, agreement: Agreement, slots: int, record: Callable[[int, str, float], None]
-    ) -> None:
+    def __init__(self, every_n_steps: int, agreement: Agreement, record: Callable[[int, str, float], None]) -> None:
         self.every_n_steps = every_n_steps
         self.agreement = agreement
-        self.slots = slots
         self.record = record
         self.suspected: set[int] = set()  # by the last report
         self.named: set[int] = set()
@@ -35,7 +32,7 @@ class Stragglers(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: CausalLanguageModel, *_: Any) -> None:  # type: ignore[override]
         if module.progress.step % self.every_n_steps:
             return
-        seconds = self.agreement.gather(module.stopwatch.take() / self.slots)
+        seconds = self.agreement.gather(module.stopwatch.take())
         slow = slow_ones(seconds)
         for rank, times in slow.items():
             if rank in self.suspected and rank not in self.named:

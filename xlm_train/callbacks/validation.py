@@ -55,7 +55,7 @@ class Validation(pl.Callback):
         send(trainer, self.latest, step)
         progress = module.progress
         mean = self.latest["val/ppl"]
-        if progress.best_metric is None or mean < progress.best_metric:
+        if math.isfinite(mean) and (progress.best_metric is None or mean < progress.best_metric):
             progress.best_metric, progress.best_step, progress.failures = mean, step, 0
         else:
             progress.failures += 1
