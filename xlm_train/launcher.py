@@ -111,11 +111,12 @@ def _run(command: list[str], environment: dict[str, str], flag: StopFlag) -> int
             raise
 
 
-def _show_log(error_file: str) -> None:
-    """The last lines of a failed process that does not write to the terminal."""
-    log = Path(error_file).with_name("stderr.log")
-    if log.is_file():
-        lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+def _show_log(local_rank: int) -> None:
+    """The last lines of a failed process that does not write to the terminal, out of torchrun's --log-dir."""
+    folder = next((word.partition("=")[2] for word in sys.argv if word.startswith("--log-dir=")), None)
+    logs = [] if folder is None else Path(folder).glob(f"*/attempt_*/{local_rank}/stderr.log")
+    if newest := max(logs, key=lambda path: path.stat().st_mtime, default=None):
+        lines = newest.read_text(errors="replace").splitlines()[-LAST_LINES:]
         print("\n".join(lines), file=sys.stderr, flush=True)
 
 
@@ -145,7 +146,7 @@ def agent() -> int:
         return 1
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        _show_log(failure.error_file)
+        _show_log(failure.local_rank)
         if failure.exitcode < 0:
             print(f"xlm-train: process {rank} was ended by signal {-failure.exitcode}", file=sys.stderr, flush=True)
             return 128 - failure.exitcode
