@@ -147,7 +147,7 @@ def type_problems(config: dict[str, Any]) -> list[str]:
     if config["init_optimizer"] and config["init_from"] is None:
         problems.append("init_optimizer=true: there is no checkpoint to take it from: give init_from=FILE")
     if not fits(config["run_name"], str):
-        problems.append(f"run_name={config['run_name']}: must be text")
+        problems.append(f"run_name={config['run_name']}: must be text; quote it: run_name='\"{config['run_name']}\"'")
     return problems
 
 

@@ -175,7 +175,8 @@ def train(config: dict[str, Any], flag: StopFlag) -> int:
     except BaseException as error:
         if is_first_process():
             with contextlib.suppress(UserError, OSError):  # a full disk must not hide what went wrong
-                run.write_status("failed", error=f"{type(error).__name__}: {error}")
+                said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                run.write_status("failed", error=said)
         if not (isinstance(error, RuntimeError) and is_lost_peer(error)):  # that one's cause is in another process
             with contextlib.suppress(UserError, OSError), atomic_write(run.path / "traceback.txt") as file:
                 file.write(traceback.format_exc().encode())

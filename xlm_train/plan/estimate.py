@@ -285,7 +285,8 @@ def _notes(config: dict[str, Any], cluster: Cluster, plan: dict[str, Any], shape
     if not plan["memory"]["fits"]:
         notes.append("does not fit" + _what_fits(config, cluster, shape, count, plan["memory"]["available_gb"]))
     if plan["network"]["binds"]:
-        best = min(plan["network"]["seconds_per_step"], key=plan["network"]["seconds_per_step"].__getitem__)
+        allowed = ("none", "fp16" if trainer["precision"] == "16-mixed" else "powersgd")  # see config.py
+        best = min(allowed, key=plan["network"]["seconds_per_step"].__getitem__)
         faster = (
             f"trainer.gradient_compression={best}, or " if best != (plan["network"]["compression"] or "none") else ""
         )
