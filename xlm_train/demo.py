@@ -85,7 +85,7 @@ def main() -> None:
     print(f"\n{'=' * 100}\nDone in {duration(time.monotonic() - start)}.\n")
     summary(read_json(evaluation), run_folder)
     print(
-        f"\n  corpus       {corpus}\n  run          {run_folder}: report.md, plots/curves.png, metrics.jsonl\n"
+        f"\n  corpus       {corpus}\n  run          {run_folder}: report.html, plots/curves.png, metrics.jsonl\n"
         f"  checkpoint   {best}\n  evaluation   {evaluation}\n  transformers {export}"
     )
 
