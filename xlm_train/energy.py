@@ -57,12 +57,13 @@ class Energy:
 
     def close(self) -> None:
         """Write what was used, and stop measuring."""
-        with contextlib.suppress(UserError):  # a full disk: the figure is not worth a run
-            self.write()
+        self.write()
         if self.tracker is not None:
             self.tracker.stop()
 
     def write(self) -> None:
+        """Leave the figure in the run's folder; on a full disk it is left out: it is not worth a run."""
         kwh = self.kwh()
         values = {"energy_kwh": kwh, "co2_kg": kwh * GRAMS_CO2_PER_KWH[self.region] / 1000}
-        write_json(self.file, {**values, "method": self.method, "region": self.region})
+        with contextlib.suppress(UserError):
+            write_json(self.file, {**values, "method": self.method, "region": self.region})
