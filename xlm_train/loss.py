@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from xlm_train import sync
 
 CHUNK_ELEMENTS = 2**25  # logits held at once: 128 MiB in float32
+ALIGNMENT = 8  # a row of logits begins at a multiple of this many: else a CPU's product writes it 9 % slower
 
 
 def linear_cross_entropy(
@@ -102,14 +103,16 @@ def _forward(
     weight_grad = torch.empty(weight.shape, dtype=wide, device=device) if need_weight else None
     bias_grad = torch.zeros(rows, dtype=wide, device=device) if need_bias else None
     losses = torch.empty(count, dtype=wide, device=device)
-    buffer = torch.empty(chunk, rows, dtype=dtype, device=device)
+    columns = -(-rows // ALIGNMENT) * ALIGNMENT
+    buffer = torch.empty(chunk, columns, dtype=dtype, device=device)
     share = torch.full((chunk,), 1 / count, dtype=wide, device=device)  # of one token in the mean
 
     for start in range(0, count, chunk):
         end = min(start + chunk, count)
         here, target = low_hidden[start:end], targets[start:end, None]
-        logits = torch.addmm(low_bias, here, low_weight.t(), out=buffer[: end - start])
-        if n_words < rows:
+        logits = buffer[: end - start]
+        torch.addmm(low_bias, here, low_weight.t(), out=logits[:, :rows])
+        if n_words < columns:
             logits[:, n_words:] = float("-inf")
         highest = logits.amax(dim=1, keepdim=True).to(wide)
         wanted = logits.gather(1, target).to(wide)
@@ -120,8 +123,8 @@ def _forward(
             continue
         probabilities.scatter_add_(1, target, torch.full_like(wanted, -1.0))
         if bias_grad is not None:
-            bias_grad.addmv_(probabilities.t(), share[: end - start])
-        difference = probabilities.to(dtype)
+            bias_grad.addmv_(probabilities[:, :rows].t(), share[: end - start])
+        difference = probabilities[:, :rows].to(dtype)
         if hidden_grad is not None:
             torch.mul(torch.mm(difference, low_weight), 1 / count, out=hidden_grad[start:end])
         if weight_grad is None:
