@@ -46,7 +46,7 @@ def ours(
     if allocator:
         keep_memory()
     torch.manual_seed(0)
-    model = XLM(ModelShape(n_words=N_WORDS), recompute=recompute)
+    model = XLM(ModelShape(n_words=N_WORDS, vocab_multiple=8), recompute=recompute)
     if compiled:
         for block in model.blocks:
             block.compile()

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from xlm_train.matmul import product
+
 
 def gelu_linear(x_NF: Tensor, weight_DF: Tensor, bias_D: Tensor) -> Tensor:
     """linear(gelu(x)), erf form; gelu(x) is computed again in the backward pass.
@@ -26,7 +28,8 @@ class _GeluLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(x, weight)
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(F.gelu(x).to(dtype), weight.to(dtype), bias.to(dtype))
+            activated = F.gelu(x).to(dtype).flatten(0, -2)
+            return product(activated, weight.to(dtype).t(), bias.to(dtype)).view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
@@ -35,7 +38,7 @@ class _GeluLinear(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):
             flat = grad.flatten(0, -2)
             activated = F.gelu(x).to(grad.dtype).flatten(0, -2)
-            weight_grad = (flat.t() @ activated).to(weight.dtype)
+            weight_grad = product(flat.t(), activated).to(weight.dtype)
             del activated  # its memory is free for the next product
-            back = (flat @ weight.to(grad.dtype)).view(x.shape).to(x.dtype)
+            back = product(flat, weight.to(grad.dtype)).view(x.shape).to(x.dtype)
             return torch.ops.aten.gelu_backward(back, x), weight_grad, flat.sum(0, dtype=weight.dtype), None

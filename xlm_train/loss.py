@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from xlm_train import sync
+from xlm_train.matmul import add_product, product
 
 CHUNK_ELEMENTS = 2**25  # logits held at once: 128 MiB in float32
-ALIGNMENT = 8  # a row of logits begins at a multiple of this many: else a CPU's product writes it 9 % slower
 
 
 def linear_cross_entropy(
@@ -96,45 +96,49 @@ def _forward(
     device = hidden.device
     wide = torch.promote_types(dtype, torch.float32)  # softmax and sums: float32, or float64 for float64 inputs
     need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-    chunk = min(count, max(1, CHUNK_ELEMENTS // rows))
+    chunk = max(1, CHUNK_ELEMENTS // rows)
+    chunk -= chunk % 64 if chunk > 64 else 0  # products like round sizes
+    chunk = min(count, chunk)
 
     low_weight, low_hidden, low_bias = weight.to(dtype), hidden.to(dtype), bias.to(dtype)
     hidden_grad = torch.empty(hidden.shape, dtype=wide, device=device) if need_hidden else None
-    weight_grad = torch.empty(weight.shape, dtype=wide, device=device) if need_weight else None
+    weight_grad = None
     bias_grad = torch.zeros(rows, dtype=wide, device=device) if need_bias else None
     losses = torch.empty(count, dtype=wide, device=device)
-    columns = -(-rows // ALIGNMENT) * ALIGNMENT
-    buffer = torch.empty(chunk, columns, dtype=dtype, device=device)
     share = torch.full((chunk,), 1 / count, dtype=wide, device=device)  # of one token in the mean
 
     for start in range(0, count, chunk):
         end = min(start + chunk, count)
         here, target = low_hidden[start:end], targets[start:end, None]
-        logits = buffer[: end - start]
-        torch.addmm(low_bias, here, low_weight.t(), out=logits[:, :rows])
-        if n_words < columns:
+        logits = product(here, low_weight.t(), low_bias)
+        if n_words < rows:
             logits[:, n_words:] = float("-inf")
         highest = logits.amax(dim=1, keepdim=True).to(wide)
         wanted = logits.gather(1, target).to(wide)
         probabilities = torch.softmax(logits, dim=1, dtype=wide, out=logits if dtype == wide else None)
         # the highest probability is exp(0) / sum of exp(logit - highest)
         losses[start:end] = (highest - wanted - probabilities.amax(dim=1, keepdim=True).log()).squeeze(1)
-        if not any(ctx.needs_input_grad):
-            continue
-        probabilities.scatter_add_(1, target, torch.full_like(wanted, -1.0))
+        if any(ctx.needs_input_grad):
+            probabilities.scatter_add_(1, target, torch.full_like(wanted, -1.0))
         if bias_grad is not None:
-            bias_grad.addmv_(probabilities[:, :rows].t(), share[: end - start])
-        difference = probabilities[:, :rows].to(dtype)
+            bias_grad.addmv_(probabilities.t(), share[: end - start])
+        difference = probabilities.to(dtype)
         if hidden_grad is not None:
-            torch.mul(torch.mm(difference, low_weight), 1 / count, out=hidden_grad[start:end])
-        if weight_grad is None:
-            continue
-        if dtype == wide:  # beta=0: what is there is not read, so the first chunk needs no zeros
-            weight_grad.addmm_(difference.t(), here, alpha=1 / count, beta=float(start > 0))
-        elif start == 0:
-            torch.mul(torch.mm(difference.t(), here), 1 / count, out=weight_grad)
-        else:
-            weight_grad.add_(torch.mm(difference.t(), here), alpha=1 / count)
+            torch.mul(product(difference, low_weight), 1 / count, out=hidden_grad[start:end])
+        if need_weight and dtype == wide:
+            here = here * (1 / count)
+            if weight_grad is None:
+                weight_grad = product(difference.t(), here)
+            else:
+                add_product(weight_grad, difference.t(), here)
+        elif need_weight:  # in half precision 1 / count would cost the small hidden states their digits
+            added = product(difference.t(), here)
+            if weight_grad is None:
+                weight_grad = torch.mul(added, 1 / count, out=torch.empty_like(added, dtype=wide))
+            else:
+                weight_grad.add_(added, alpha=1 / count)
+            del added
+        del logits, probabilities, difference  # their memory is free for the next chunk
     ctx.gradients = (hidden_grad, weight_grad, bias_grad)
     ctx.hidden_dtype = hidden.dtype
     return losses.mean()

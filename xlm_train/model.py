@@ -22,6 +22,7 @@ from xlm_train.dropout import dropout
 from xlm_train.errors import ConfigError
 from xlm_train.gelu import gelu_linear
 from xlm_train.loss import linear_cross_entropy, tied_lookup
+from xlm_train.matmul import Linear
 
 PAD = 2
 LAYER_NORM_EPS = 1e-12
@@ -113,8 +114,8 @@ class Attention(nn.Module):
         super().__init__()
         self.n_heads = shape.n_heads
         self.dropout = shape.attention_dropout
-        self.qkv = nn.Linear(shape.dim, 3 * shape.dim)
-        self.out = nn.Linear(shape.dim, shape.dim)
+        self.qkv = Linear(shape.dim, 3 * shape.dim)
+        self.out = Linear(shape.dim, shape.dim)
 
     def forward(
         self,
@@ -141,8 +142,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
-        self.lin1 = nn.Linear(shape.dim, shape.ffn_dim)
-        self.lin2 = nn.Linear(shape.ffn_dim, shape.dim)
+        self.lin1 = Linear(shape.dim, shape.ffn_dim)
+        self.lin2 = Linear(shape.ffn_dim, shape.dim)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return gelu_linear(self.lin1(x_BTD), self.lin2.weight, self.lin2.bias)

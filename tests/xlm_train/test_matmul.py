@@ -1,0 +1,95 @@
+"""The two libraries behind matrix products give the same numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from xlm_train import matmul
+from xlm_train.model import XLM, ModelShape
+
+BOTH = pytest.mark.parametrize("onednn", [False, True])
+SMALL, LARGE = (40, 24, 56), (300, 160, 200)  # on both sides of matmul.SMALLEST
+
+
+def close(ours: Tensor, exact: Tensor) -> bool:
+    return bool((ours.double() - exact).norm() <= 1e-6 * exact.norm())
+
+
+@BOTH
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_product(onednn: bool, size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In all layouts that a training step has, with and without a bias."""
+    monkeypatch.setattr(matmul, "ONEDNN", onednn)
+    torch.manual_seed(0)
+    N, K, M = size
+    assert (N * K * M >= matmul.SMALLEST) == (size == LARGE)
+    bias = torch.randn(M)
+    for a in (torch.randn(N, K), torch.randn(K, N).t(), torch.randn(N + 3, K)[1:-2]):
+        for b in (torch.randn(K, M), torch.randn(M, K).t(), torch.randn(K, M + 5)[:, 2:-3]):
+            exact = a.double() @ b.double()
+            assert close(matmul.product(a, b), exact)
+            assert close(matmul.product(a, b, bias), exact + bias)
+    wide = torch.randn(N, K, dtype=torch.float64)
+    assert matmul.product(wide, wide.t()).dtype == torch.float64
+    for dtype in (torch.bfloat16, torch.float16):
+        assert matmul.product(wide.to(dtype), wide.to(dtype).t()).dtype == dtype
+
+
+@BOTH
+@pytest.mark.parametrize("block_bytes", [1, 200 * 4 * 70, 2**25])
+def test_add_product(onednn: bool, block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the blocks: of a row, not dividing the rows, wider than the matrix."""
+    monkeypatch.setattr(matmul, "ONEDNN", onednn)
+    monkeypatch.setattr(matmul, "BLOCK_BYTES", block_bytes)
+    torch.manual_seed(0)
+    into, a, b = torch.randn(300, 200), torch.randn(160, 300).t(), torch.randn(160, 200)
+    exact, place = into.double() + a.double() @ b.double(), into.data_ptr()
+    matmul.add_product(into, a, b)
+    assert close(into, exact)
+    assert into.data_ptr() == place
+
+
+@BOTH
+@pytest.mark.parametrize("shape", [(300,), (3, 100)])
+def test_linear_is_torchs(onednn: bool, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output and all gradients, also where the input wants none."""
+    monkeypatch.setattr(matmul, "ONEDNN", onednn)
+    torch.manual_seed(0)
+    ours = matmul.Linear(160, 200)
+    exact = nn.Linear(160, 200, dtype=torch.float64)
+    exact.load_state_dict(ours.state_dict())
+    x = torch.randn(*shape, 160)
+    for wants in (True, False):
+        mine, its = x.clone().requires_grad_(wants), x.double().requires_grad_(wants)
+        ours.zero_grad()
+        exact.zero_grad()
+        weights = torch.randn(*shape, 200)
+        y, exact_y = ours(mine), exact(its)
+        assert close(y, exact_y)
+        (y * weights).sum().backward()
+        (exact_y * weights.double()).sum().backward()
+        for a, b in ((mine.grad, its.grad), (ours.weight.grad, exact.weight.grad), (ours.bias.grad, exact.bias.grad)):
+            assert a is b is None or (a is not None and b is not None and close(a, b))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours(x).dtype == torch.bfloat16
+
+
+def test_a_whole_model_learns_the_same_with_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss and gradients of a model whose products are large enough, in chunks of the softmax too."""
+    monkeypatch.setattr("xlm_train.loss.CHUNK_ELEMENTS", 3000 * 200)  # three chunks
+    torch.manual_seed(0)
+    model = XLM(ModelShape(n_words=3000, dim=128, n_layers=2, n_heads=4, ffn_dim=512, dropout=0, attention_dropout=0))
+    windows = torch.randint(14, 3000, (8, 65))
+    found = []
+    for onednn in (False, True):
+        monkeypatch.setattr(matmul, "ONEDNN", onednn)
+        model.zero_grad()
+        loss = model.next_token_loss(windows, 0)
+        loss.backward()
+        found.append((loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])))
+    (loss, gradient), (loss_onednn, gradient_onednn) = found
+    assert loss_onednn == pytest.approx(loss, rel=1e-6)
+    assert (gradient - gradient_onednn).norm() <= 1e-6 * gradient.norm()
+    assert not torch.equal(gradient, gradient_onednn), "both went through the same library"
