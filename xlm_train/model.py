@@ -316,6 +316,7 @@ def initialise(model: XLM) -> None:
             module.reset_parameters()
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Trainable and fixed parameters, tied weights once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+def count_parameters(model: XLM) -> int:
+    """Trainable and fixed parameters, tied weights once, without the vocabulary's padding rows."""
+    padding = (model.shape.n_rows - model.shape.n_words) * (model.shape.dim + 1)
+    return sum(parameter.numel() for parameter in model.parameters()) - padding

@@ -23,6 +23,7 @@ import yaml
 from tests.conftest import command
 from xlm_train import page
 from xlm_train.errors import UserError
+from xlm_train.model import ModelShape
 from xlm_train.report import recipe, write_report
 from xlm_train.report.content import sections, thinned
 from xlm_train.report.figures import Axis, Curve, Figure, html, number, reduce
@@ -135,8 +136,10 @@ def test_the_report_of_a_real_run(trained: Path, corpus_folder: Path) -> None:
     metrics = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     best = [line for line in metrics if "val/ppl" in line][-1]
     newest = checkpoint.load(trained / "checkpoints/step-00000020.pt")
-    count = f"{sum(tensor.numel() for tensor in newest['model'].values()):,}"
     manifest = json.loads((corpus_folder / "manifest.json").read_text())
+    shape = ModelShape(**newest["shape"])
+    padding = (shape.n_rows - shape.n_words) * (shape.dim + 1)  # rows of the vocabulary's matrix and its bias
+    count = f"{sum(tensor.numel() for tensor in newest['model'].values()) - padding:,}"
     for text in (Page(html_page).text, markdown):
         assert "finished after 20 steps, 20 updates" in text
         assert f"{best['val/ppl_de']:,.4g}" in text
