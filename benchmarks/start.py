@@ -1,4 +1,4 @@
-"""Starting and reading: what opening a corpus costs at any size, what reading a step costs beside computing it, and --help.
+"""Starting and reading: from command to first step, fresh and resumed, whatever the corpus; reading; --help.
 
     python -m benchmarks.start --json start.json
 
@@ -20,13 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.turns import report, table
+from xlm_train import checkpoint
 from xlm_train.batches import StepBatches
 from xlm_train.corpus import FORMAT, VERSION, Corpus
-from xlm_train.model import XLM, ModelShape
-from xlm_train.module import CausalLanguageModel
 from xlm_train.order import Order, language_shares
 
 LANGUAGES = {"de": 0, "en": 1}
@@ -86,11 +84,52 @@ def timed(work: Any, repeat: int) -> float:
     return statistics.median(times)
 
 
+def first_step(corpus: Path, runs: Path, name: str, *words: str) -> float:
+    """Seconds from the command until the first step of `xlm-train experiment=demo` stands in metrics.jsonl."""
+    metrics = runs / name / "metrics.jsonl"
+    before = metrics.read_bytes() if metrics.exists() else b""
+    steps = 2 + before.count(b"\n")
+    command = [
+        sys.executable, "-m", "xlm_train.train", "experiment=demo", f"data.path={corpus}", f"paths.runs={runs}",
+        f"run_name={name}", f"trainer.max_steps={steps}", "callbacks.metrics.every_n_steps=1",
+        "schedule.total_updates=1800", *words,
+    ]  # fmt: skip
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while not metrics.exists() or metrics.stat().st_size <= len(before):
+        if process.poll():
+            sys.exit(f"{' '.join(command)}: status {process.returncode}")
+        time.sleep(0.01)
+    seconds = time.perf_counter() - start
+    process.wait()
+    return seconds
+
+
+def starts(small: Path, large: Path, runs: Path, repeat: int = 3) -> dict[str, float]:
+    """Medians of `first_step`, in turn."""
+    two = ("trainer.devices=2",)
+    cases: dict[str, tuple[Path, str, tuple[str, ...]]] = {
+        "first step, one process, s": (small, "one", ()),
+        "first step, one process, 1,000 times the text, s": (large, "large", ()),
+        "first step, two processes, s": (small, "two", two),
+    }
+    found: dict[str, list[float]] = {}
+    for turn in range(repeat):
+        for name, (corpus, run, words) in cases.items():
+            fresh = first_step(corpus, runs, f"{run}{turn}", *words)
+            resumed = first_step(corpus, runs, f"{run}{turn}", *words)
+            found.setdefault(name, []).append(fresh)
+            found.setdefault(name.replace("first step", "first step after a resume"), []).append(resumed)
+    file = next((runs / "one0" / "checkpoints").glob("step-*.pt"))
+    found["reading that checkpoint, s"] = [timed(lambda: checkpoint.load(file), 5)]
+    return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    results: dict[str, Any] = {"threads": torch.get_num_threads()}
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         for tokens in (10**6, 10**8, 10**9):
             folder = make_corpus(Path(temporary) / str(tokens), tokens)
@@ -99,30 +138,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                 loader(folder).read(0)
 
             results[f"open and read step 0, {tokens:.0e} tokens a language, ms"] = 1000 * timed(first, 15)
-            reader = loader(folder)
-            results[f"read a step, {tokens:.0e} tokens a language, ms"] = 1000 * timed(
-                lambda r=reader: r.read(next(steps)), 200
-            )
-        shape = ModelShape(
-            n_words=N_WORDS, dim=256, n_layers=4, n_heads=4, ffn_dim=1024, max_positions=128, dropout=0.0
-        )
-        model = CausalLanguageModel(
-            XLM(shape), lambda p: torch.optim.AdamW(p, fused=True), lambda k: 1e-3, SLOTS, clip_norm=5.0, seed=0
-        )
-        optimizer = model.configure_optimizers()
-        reader = loader(Path(temporary) / "1000000")
-        steps = iter(range(10**6))
-
-        def compute() -> None:
-            for slot in reader.read(next(steps)).slots:
-                (model.slot_loss(slot) / SLOTS).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        results["a whole step at the demo's shape, ms"] = 1000 * timed(compute, 20)
-    results["reading, share of a step"] = (
-        results["read a step, 1e+06 tokens a language, ms"] / results["a whole step at the demo's shape, ms"]
-    )
+            results[f"read a step, {tokens:.0e} tokens a language, ms"] = 1000 * timed(reading(loader(folder)), 200)
+        results |= starts(Path(temporary) / "1000000", Path(temporary) / "1000000000", Path(temporary) / "runs")
     for name in ("train", "evaluate", "generate", "export", "import_checkpoint"):
         words = [sys.executable, "-m", f"xlm_train.{name}", "--help"]
         results[f"python -m xlm_train.{name} --help, s"] = timed(

@@ -5,7 +5,8 @@
 1024 wide, 6 layers, 8 heads, 64,699 words, windows of 256 tokens (255 predictions), dropout 0.1, float32. Each variant
 lives in a process of its own and all take turns. The roof is the time of the float32 matrix products alone that a step
 cannot do without, in the same turns: forward and both backward products of every linear layer and of the softmax layer,
-and half of the attention's squares (its other half is masked).
+and half of the attention's squares (its other half is masked). Where torch.mm is not the fastest way to them on this
+processor (see xlm_train/matmul.py), the roof is the faster way, and torch.mm's time is shown beside it.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.turns import Variant, in_turn, report, spread, table
+from xlm_train.matmul import ONEDNN
 
 N_WORDS, N_LANGS, DIM, N_LAYERS, N_HEADS, FFN_DIM, BPTT, MAX_POSITIONS = 64_699, 2, 1024, 6, 8, 4096, 256, 512
+N_ROWS = 64_704  # with the rows of padding that xlm-train adds
 DROPOUT = 0.1
 CLIP_NORM = 5.0
 LR, BETAS, EPS = 1e-4, (0.9, 0.98), 1e-8
@@ -176,26 +179,31 @@ def transformers(streams: int) -> Callable[[], float]:
     return step
 
 
-def roof(streams: int) -> Callable[[], None]:
-    """The matrix products of a step and nothing else, each into memory that is there already."""
+def roof(streams: int, torch_mm: bool = False) -> Callable[[], None]:
+    """The matrix products of a step and nothing else, by the faster library here, or by torch.mm."""
+    from xlm_train import matmul
+    from xlm_train.memory import keep_memory
+
+    keep_memory()
+    if torch_mm:
+        matmul.ONEDNN = False
     N, T, E = streams * (BPTT - 1), BPTT - 1, DIM // N_HEADS
     squares = streams * N_HEADS // 2  # the causal half
     layer = [(DIM, 3 * DIM), (DIM, DIM), (DIM, FFN_DIM), (FFN_DIM, DIM)]
-    linears = [(*shape, N_LAYERS) for shape in layer] + [(DIM, N_WORDS, 1)]
+    linears = [(*shape, N_LAYERS) for shape in layer] + [(DIM, N_ROWS, 1)]
     matrices = [
         (torch.randn(N, fan_in), torch.randn(fan_out, fan_in), torch.randn(N, fan_out), repeat)
         for fan_in, fan_out, repeat in linears
     ]
-    into = [(torch.empty_like(y), torch.empty_like(x), torch.empty_like(w)) for x, w, y, _ in matrices]
     heads, weights = torch.randn(squares, T, E), torch.randn(squares, T, T)
     to_heads, to_weights = torch.empty_like(heads), torch.empty_like(weights)
 
     def products() -> None:
-        for (x, w, dy, repeat), (y, dx, dw) in zip(matrices, into, strict=True):
+        for x, w, dy, repeat in matrices:
             for _ in range(repeat):
-                torch.mm(x, w.t(), out=y)
-                torch.mm(dy, w, out=dx)
-                torch.mm(dy.t(), x, out=dw)
+                matmul.product(x, w.t())
+                matmul.product(dy, w)
+                matmul.product(dy.t(), x)
         for _ in range(2 * N_LAYERS):  # scores, and the gradient of the weights
             torch.bmm(heads, heads.transpose(1, 2), out=to_weights)
         for _ in range(4 * N_LAYERS):  # contexts, and the gradients of values, queries and keys
@@ -207,24 +215,24 @@ def roof(streams: int) -> Callable[[], None]:
 def flops(streams: int) -> float:
     """Floating-point operations of the roof's products."""
     N, T = streams * (BPTT - 1), BPTT - 1
-    linears = N_LAYERS * DIM * (4 * DIM + 2 * FFN_DIM) + DIM * N_WORDS
+    linears = N_LAYERS * DIM * (4 * DIM + 2 * FFN_DIM) + DIM * N_ROWS
     return 6.0 * N * linears + 6.0 * N_LAYERS * streams * T * T * DIM
 
 
 def measure(streams: int, rounds: int, threads: int = 2) -> dict[str, Any]:
     """All variants at one batch size."""
     library = "transformers.models.xlm.modeling_xlm"
-    results = in_turn(
-        [
-            Variant("ours", "benchmarks.step:ours", {"streams": streams}),
-            Variant("plain", "benchmarks.step:plain", {"streams": streams}),
-            Variant("transformers", "benchmarks.step:transformers", {"streams": streams}, imports=(library,)),
-            Variant("roof", "benchmarks.step:roof", {"streams": streams}),
-        ],
-        rounds,
-        warm_up=3,  # in the second step the optimizer's state still moves what was laid out before
-        threads=threads,
-    )
+    at = {"streams": streams}
+    variants = [
+        Variant("ours", "benchmarks.step:ours", at),
+        Variant("plain", "benchmarks.step:plain", at),
+        Variant("transformers", "benchmarks.step:transformers", at, imports=(library,)),
+        Variant("roof", "benchmarks.step:roof", at),
+    ]
+    if ONEDNN:
+        variants.append(Variant("torch.mm's roof", "benchmarks.step:roof", {**at, "torch_mm": True}))
+    # in the second step the optimizer's state still moves what was laid out before
+    results = in_turn(variants, rounds, warm_up=3, threads=threads)
     tokens = streams * BPTT
     mine = results["ours"]
     share = results["roof"].times_slower_than(mine)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from xlm_train import sync
-from xlm_train.matmul import add_product, product
+from xlm_train.matmul import product, product_into
 
 CHUNK_ELEMENTS = 2**25  # logits held at once: 128 MiB in float32
 
@@ -102,7 +102,7 @@ def _forward(
 
     low_weight, low_hidden, low_bias = weight.to(dtype), hidden.to(dtype), bias.to(dtype)
     hidden_grad = torch.empty(hidden.shape, dtype=wide, device=device) if need_hidden else None
-    weight_grad = None
+    weight_grad = torch.empty(weight.shape, dtype=wide, device=device) if need_weight else None
     bias_grad = torch.zeros(rows, dtype=wide, device=device) if need_bias else None
     losses = torch.empty(count, dtype=wide, device=device)
     share = torch.full((chunk,), 1 / count, dtype=wide, device=device)  # of one token in the mean
@@ -125,19 +125,14 @@ def _forward(
         difference = probabilities.to(dtype)
         if hidden_grad is not None:
             torch.mul(product(difference, low_weight), 1 / count, out=hidden_grad[start:end])
-        if need_weight and dtype == wide:
-            here = here * (1 / count)
-            if weight_grad is None:
-                weight_grad = product(difference.t(), here)
-            else:
-                add_product(weight_grad, difference.t(), here)
-        elif need_weight:  # in half precision 1 / count would cost the small hidden states their digits
-            added = product(difference.t(), here)
-            if weight_grad is None:
-                weight_grad = torch.mul(added, 1 / count, out=torch.empty_like(added, dtype=wide))
-            else:
-                weight_grad.add_(added, alpha=1 / count)
-            del added
+        if weight_grad is not None and dtype == wide:
+            product_into(weight_grad, difference.t(), here * (1 / count), add=start > 0)
+        elif (
+            weight_grad is not None and start == 0
+        ):  # in half precision 1 / count would cost small numbers their digits
+            torch.mul(product(difference.t(), here), 1 / count, out=weight_grad)
+        elif weight_grad is not None:
+            weight_grad.add_(product(difference.t(), here), alpha=1 / count)
         del logits, probabilities, difference  # their memory is free for the next chunk
     ctx.gradients = (hidden_grad, weight_grad, bias_grad)
     ctx.hidden_dtype = hidden.dtype

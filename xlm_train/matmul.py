@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 SMALLEST = 2**22  # multiplications below which oneDNN's start-up (some 10 microseconds a call) eats its gain
-BLOCK_BYTES = 2**25  # of a product that is added to a matrix: about what a cache holds
+BLOCK_BYTES = 2**22  # of a product on its way into a matrix: stays in the cache, so the way costs nothing
 
 
 def _is_better_served_by_onednn() -> bool:
@@ -46,14 +46,15 @@ def product(a_NK: Tensor, b_KM: Tensor, bias_M: Tensor | None = None) -> Tensor:
     return a_NK @ b_KM if bias_M is None else torch.addmm(bias_M, a_NK, b_KM)
 
 
-def add_product(into_NM: Tensor, a_NK: Tensor, b_KM: Tensor) -> None:
-    """into += a @ b, without a second matrix of that size."""
+def product_into(into_NM: Tensor, a_NK: Tensor, b_KM: Tensor, add: bool) -> None:
+    """into = a @ b, or into += a @ b, without a second matrix of the size of `into` or `a`."""
     if not ONEDNN:
-        into_NM.addmm_(a_NK, b_KM)
+        into_NM.addmm_(a_NK, b_KM, beta=float(add))  # beta=0: what is there is not read
         return
     rows = max(1, BLOCK_BYTES // (into_NM.shape[1] * into_NM.element_size()))
     for start in range(0, into_NM.shape[0], rows):
-        into_NM[start : start + rows] += product(a_NK[start : start + rows], b_KM)
+        block, found = into_NM[start : start + rows], product(a_NK[start : start + rows], b_KM)
+        block.add_(found) if add else block.copy_(found)
 
 
 class Linear(nn.Linear):

@@ -38,15 +38,20 @@ def test_product(onednn: bool, size: tuple[int, int, int], monkeypatch: pytest.M
 
 
 @BOTH
+@pytest.mark.parametrize("add", [False, True])
 @pytest.mark.parametrize("block_bytes", [1, 200 * 4 * 70, 2**25])
-def test_add_product(onednn: bool, block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the blocks: of a row, not dividing the rows, wider than the matrix."""
+def test_product_into(onednn: bool, add: bool, block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the blocks: of a row, not dividing the rows, wider than the matrix. What was there counts only if asked."""
     monkeypatch.setattr(matmul, "ONEDNN", onednn)
     monkeypatch.setattr(matmul, "BLOCK_BYTES", block_bytes)
     torch.manual_seed(0)
     into, a, b = torch.randn(300, 200), torch.randn(160, 300).t(), torch.randn(160, 200)
-    exact, place = into.double() + a.double() @ b.double(), into.data_ptr()
-    matmul.add_product(into, a, b)
+    exact, place = a.double() @ b.double(), into.data_ptr()
+    if add:
+        exact += into
+    else:
+        into.fill_(torch.nan)
+    matmul.product_into(into, a, b, add)
     assert close(into, exact)
     assert into.data_ptr() == place
 
