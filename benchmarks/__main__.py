@@ -2,7 +2,8 @@
 
     python -m benchmarks
 
-About twelve minutes on two quiet cores. Those of text preparation need text: see prep.py, bpe.py and tokenise.py.
+About twenty minutes on two quiet cores. Those of text preparation need text: see prep.py, bpe.py and tokenise.py;
+network.py needs to be root and gpu.py a GPU.
 """
 
 from __future__ import annotations

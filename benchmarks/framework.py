@@ -1,6 +1,6 @@
 """What xlm-train costs around its arithmetic: a real run at the demo's shape against a bare loop, in turn.
 
-    python -m benchmarks.framework --rounds 20 --json framework.json
+    python -m benchmarks.framework --rounds 50 --json framework.json
 
 The run is `train(config)` itself with experiment=demo: Lightning's loop, reading the corpus, reports to the log file and
 the console every 10 steps, schedule, checks, signals. Validation and checkpoints are left out: they are work of their
@@ -140,7 +140,7 @@ def bare(corpus: str) -> Callable[[], None]:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
@@ -151,17 +151,15 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             tokens = np.load(corpus / f"train.{language}.npy", mmap_mode="r+")
             tokens[:] = noise.integers(14, N_WORDS, len(tokens))
             tokens.flush()
-        one_arena = {
-            "MALLOC_ARENA_MAX": "1"
-        }  # the run lives in a thread here: it shall allocate as the main thread does
+        # the run lives in a thread here: it shall allocate as the main thread does
+        one_arena = {"MALLOC_ARENA_MAX": "1"}
         results = in_turn(
             [
-                Variant("xlm-train", "benchmarks.framework:framework", {"corpus": str(corpus)}, environment=one_arena),
-                Variant("bare loop", "benchmarks.framework:bare", {"corpus": str(corpus)}, environment=one_arena),
+                Variant(name, f"benchmarks.framework:{function}", {"corpus": str(corpus)}, (), one_arena, warm_up=3)
+                for name, function in (("xlm-train", "framework"), ("bare loop", "bare"))
             ],
             options.rounds,
-            warm_up=3,
-            threads=options.threads,
+            options.threads,
         )
     run, loop = results["xlm-train"], results["bare loop"]
     reaches = loop.times_slower_than(run)

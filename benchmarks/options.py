@@ -39,12 +39,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     changes = variants(options.streams, options.compiled)
     results = in_turn(
         [
-            Variant(name, "benchmarks.step:ours", {"streams": options.streams, **change})
+            Variant(name, "benchmarks.step:ours", {"streams": options.streams, **change}, warm_up=3)
             for name, change in changes.items()
         ],
         options.rounds,
-        warm_up=2,  # the optimizer's state comes with the first step, the second finds the memory laid out anew
-        threads=options.threads,
+        options.threads,
     )
     base = results["as it is"]
     rows, figures = [], {}

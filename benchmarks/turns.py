@@ -32,6 +32,7 @@ class Variant:
 
     build: "module:function"; called once with `arguments` in the variant's process, it returns the call to time.
     imports: modules loaded before the memory is first looked at. environment: set before the process starts.
+    warm_up: calls before the first that counts.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Variant:
     arguments: dict[str, Any] = field(default_factory=dict)
     imports: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    warm_up: int = 1
 
 
 @dataclass
@@ -69,8 +71,8 @@ class Measured:
         return statistics.median(ratios), min(ratios), max(ratios)
 
 
-def in_turn(variants: Sequence[Variant], rounds: int, warm_up: int = 1, threads: int = 2) -> dict[str, Measured]:
-    """Measure all variants over `rounds` rounds after `warm_up` calls of each, with `threads` threads a process.
+def in_turn(variants: Sequence[Variant], rounds: int, threads: int = 2) -> dict[str, Measured]:
+    """Measure all variants over `rounds` rounds, with `threads` threads a process.
 
     Every second round runs in the opposite order, so that none always follows the same one.
     """
@@ -79,7 +81,7 @@ def in_turn(variants: Sequence[Variant], rounds: int, warm_up: int = 1, threads:
     try:
         for variant in variants:
             workers[variant.name] = _Worker(variant, threads)
-            for _ in range(warm_up):
+            for _ in range(variant.warm_up):
                 workers[variant.name].call()
         for number in range(rounds):
             for variant in variants if number % 2 == 0 else variants[::-1]:
