@@ -280,7 +280,7 @@ def test_merges_with_white_space_are_reported() -> None:
 
 
 def test_a_folder_of_ours_comes_back_whole(exported: Path, content: dict[str, Any]) -> None:
-    back = transformers_folder.read(exported)
+    back = transformers_folder.read(exported, vocab_multiple=content["shape"]["vocab_multiple"])
     assert back.warnings == []
     assert back.content["shape"] == content["shape"]
     assert back.content["text"] == content["text"]
@@ -312,7 +312,7 @@ def published(exported: Path, tmp_path: Path) -> Path:
 
 
 def test_the_published_folder_is_read_with_warnings(published: Path, content: dict[str, Any]) -> None:
-    found = transformers_folder.read(published)
+    found = transformers_folder.read(published, vocab_multiple=content["shape"]["vocab_multiple"])
     said = "\n".join(found.warnings)
     assert "does not say `causal`" in said
     assert "lower-cases text (by default), but the vocabulary has capitals" in said
@@ -363,7 +363,7 @@ def small_model(folder: Path, vocab: dict[str, int]) -> None:
 def test_ids_without_a_word_are_told(published: Path) -> None:
     vocab = {word: number for number, word in enumerate([*SPECIALS, "ab</w>", "a"])}
     small_model(published, {**vocab, "z</w>": 17})
-    found = transformers_folder.read(published)
+    found = transformers_folder.read(published, vocab_multiple=content["shape"]["vocab_multiple"])
     assert any("no word has 1 of the ids" in warning for warning in found.warnings)
     assert Vocabulary.from_text(found.content["text"]["vocab"]).words[14:] == ["ab", "a@@", "<unused16>", "z"]
 
