@@ -363,7 +363,7 @@ def small_model(folder: Path, vocab: dict[str, int]) -> None:
 def test_ids_without_a_word_are_told(published: Path) -> None:
     vocab = {word: number for number, word in enumerate([*SPECIALS, "ab</w>", "a"])}
     small_model(published, {**vocab, "z</w>": 17})
-    found = transformers_folder.read(published, vocab_multiple=content["shape"]["vocab_multiple"])
+    found = transformers_folder.read(published)
     assert any("no word has 1 of the ids" in warning for warning in found.warnings)
     assert Vocabulary.from_text(found.content["text"]["vocab"]).words[14:] == ["ab", "a@@", "<unused16>", "z"]
 
