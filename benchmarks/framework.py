@@ -106,6 +106,7 @@ def bare(corpus: str) -> Callable[[], None]:
     import torch
 
     from benchmarks.start import loader
+    from benchmarks.step import update
     from xlm_train.memory import keep_memory
     from xlm_train.model import XLM, ModelShape
 
@@ -115,7 +116,8 @@ def bare(corpus: str) -> Callable[[], None]:
     torch.manual_seed(config["seed"])
     model = XLM(ModelShape(n_words=N_WORDS, n_langs=len(LANGUAGES), **arguments))
     settings = {name: value for name, value in config["optimizer"].items() if not name.startswith("_")}
-    optimizer = torch.optim.AdamW(model.parameters(), **settings)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, **settings)
     reader = loader(Path(corpus))
     batches = [reader.read(step).slots for step in range(200)]
     clip_norm = config["trainer"]["clip_norm"]
@@ -127,12 +129,7 @@ def bare(corpus: str) -> Callable[[], None]:
             slots = batches[count % len(batches)]
             for slot in slots:
                 (model.next_token_loss(slot.tokens_BT, slot.language) / len(slots)).backward()
-            gradients = [p.grad for p in model.parameters() if p.grad is not None]
-            factor = (clip_norm / (torch.nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1.0)
-            if factor != 1.0:
-                torch._foreach_mul_(gradients, factor)
-            optimizer.step()
-            optimizer.zero_grad()
+            update(parameters, optimizer, clip_norm)
             count += 1
 
     return steps

@@ -105,7 +105,7 @@ def first_step(corpus: Path, runs: Path, name: str, *words: str) -> float:
     return seconds
 
 
-def starts(small: Path, large: Path, runs: Path, repeat: int = 3) -> dict[str, float]:
+def starts(small: Path, large: Path, runs: Path, repeat: int = 2) -> dict[str, float]:
     """Medians of `first_step`, in turn."""
     two = ("trainer.devices=2",)
     cases: dict[str, tuple[Path, str, tuple[str, ...]]] = {
