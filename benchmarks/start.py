@@ -97,11 +97,12 @@ def first_step(corpus: Path, runs: Path, name: str, *words: str) -> float:
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while not metrics.exists() or metrics.stat().st_size <= len(before):
-        if process.poll():
-            sys.exit(f"{' '.join(command)}: status {process.returncode}")
+        if process.poll() is not None:
+            sys.exit(f"{' '.join(command)}: ended with status {process.returncode} before its first step")
         time.sleep(0.01)
     seconds = time.perf_counter() - start
-    process.wait()
+    if process.wait() != 0:
+        sys.exit(f"{' '.join(command)}: status {process.returncode}")
     return seconds
 
 

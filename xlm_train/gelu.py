@@ -29,7 +29,7 @@ class _GeluLinear(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         with torch.autocast(x.device.type, enabled=False):
             activated = F.gelu(x).to(dtype).flatten(0, -2)
-            return product(activated, weight.to(dtype).t(), bias.to(dtype)).view(*x.shape[:-1], -1)
+            return product(activated, weight.to(dtype).t(), bias.to(dtype)).view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     @once_differentiable

@@ -120,20 +120,19 @@ def _forward(
         losses[start:end] = (highest - wanted - probabilities.amax(dim=1, keepdim=True).log()).squeeze(1)
         if any(ctx.needs_input_grad):
             probabilities.scatter_add_(1, target, torch.full_like(wanted, -1.0))
-        if bias_grad is not None:
-            bias_grad.addmv_(probabilities.t(), share[: end - start])
-        difference = probabilities.to(dtype)
-        if hidden_grad is not None:
-            torch.mul(product(difference, low_weight), 1 / count, out=hidden_grad[start:end])
-        if weight_grad is not None and dtype == wide:
-            product_into(weight_grad, difference.t(), here * (1 / count), add=start > 0)
-        elif (
-            weight_grad is not None and start == 0
-        ):  # in half precision 1 / count would cost small numbers their digits
-            torch.mul(product(difference.t(), here), 1 / count, out=weight_grad)
-        elif weight_grad is not None:
-            weight_grad.add_(product(difference.t(), here), alpha=1 / count)
-        del logits, probabilities, difference  # their memory is free for the next chunk
+            if bias_grad is not None:
+                bias_grad.addmv_(probabilities.t(), share[: end - start])
+            difference = probabilities.to(dtype)
+            if hidden_grad is not None:
+                torch.mul(product(difference, low_weight), 1 / count, out=hidden_grad[start:end])
+            if weight_grad is not None and dtype == wide:
+                product_into(weight_grad, difference.t(), here, alpha=1 / count, add=start > 0)
+            elif weight_grad is not None and start == 0:
+                torch.mul(product(difference.t(), here), 1 / count, out=weight_grad)
+            elif weight_grad is not None:
+                weight_grad.add_(product(difference.t(), here), alpha=1 / count)
+            del difference
+        del logits, probabilities  # their memory is free for the next chunk
     ctx.gradients = (hidden_grad, weight_grad, bias_grad)
     ctx.hidden_dtype = hidden.dtype
     return losses.mean()

@@ -1,9 +1,9 @@
-"""Matrix products of training, through the faster of PyTorch's two libraries.
+"""Matrix products of the linear layers and of the softmax, through the faster of PyTorch's two libraries.
 
 In float32 on a CPU PyTorch takes MKL, which gives AMD's processors its AVX2 kernels although they have AVX-512. oneDNN,
-which PyTorch carries too, gives them AVX-512's: measured on two cores of an EPYC (Zen 5), 2.0 to 2.3 times as fast for all
-products of the real shape and of the demo's. Which one is taken depends on the processor and the sizes alone, never on
-a timing: the same run on the same machine does the same arithmetic.
+which PyTorch carries too, gives them AVX-512's: measured on two cores of an EPYC (Zen 5; Zen 4 has not been tried), 1.9 to
+2.3 times as fast for these products at the real shape. Which one is taken depends on the processor and the sizes
+alone, never on a timing: the same run on the same machine does the same arithmetic.
 """
 
 from __future__ import annotations
@@ -34,49 +34,56 @@ def _is_better_served_by_onednn() -> bool:
 ONEDNN = _is_better_served_by_onednn()
 
 
-def product(a_NK: Tensor, b_KM: Tensor, bias_M: Tensor | None = None) -> Tensor:
-    """a @ b + bias, new memory (N, M). Either matrix may be a transposed view. Gradients do not flow through it."""
-    if (
+def _is_for_onednn(a_NK: Tensor, b_KM: Tensor) -> bool:
+    return (
         ONEDNN
         and a_NK.dtype == torch.float32
         and a_NK.device.type == "cpu"
         and a_NK.numel() * b_KM.shape[1] >= SMALLEST
-    ):
+    )
+
+
+def product(a_NK: Tensor, b_KM: Tensor, bias_M: Tensor | None = None) -> Tensor:
+    """a @ b + bias, new memory (N, M). Either matrix may be a transposed view. Gradients do not flow through it."""
+    if _is_for_onednn(a_NK, b_KM):
         return torch.ops.mkldnn._linear_pointwise(a_NK, b_KM.t(), bias_M, "none", [], "")  # type: ignore[no-any-return]
     return a_NK @ b_KM if bias_M is None else torch.addmm(bias_M, a_NK, b_KM)
 
 
-def product_into(into_NM: Tensor, a_NK: Tensor, b_KM: Tensor, add: bool) -> None:
-    """into = a @ b, or into += a @ b, without a second matrix of the size of `into` or `a`."""
-    if not ONEDNN:
-        into_NM.addmm_(a_NK, b_KM, beta=float(add))  # beta=0: what is there is not read
+def product_into(into_NM: Tensor, a_NK: Tensor, b_KM: Tensor, alpha: float, add: bool) -> None:
+    """into = alpha * a @ b, or into += alpha * a @ b, without a second matrix of the size of `into` or `a`."""
+    if not _is_for_onednn(a_NK, b_KM):
+        into_NM.addmm_(a_NK, b_KM, beta=float(add), alpha=alpha)  # beta=0: what is there is not read
         return
     rows = max(1, BLOCK_BYTES // (into_NM.shape[1] * into_NM.element_size()))
     for start in range(0, into_NM.shape[0], rows):
         block, found = into_NM[start : start + rows], product(a_NK[start : start + rows], b_KM)
-        block.add_(found) if add else block.copy_(found)
+        block.add_(found, alpha=alpha) if add else torch.mul(found, alpha, out=block)
 
 
 class Linear(nn.Linear):
-    """torch.nn.Linear, its three products through `product` where that is faster."""
+    """torch.nn.Linear for inputs of two dimensions or more, its three products through `product` where that is faster."""
 
     def forward(self, x: Tensor) -> Tensor:
-        device = x.device.type
-        if ONEDNN and device == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled(device):
-            return _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-any-return]
-        return F.linear(x, self.weight, self.bias)
+        if torch.is_autocast_enabled(x.device.type) or not _is_for_onednn(x, self.weight.t()):
+            return F.linear(x, self.weight, self.bias)
+        return _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-any-return]
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return product(x.flatten(0, -2), weight.t(), bias).view(*x.shape[:-1], -1)
+        return product(x.flatten(0, -2), weight.t(), bias).view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
         flat = grad.flatten(0, -2)
-        back = product(flat, weight).view(x.shape) if ctx.needs_input_grad[0] else None
-        return back, product(flat.t(), x.flatten(0, -2)), flat.sum(0)
+        return (
+            product(flat, weight).view(x.shape) if for_x else None,
+            product(flat.t(), x.flatten(0, -2)) if for_weight else None,
+            flat.sum(0) if for_bias else None,
+        )

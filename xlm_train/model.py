@@ -33,8 +33,9 @@ class ModelShape:
     """Everything that fixes the model's parameters and arithmetic.
 
     n_words: vocabulary entries, specials included. n_langs: languages; 1 means no language embedding.
-    vocab_multiple: the embedding matrix is padded to a multiple of this many rows (tensor cores want 8 in
-    half precision); the padding rows are outside the softmax and are never exported.
+    vocab_multiple: the embedding matrix is padded to a multiple of this many rows (the commands' default is 8: tensor
+    cores want it in half precision, and a CPU's products are faster); the padding rows are outside the softmax and are
+    never exported.
     """
 
     n_words: int

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from xlm_train import matmul
 from xlm_train.model import XLM, ModelShape
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch was built without oneDNN's product"
+)
 BOTH = pytest.mark.parametrize("onednn", [False, True])
 SMALL, LARGE = (40, 24, 56), (300, 160, 200)  # on both sides of matmul.SMALLEST
 
@@ -43,15 +46,16 @@ def test_product(onednn: bool, size: tuple[int, int, int], monkeypatch: pytest.M
 def test_product_into(onednn: bool, add: bool, block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the blocks: of a row, not dividing the rows, wider than the matrix. What was there counts only if asked."""
     monkeypatch.setattr(matmul, "ONEDNN", onednn)
+    monkeypatch.setattr(matmul, "SMALLEST", 1)
     monkeypatch.setattr(matmul, "BLOCK_BYTES", block_bytes)
     torch.manual_seed(0)
     into, a, b = torch.randn(300, 200), torch.randn(160, 300).t(), torch.randn(160, 200)
-    exact, place = a.double() @ b.double(), into.data_ptr()
+    exact, place = 0.3 * (a.double() @ b.double()), into.data_ptr()
     if add:
         exact += into
     else:
         into.fill_(torch.nan)
-    matmul.product_into(into, a, b, add)
+    matmul.product_into(into, a, b, 0.3, add)
     assert close(into, exact)
     assert into.data_ptr() == place
 
@@ -79,11 +83,18 @@ def test_linear_is_torchs(onednn: bool, shape: tuple[int, ...], monkeypatch: pyt
             assert a is b is None or (a is not None and b is not None and close(a, b))
     with torch.autocast("cpu", torch.bfloat16):
         assert ours(x).dtype == torch.bfloat16
+    ours.weight.requires_grad_(False)  # frozen
+    ours.zero_grad()
+    ours(x.requires_grad_()).sum().backward()
+    assert ours.weight.grad is None
+    assert ours.bias.grad is not None
+    assert ours(torch.empty(0, *shape[1:], 160)).shape == (0, *shape[1:], 200)
 
 
 def test_a_whole_model_learns_the_same_with_either(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss and gradients of a model whose products are large enough, in chunks of the softmax too."""
     monkeypatch.setattr("xlm_train.loss.CHUNK_ELEMENTS", 3000 * 200)  # three chunks
+    monkeypatch.setattr(matmul, "BLOCK_BYTES", 2**18)  # six blocks
     torch.manual_seed(0)
     model = XLM(ModelShape(n_words=3000, dim=128, n_layers=2, n_heads=4, ffn_dim=512, dropout=0, attention_dropout=0))
     windows = torch.randint(14, 3000, (8, 65))

@@ -135,7 +135,7 @@ def test_each_kind_of_wait_is_seen(wait: Any) -> None:
 
 
 STEP_IN_A_PROCESS = """
-import resource, sys, torch
+import resource, statistics, sys, torch
 from xlm_train.memory import keep_memory
 from xlm_train.model import XLM, ModelShape
 if sys.argv[1] == "kept":
@@ -144,27 +144,29 @@ torch.manual_seed(0)
 model = XLM(ModelShape(n_words=35_000, dim=256, n_layers=1, n_heads=4, ffn_dim=256, max_positions=32))
 optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 windows = torch.randint(14, 35_000, (4, 33))
-for step in range(5):
+faults = []
+for step in range(13):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     model.next_token_loss(windows, 0).backward()
     optimizer.step()
     optimizer.zero_grad()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(statistics.median(faults[4:]))
 """
 
 
-def faults_of_the_last_step(how: str) -> int:
-    """Pages fetched by the fifth step, in a process of its own. Its embedding's gradient takes 36 MB: above glibc's own limit
-    for keeping memory."""
+def faults_of_a_step(how: str) -> float:
+    """Pages fetched by a step after the first four, median of nine, in a process of its own. (Once in a while a step finds the heap
+    laid out otherwise and lets it grow.) Its embedding's gradient takes 36 MB: above glibc's own limit for keeping memory."""
     result = subprocess.run(
         [sys.executable, "-c", STEP_IN_A_PROCESS, how],
         capture_output=True, text=True, check=True, env=process_environment(),
     )  # fmt: skip
-    return int(result.stdout)
+    return float(result.stdout)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="settings of glibc's allocator")
 def test_a_step_fetches_no_memory_anew() -> None:
-    assert faults_of_the_last_step("as it comes") > 8000  # 36 MB and more are fetched each step
-    assert faults_of_the_last_step("kept") < 100
+    assert faults_of_a_step("as it comes") > 8000  # 36 MB and more are fetched each step
+    assert faults_of_a_step("kept") < 100
