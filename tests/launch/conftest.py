@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import REPOSITORY, command, process_environment
 
 LAUNCH = REPOSITORY / "launch"
-STEPS = 120
+STEPS = 240
 
 
 def ci_must_not_skip(message: str) -> None:
