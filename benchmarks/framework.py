@@ -4,8 +4,10 @@
 
 The run is `train(config)` itself with experiment=demo: Lightning's loop, reading the corpus, reports to the log file and
 the console every 10 steps, schedule, checks, signals. Validation and checkpoints are left out: they are work of their
-own. The bare loop does the same model, loss, clipping and optimizer on batches read beforehand. Both run 10 steps, in
-turn, each in its own process.
+own. The bare loop does the same model, loss, clipping and optimizer on batches read beforehand. Each in its own
+process, they take turns every 2 steps, so that what disturbs the machine for half a second disturbs both; ratios are
+taken over 10 steps, one report of the run among them. Where a process's buffers happen to lie decides up to 2 % of its
+speed for all its life, so the pair of processes is made anew several times.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.start import LANGUAGES, N_WORDS, make_corpus
-from benchmarks.turns import Variant, in_turn, report, table
+from benchmarks.turns import Measured, Variant, in_turn, report, table
 
-STEPS = 10  # of a call: one report of the run falls into each
+STEPS = 2  # of a turn
+TURNS = 5  # of a round
+REPORT_EVERY = STEPS * TURNS  # steps: one report of the run falls into each round
 FOREVER = 1_000_000
 
 
@@ -39,7 +43,7 @@ def compose(corpus: str, folder: str) -> dict[str, Any]:
     overrides = [
         "experiment=demo", f"data.path={corpus}", f"paths.runs={folder}", "run_name=framework",
         f"trainer.max_steps={FOREVER}", f"callbacks.checkpointing.every_n_steps={FOREVER}",
-        f"callbacks.metrics.every_n_steps={STEPS}",
+        f"callbacks.metrics.every_n_steps={REPORT_EVERY}",
     ]  # fmt: skip
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
         config = OmegaConf.to_container(hydra.compose("train", overrides=overrides), resolve=True)
@@ -47,7 +51,7 @@ def compose(corpus: str, folder: str) -> dict[str, Any]:
 
 
 def framework(corpus: str) -> Callable[[], dict[str, float]]:
-    """A real run in a thread that stops before every tenth step until it is asked to go on.
+    """A real run in a thread that stops before every second step until it is asked to go on.
 
     A call returns the seconds a step spent in its parts.
     """
@@ -101,6 +105,23 @@ def framework(corpus: str) -> Callable[[], dict[str, float]]:
     return steps
 
 
+def rounds(measured: Measured) -> Measured:
+    """Turns put together to rounds: seconds and CPU seconds, and means of the parts, of each."""
+
+    def groups(values: list[Any]) -> list[list[Any]]:
+        return [values[start : start + TURNS] for start in range(0, len(values), TURNS)]
+
+    return Measured(
+        [sum(group) for group in groups(measured.seconds)],
+        [sum(group) for group in groups(measured.cpu_seconds)],
+        returned=[
+            {name: statistics.mean(turn[name] for turn in group) for name in group[0]}
+            for group in groups(measured.returned)
+            if group[0]
+        ],
+    )
+
+
 def bare(corpus: str) -> Callable[[], None]:
     """The same arithmetic in a loop as short as it can be."""
     import torch
@@ -137,7 +158,8 @@ def bare(corpus: str) -> Callable[[], None]:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--pairs", type=int, default=7, help="of processes")
+    parser.add_argument("--rounds", type=int, default=10, help=f"of {REPORT_EVERY} steps, of each pair")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
@@ -150,32 +172,41 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             tokens.flush()
         # the run lives in a thread here: it shall allocate as the main thread does
         one_arena = {"MALLOC_ARENA_MAX": "1"}
-        results = in_turn(
-            [
-                Variant(name, f"benchmarks.framework:{function}", {"corpus": str(corpus)}, (), one_arena, warm_up=3)
-                for name, function in (("xlm-train", "framework"), ("bare loop", "bare"))
-            ],
-            options.rounds,
-            options.threads,
-        )
-    run, loop = results["xlm-train"], results["bare loop"]
-    reaches = loop.times_slower_than(run)
-    parts = {name: statistics.median(call[name] for call in run.returned) for name in run.returned[0]}
-    per_step = {name: measured.median / STEPS for name, measured in results.items()}
+        variants = [
+            Variant(name, f"benchmarks.framework:{function}", {"corpus": str(corpus)}, (), one_arena, warm_up=10)
+            for name, function in (("xlm-train", "framework"), ("bare loop", "bare"))
+        ]
+        pairs = []
+        for _ in range(options.pairs):
+            results = in_turn(variants, options.rounds * TURNS, options.threads)
+            pairs.append((rounds(results["xlm-train"]), rounds(results["bare loop"])))
+    shares = [loop.times_slower_than(run)[0] for run, loop in pairs]
+    cpu_shares = [loop.times_slower_than(run, cpu=True)[0] for run, loop in pairs]
+    turns = [turn for run, _ in pairs for turn in run.returned]
+    parts = {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
+    per_step = {
+        name: statistics.median(pair[side].median for pair in pairs) / REPORT_EVERY
+        for side, name in enumerate(("xlm-train", "bare loop"))
+    }
     parts["Lightning's loop and the rest"] = per_step["xlm-train"] - sum(parts.values())
     tokens_per_step = 2 * 8 * 64
     rows = [[name, f"{1000 * seconds:.1f}", f"{tokens_per_step / seconds:,.0f}"] for name, seconds in per_step.items()]
     rows += [[f"  of the run: {name}", f"{1000 * seconds:.2f}", ""] for name, seconds in parts.items()]
     text = table(["", "ms a step", "tokens/s"], rows)
     text += (
-        f"\nxlm-train reaches {100 * reaches[0]:.1f} % of the bare loop ({100 * reaches[1]:.0f}-{100 * reaches[2]:.0f})"
+        f"\nxlm-train reaches {100 * statistics.median(shares):.1f} % of the bare loop"
+        f" ({100 * min(shares):.1f} to {100 * max(shares):.1f} in {len(pairs)} pairs of processes),"
+        f" {100 * statistics.median(cpu_shares):.1f} % in CPU seconds"
     )
     figures = {
+        "pairs": options.pairs,
         "rounds": options.rounds,
         "seconds_per_step": per_step,
         "parts_of_the_run": parts,
-        "share_of_bare_loop": reaches,
-        "share_of_bare_loop_in_cpu_seconds": loop.times_slower_than(run, cpu=True),
+        "share_of_bare_loop": statistics.median(shares),
+        "share_of_bare_loop_in_cpu_seconds": statistics.median(cpu_shares),
+        "share_of_each_pair": shares,
+        "share_of_each_pair_in_cpu_seconds": cpu_shares,
     }
     return report("A whole run against a bare loop, demo's shape", text, figures, options.json)
 

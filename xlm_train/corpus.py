@@ -6,6 +6,7 @@ only its bytes. The folder is written by `data_prep`; what each file holds is in
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class TokenStream:
         self.split = split
         self.shards = shards
         self.statistics = statistics
-        self.starts = np.array([shard.start for shard in shards], dtype=np.int64)
+        self.starts = [shard.start for shard in shards]
         self.n_tokens = shards[-1].start + len(shards[-1].tokens) if shards else 0
 
     @property
@@ -59,20 +60,28 @@ class TokenStream:
 
     def read(self, start: int, end: int) -> NDArray[np.int64]:
         """Tokens start .. end-1 of the unpadded stream; positions before 0 are eos."""
-        out = np.full(end - start, EOS, dtype=np.int64)
-        position = max(start, 0)
-        number = int(np.searchsorted(self.starts, position, side="right")) - 1
-        while position < end:
-            shard = self.shards[number]
-            stop = min(end, shard.start + len(shard.tokens))
-            out[position - start : stop - start] = shard.tokens[position - shard.start : stop - shard.start]
-            position, number = stop, number + 1
+        out = np.empty(end - start, dtype=np.int64)
+        self._read_into(out, start)
         return out
 
     def windows(self, numbers: NDArray[np.int64], bptt: int) -> NDArray[np.int64]:
         """Windows by number, (len(numbers), bptt)."""
         offset = self.n_tokens - 1 - self.n_windows(bptt) * bptt  # minus the padding: <= -1
-        return np.stack([self.read(offset + int(w) * bptt, offset + (int(w) + 1) * bptt) for w in numbers])
+        out = np.empty((len(numbers), bptt), dtype=np.int64)
+        for row, number in zip(out, numbers.tolist(), strict=True):
+            self._read_into(row, offset + number * bptt)
+        return out
+
+    def _read_into(self, out: NDArray[np.int64], start: int) -> None:
+        """Tokens start .. start + len(out) - 1."""
+        end, position = start + len(out), max(start, 0)
+        out[: position - start] = EOS
+        number = bisect.bisect_right(self.starts, position) - 1
+        while position < end:
+            shard = self.shards[number]
+            stop = min(end, shard.start + len(shard.tokens))
+            out[position - start : stop - start] = shard.tokens[position - shard.start : stop - shard.start]
+            position, number = stop, number + 1
 
 
 class Corpus:
@@ -139,7 +148,7 @@ class Corpus:
             problems.append(f"{file}: is truncated or not a .npy file ({error})")
         else:
             if array.ndim == 1 and array.dtype == dtype and len(array) == length:
-                return array
+                return array.view(np.ndarray)  # still mapped; np.memmap does a dozen things more at every slice
             problems.append(
                 f"{file}: holds {array.shape} {array.dtype}, the manifest says ({length},) {dtype}: a file of another corpus?"
             )

@@ -17,6 +17,7 @@ GPU for itself.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from xlm_train.errors import ConfigError
 
 FEISTEL_ROUNDS = 6
+PIECE = 1024  # windows of a pass drawn in one go: drawing a slot's few takes nearly as long
 
 
 def language_shares(sentences: Mapping[str, int], alpha: float) -> dict[str, Fraction]:
@@ -78,6 +80,8 @@ class Order:
         self.slots = slots
         self.slot_streams = slot_streams
         self.seed = seed
+        # the pieces being read, one a language and as many just begun
+        self._piece = functools.lru_cache(2 * len(n_windows))(self._draw)
 
     def slots_before(self, step: int) -> dict[str, int]:
         """Slots each language has had in steps 0 .. step-1, in closed form."""
@@ -90,31 +94,33 @@ class Order:
         counts[self.languages[-1]] = left
         return counts
 
-    def languages_of(self, step: int) -> list[str]:
-        """Language of each of the step's slots."""
-        before, after = self.slots_before(step), self.slots_before(step + 1)
-        return [lang for lang in self.languages for _ in range(after[lang] - before[lang])]
-
     def step(self, step: int, numbers: range | None = None) -> list[Slot]:
         """The slots of a step, or those among `numbers` (a rank's share)."""
-        before = self.slots_before(step)
-        drawn = dict.fromkeys(self.languages, 0)
-        slots = []
-        for number, lang in enumerate(self.languages_of(step)):
-            position = before[lang] + drawn[lang]
-            drawn[lang] += 1
-            if numbers is None or number in numbers:
-                places = np.arange(position * self.slot_streams, (position + 1) * self.slot_streams, dtype=np.int64)
-                passes, index = np.divmod(places, self.n_windows[lang])
-                slots.append(Slot(step, number, lang, self._windows(lang, passes, index), passes))
-        return slots
+        before, after = self.slots_before(step), self.slots_before(step + 1)
+        drawn = [(lang, position) for lang in self.languages for position in range(before[lang], after[lang])]
+        return [
+            Slot(step, number, lang, *self._windows(lang, position * self.slot_streams))
+            for number, (lang, position) in enumerate(drawn)
+            if numbers is None or number in numbers
+        ]
 
-    def _windows(self, lang: str, passes: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.int64]:
-        windows = np.empty_like(index)
-        for number in np.unique(passes):
-            chosen = passes == number
-            windows[chosen] = permute(index[chosen], self.n_windows[lang], key=(self.seed, lang, int(number)))
-        return windows
+    def _windows(self, lang: str, place: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Windows and passes of the slot that begins at `place`, counted from the language's first window of all."""
+        end = place + self.slot_streams
+        windows, passes = [], []
+        while place < end:
+            number, index = divmod(place, self.n_windows[lang])
+            part = self._piece(lang, number, index // PIECE)[index % PIECE :][: end - place]
+            windows.append(part)
+            passes.append(np.full(len(part), number, dtype=np.int64))
+            place += len(part)
+        return np.concatenate(windows), np.concatenate(passes)
+
+    def _draw(self, lang: str, number: int, piece: int) -> NDArray[np.int64]:
+        """Windows at the places piece * PIECE .. of a pass, at most PIECE of them."""
+        n = self.n_windows[lang]
+        places = np.arange(piece * PIECE, min((piece + 1) * PIECE, n), dtype=np.int64)
+        return permute(places, n, key=(self.seed, lang, number))
 
 
 def permute(index: NDArray[np.int64], n: int, key: tuple[int, str, int]) -> NDArray[np.int64]:

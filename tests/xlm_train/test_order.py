@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from xlm_train.batches import StepBatches
 from xlm_train.corpus import Corpus
 from xlm_train.errors import ConfigError
-from xlm_train.order import Order, language_shares, permute, slots_of_rank
+from xlm_train.order import PIECE, Order, language_shares, permute, slots_of_rank
 
 shapes = st.fixed_dictionaries(
     {
@@ -113,7 +113,7 @@ def test_quota(shape: dict, step: int) -> None:
         # each floor leaves less than one slot more to the languages after it: two languages stay within one slot
         assert -1 < count - share < max(1, len(counts) - 1)
         assert after[lang] >= count
-    drawn = Counter(order.languages_of(step))
+    drawn = Counter(slot.language for slot in order.step(step))
     assert {lang: drawn[lang] for lang in counts} == {lang: after[lang] - counts[lang] for lang in counts}
 
 
@@ -121,7 +121,16 @@ def test_quota_by_hand() -> None:
     order = Order({"de": 10, "en": 10}, {"de": Fraction(1, 4), "en": Fraction(3, 4)}, slots=3, slot_streams=1, seed=0)
     # floor(3 t / 4) slots of de before step t: 0, 0, 1, 2, 3
     assert [order.slots_before(t)["de"] for t in range(5)] == [0, 0, 1, 2, 3]
-    assert [order.languages_of(t) for t in range(3)] == [["en"] * 3, ["de", "en", "en"], ["de", "en", "en"]]
+    languages = [[slot.language for slot in order.step(t)] for t in range(3)]
+    assert languages == [["en"] * 3, ["de", "en", "en"], ["de", "en", "en"]]
+
+
+def test_a_pass_drawn_in_pieces_is_the_pass_drawn_whole() -> None:
+    n = 2 * PIECE + 7
+    order = make([n], slots=3, slot_streams=300, alpha=0.7, seed=5)
+    windows = np.concatenate([slot.windows for step in range(5) for slot in order.step(step)])
+    passes = [permute(np.arange(n), n, (5, "de", number)) for number in range(3)]
+    assert np.array_equal(windows, np.concatenate(passes)[: len(windows)])
 
 
 def test_shares() -> None:
