@@ -4,10 +4,10 @@
 
 The run is `train(config)` itself with experiment=demo: Lightning's loop, reading the corpus, reports to the log file and
 the console every 10 steps, schedule, checks, signals. Validation and checkpoints are left out: they are work of their
-own. The bare loop does the same model, loss, clipping and optimizer on batches read beforehand. Each in its own
-process, they take turns every 2 steps, so that what disturbs the machine for half a second disturbs both; ratios are
-taken over 10 steps, one report of the run among them. Where a process's buffers happen to lie decides up to 2 % of its
-speed for all its life, so the pair of processes is made anew several times.
+own. The bare loop does the same model, loss, clipping and optimizer on batches read beforehand. All take turns of 2
+steps, so that what disturbs the machine for half a second disturbs both; ratios are taken over rounds of 10 steps, one
+report of the run among them. There are several processes of each, and each round counts them together: where a process's
+buffers happen to lie decides a percent or two of its speed for all its life.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ import argparse
 import functools
 import statistics
 import tempfile
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.start import LANGUAGES, N_WORDS, make_corpus
-from benchmarks.turns import Measured, Variant, in_turn, report, table
+from benchmarks.turns import Measured, Turns, Variant, in_turn, report, table
 
 STEPS = 2  # of a turn
 TURNS = 5  # of a round
 REPORT_EVERY = STEPS * TURNS  # steps: one report of the run falls into each round
 FOREVER = 1_000_000
+REST = "Lightning's loop and the rest"
 
 
 def compose(corpus: str, folder: str) -> dict[str, Any]:
@@ -50,18 +51,14 @@ def compose(corpus: str, folder: str) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}  # type: ignore[union-attr]
 
 
-def framework(corpus: str) -> Callable[[], dict[str, float]]:
-    """A real run in a thread that stops before every second step until it is asked to go on.
-
-    A call returns the seconds a step spent in its parts.
-    """
+def framework(turns: Turns, corpus: str) -> None:
+    """A real run that waits for its next turn before every second step; each turn yields the seconds of a step's parts."""
     from xlm_train import callbacks
     from xlm_train.batches import StepBatches
     from xlm_train.module import CausalLanguageModel
     from xlm_train.signals import StopFlag
     from xlm_train.train import train
 
-    go, there = threading.Semaphore(0), threading.Semaphore(0)
     spent: dict[str, float] = {}
     read = StepBatches.read
 
@@ -80,8 +77,8 @@ def framework(corpus: str) -> Callable[[], dict[str, float]]:
 
     def gated(self: StepBatches, step: int) -> Any:
         if step % STEPS == 0:
-            there.release()
-            go.acquire()
+            turns.next({name: seconds / STEPS for name, seconds in spent.items()})
+            spent.clear()
         return timed_read(self, step)
 
     StepBatches.read = gated  # type: ignore[method-assign]
@@ -89,37 +86,15 @@ def framework(corpus: str) -> Callable[[], dict[str, float]]:
     for kind in (callbacks.Metrics, callbacks.Validation, callbacks.Checkpointing, callbacks.Interruption):
         kind.on_train_batch_end = timed("callbacks", kind.on_train_batch_end)  # type: ignore[method-assign]
 
-    def run() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            train(compose(corpus, folder), StopFlag())
-
-    threading.Thread(target=run, daemon=True).start()
-    there.acquire()
-
-    def steps() -> dict[str, float]:
-        spent.clear()
-        go.release()
-        there.acquire()
-        return {name: seconds / STEPS for name, seconds in spent.items()}
-
-    return steps
+    train(compose(corpus, tempfile.mkdtemp(dir=Path(corpus).parent)), StopFlag())
 
 
-def rounds(measured: Measured) -> Measured:
-    """Turns put together to rounds: seconds and CPU seconds, and means of the parts, of each."""
-
-    def groups(values: list[Any]) -> list[list[Any]]:
-        return [values[start : start + TURNS] for start in range(0, len(values), TURNS)]
-
-    return Measured(
-        [sum(group) for group in groups(measured.seconds)],
-        [sum(group) for group in groups(measured.cpu_seconds)],
-        returned=[
-            {name: statistics.mean(turn[name] for turn in group) for name in group[0]}
-            for group in groups(measured.returned)
-            if group[0]
-        ],
-    )
+def by_round(processes: Sequence[Measured], cpu: bool = False) -> list[float]:
+    """Seconds a step of each round, the mean over processes."""
+    every = [measured.cpu_seconds if cpu else measured.seconds for measured in processes]
+    turns = [sum(seconds) for seconds in zip(*every, strict=True)]
+    steps = REPORT_EVERY * len(processes)
+    return [sum(turns[start : start + TURNS]) / steps for start in range(0, len(turns), TURNS)]
 
 
 def bare(corpus: str) -> Callable[[], None]:
@@ -158,8 +133,8 @@ def bare(corpus: str) -> Callable[[], None]:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=7, help="of processes")
-    parser.add_argument("--rounds", type=int, default=10, help=f"of {REPORT_EVERY} steps, of each pair")
+    parser.add_argument("--processes", type=int, default=3, help="of each kind")
+    parser.add_argument("--rounds", type=int, default=20, help=f"of {REPORT_EVERY} steps")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
@@ -170,43 +145,45 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             tokens = np.load(corpus / f"train.{language}.npy", mmap_mode="r+")
             tokens[:] = noise.integers(14, N_WORDS, len(tokens))
             tokens.flush()
-        # the run lives in a thread here: it shall allocate as the main thread does
-        one_arena = {"MALLOC_ARENA_MAX": "1"}
-        variants = [
-            Variant(name, f"benchmarks.framework:{function}", {"corpus": str(corpus)}, (), one_arena, warm_up=10)
-            for name, function in (("xlm-train", "framework"), ("bare loop", "bare"))
-        ]
-        pairs = []
-        for _ in range(options.pairs):
-            results = in_turn(variants, options.rounds * TURNS, options.threads)
-            pairs.append((rounds(results["xlm-train"]), rounds(results["bare loop"])))
-    shares = [loop.times_slower_than(run)[0] for run, loop in pairs]
-    cpu_shares = [loop.times_slower_than(run, cpu=True)[0] for run, loop in pairs]
-    turns = [turn for run, _ in pairs for turn in run.returned]
-    parts = {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
-    per_step = {
-        name: statistics.median(pair[side].median for pair in pairs) / REPORT_EVERY
-        for side, name in enumerate(("xlm-train", "bare loop"))
+        at = {"corpus": str(corpus)}
+        kinds = {
+            "xlm-train": Variant("xlm-train", "benchmarks.framework:framework", at, warm_up=10, takes_turns=True),
+            "bare loop": Variant("bare loop", "benchmarks.framework:bare", at, warm_up=10),
+        }
+        numbers = range(options.processes)
+        variants = [replace(kind, name=f"{name} {number}") for number in numbers for name, kind in kinds.items()]
+        results = in_turn(variants, options.rounds * TURNS, options.threads)
+    run, loop = ([results[f"{name} {number}"] for number in numbers] for name in kinds)
+    shares = [b / a for a, b in zip(by_round(run), by_round(loop), strict=True)]
+    cpu_shares = [b / a for a, b in zip(by_round(run, cpu=True), by_round(loop, cpu=True), strict=True)]
+    low, _, high = statistics.quantiles(shares, n=4)
+    per_step = {"xlm-train": statistics.median(by_round(run)), "bare loop": statistics.median(by_round(loop))}
+    turns = [
+        {**parts, REST: seconds / STEPS - sum(parts.values())}
+        for measured in run
+        for parts, seconds in zip(measured.returned, measured.seconds, strict=True)
+    ]
+    rounds = [turns[start : start + TURNS] for start in range(0, len(turns), TURNS)]
+    parts = {
+        name: statistics.median(statistics.mean(turn[name] for turn in round_) for round_ in rounds)
+        for name in turns[0]
     }
-    parts["Lightning's loop and the rest"] = per_step["xlm-train"] - sum(parts.values())
     tokens_per_step = 2 * 8 * 64
     rows = [[name, f"{1000 * seconds:.1f}", f"{tokens_per_step / seconds:,.0f}"] for name, seconds in per_step.items()]
     rows += [[f"  of the run: {name}", f"{1000 * seconds:.2f}", ""] for name, seconds in parts.items()]
     text = table(["", "ms a step", "tokens/s"], rows)
     text += (
-        f"\nxlm-train reaches {100 * statistics.median(shares):.1f} % of the bare loop"
-        f" ({100 * min(shares):.1f} to {100 * max(shares):.1f} in {len(pairs)} pairs of processes),"
-        f" {100 * statistics.median(cpu_shares):.1f} % in CPU seconds"
+        f"\nxlm-train reaches {100 * statistics.median(shares):.1f} % of the bare loop (half of the rounds:"
+        f" {100 * low:.1f} to {100 * high:.1f}), {100 * statistics.median(cpu_shares):.1f} % in CPU seconds"
     )
     figures = {
-        "pairs": options.pairs,
+        "processes": options.processes,
         "rounds": options.rounds,
         "seconds_per_step": per_step,
         "parts_of_the_run": parts,
         "share_of_bare_loop": statistics.median(shares),
+        "share_of_bare_loop_in_half_of_the_rounds": (low, high),
         "share_of_bare_loop_in_cpu_seconds": statistics.median(cpu_shares),
-        "share_of_each_pair": shares,
-        "share_of_each_pair_in_cpu_seconds": cpu_shares,
     }
     return report("A whole run against a bare loop, demo's shape", text, figures, options.json)
 

@@ -31,6 +31,8 @@ class Variant:
     """One way of doing a thing.
 
     build: "module:function"; called once with `arguments` in the variant's process, it returns the call to time.
+    takes_turns: build is given the `Turns` before its arguments instead, calls `next` at each turn's start by itself and
+    does not return before the process ends.
     imports: modules loaded before the memory is first looked at. environment: set before the process starts.
     warm_up: calls before the first that counts.
     """
@@ -41,6 +43,7 @@ class Variant:
     imports: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     warm_up: int = 1
+    takes_turns: bool = False
 
 
 @dataclass
@@ -142,6 +145,35 @@ class _Worker:
             self.process.kill()
 
 
+class Turns:
+    """A variant's side of the turns: `next` ends one and waits for the next."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
+        self.resident = _status("VmRSS")
+        self.began: tuple[int, float, float] | None = None  # faults, CPU seconds, seconds at the start of a turn
+
+    def next(self, result: Any = None) -> None:
+        """Send what this turn took and `result`, answer what is asked between turns, begin the next turn.
+
+        The process ends here when no more turns are wanted.
+        """
+        if self.began is None:
+            self.pipe.send("ready")
+        else:
+            seconds, cpu_seconds = time.perf_counter() - self.began[2], time.process_time() - self.began[1]
+            self.pipe.send((seconds, cpu_seconds, _faults() - self.began[0], result))
+        while True:
+            try:
+                asked = self.pipe.recv()
+            except EOFError:
+                os._exit(0)  # from deep inside a run as well, which shall not save anything
+            if asked == "call":
+                break
+            self.pipe.send(_status("VmHWM") - self.resident)
+        self.began = _faults(), time.process_time(), time.perf_counter()
+
+
 def _serve(pipe: Connection, variant: Variant, threads: int) -> None:
     module, _, function = variant.build.partition(":")
     for name in ("torch", module, *variant.imports):
@@ -149,22 +181,21 @@ def _serve(pipe: Connection, variant: Variant, threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    resident = _status("VmRSS")
-    work: Callable[[], Any] = getattr(importlib.import_module(module), function)(**variant.arguments)
-    pipe.send("ready")
+    turns = Turns(pipe)
+    build = getattr(importlib.import_module(module), function)
+    if variant.takes_turns:
+        build(turns, **variant.arguments)
+        return
+    work: Callable[[], Any] = build(**variant.arguments)
+    result = None
     while True:
-        try:
-            asked = pipe.recv()
-        except EOFError:
-            return
-        if asked == "peak":
-            pipe.send(_status("VmHWM") - resident)
-            continue
-        before, cpu, start = resource.getrusage(resource.RUSAGE_SELF), time.process_time(), time.perf_counter()
+        turns.next(result)
         result = work()
-        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
-        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before.ru_minflt
-        pipe.send((seconds, cpu_seconds, faults, result))
+
+
+def _faults() -> int:
+    """Minor page faults of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _status(name: str) -> int:

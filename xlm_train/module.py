@@ -14,7 +14,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -135,8 +134,8 @@ class CausalLanguageModel(pl.LightningModule):
 
     def _update(self, scale: float) -> None:
         """Clip and apply the accumulated gradients, or skip them where the numbers are bad."""
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, LightningOptimizer)
+        optimizer = self.optimizers(use_pl_optimizer=False)  # Lightning's wrapper only runs hooks that nobody has here
+        assert isinstance(optimizer, torch.optim.Optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad for p in parameters]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True) / scale
