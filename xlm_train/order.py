@@ -1,8 +1,8 @@
 """Which windows of which language make up step t: a pure function of (seed, t).
 
-A step is `slots` slots; a slot is `slot_streams` windows of one language. No state is kept: what came before step t
-is known in closed form, so resuming needs the step number alone, and any number of processes read the same tokens at
-the same step.
+A step is `slots` slots; a slot is `slot_streams` windows of one language. No state is kept (but what was drawn last, in
+case it is needed again): what came before step t is known in closed form, so resuming needs the step number alone, and
+any number of processes read the same tokens at the same step.
 
 Language quota: of the first x = t S slots the first language has had floor(x p), the last language the rest. (With more than
 two, the second takes its share of what the first left, and so on: taking floor(x p_L) for each of them would let the
@@ -17,7 +17,6 @@ GPU for itself.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,8 +79,7 @@ class Order:
         self.slots = slots
         self.slot_streams = slot_streams
         self.seed = seed
-        # the pieces being read, one a language and as many just begun
-        self._piece = functools.lru_cache(2 * len(n_windows))(self._draw)
+        self._drawn: dict[str, tuple[tuple[int, int], NDArray[np.int64]]] = {}  # the piece each language reads now
 
     def slots_before(self, step: int) -> dict[str, int]:
         """Slots each language has had in steps 0 .. step-1, in closed form."""
@@ -116,11 +114,15 @@ class Order:
             place += len(part)
         return np.concatenate(windows), np.concatenate(passes)
 
-    def _draw(self, lang: str, number: int, piece: int) -> NDArray[np.int64]:
+    def _piece(self, lang: str, number: int, piece: int) -> NDArray[np.int64]:
         """Windows at the places piece * PIECE .. of a pass, at most PIECE of them."""
-        n = self.n_windows[lang]
-        places = np.arange(piece * PIECE, min((piece + 1) * PIECE, n), dtype=np.int64)
-        return permute(places, n, key=(self.seed, lang, number))
+        at, windows = self._drawn.get(lang, (None, None))
+        if windows is None or at != (number, piece):
+            n = self.n_windows[lang]
+            places = np.arange(piece * PIECE, min((piece + 1) * PIECE, n), dtype=np.int64)
+            windows = permute(places, n, key=(self.seed, lang, number))
+            self._drawn[lang] = (number, piece), windows
+        return windows
 
 
 def permute(index: NDArray[np.int64], n: int, key: tuple[int, str, int]) -> NDArray[np.int64]:

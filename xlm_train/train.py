@@ -274,9 +274,8 @@ def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
     if settings["sharding"] is not None:
         make_optimizer = sharded(make_optimizer)
     schedule = hydra.utils.instantiate(config["schedule"])
-    if isinstance(
-        schedule, functools.partial
-    ):  # Hydra's kind of it examines its target anew at each call: 0.4 ms a step
+    # Hydra's kind of it examines its target anew at each call: 0.4 ms a step
+    if isinstance(schedule, functools.partial):
         schedule = functools.partial(schedule.func, *schedule.args, **schedule.keywords)
     module = CausalLanguageModel(
         XLM(shape, recompute=config["model"]["recompute"]),

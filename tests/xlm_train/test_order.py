@@ -125,12 +125,28 @@ def test_quota_by_hand() -> None:
     assert languages == [["en"] * 3, ["de", "en", "en"], ["de", "en", "en"]]
 
 
-def test_a_pass_drawn_in_pieces_is_the_pass_drawn_whole() -> None:
-    n = 2 * PIECE + 7
-    order = make([n], slots=3, slot_streams=300, alpha=0.7, seed=5)
-    windows = np.concatenate([slot.windows for step in range(5) for slot in order.step(step)])
-    passes = [permute(np.arange(n), n, (5, "de", number)) for number in range(3)]
-    assert np.array_equal(windows, np.concatenate(passes)[: len(windows)])
+@given(
+    st.lists(st.integers(1, 2 * PIECE + 90), min_size=1, max_size=3),
+    st.integers(1, 4),
+    st.sampled_from([1, 7, 300, PIECE, PIECE + 1]),
+    st.integers(0, 10**6),
+)
+@settings(max_examples=60, deadline=None)
+def test_passes_drawn_in_pieces_are_the_passes_drawn_whole(
+    windows: list[int], slots: int, slot_streams: int, first: int
+) -> None:
+    order = make(windows, slots, slot_streams, alpha=0.7, seed=5)
+    for step in range(first, first + 3):
+        had = order.slots_before(step)
+        for slot in order.step(step):
+            places = np.arange(had[slot.language] * slot_streams, (had[slot.language] + 1) * slot_streams)
+            had[slot.language] += 1
+            n = order.n_windows[slot.language]
+            assert np.array_equal(slot.passes, places // n)
+            for number in set(slot.passes.tolist()):
+                inside = slot.passes == number
+                expected = permute(places[inside] % n, n, (5, slot.language, number))
+                assert np.array_equal(slot.windows[inside], expected)
 
 
 def test_shares() -> None:
