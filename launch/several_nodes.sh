@@ -8,6 +8,7 @@
 # disk that all see. Machines with several networks: NCCL_SOCKET_IFNAME (GPUs) and GLOO_SOCKET_IFNAME name the one to use.
 #
 # SIGTERM, SIGINT or SIGUSR1 to this script on any one machine: all save and leave with status 0; status.json says `preempted`.
+# (Started by another script with `&` it gets no SIGINT, as nothing does that a shell so starts: SIGTERM is the one to send.)
 # A machine that is lost takes the others down within trainer.timeout_seconds; the same line on all of them again goes on from the
 # last checkpoint.
 set -uo pipefail
