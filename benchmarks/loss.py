@@ -9,7 +9,6 @@ Hidden states 1024 wide, float32. `cross_entropy`: torch.nn.functional.cross_ent
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,12 @@ def loss(how: str, tokens: int, words: int) -> Callable[[], float]:
     """A call is forward and backward; gradients of hidden states, weight and bias are formed and dropped."""
     from xlm_train.loss import linear_cross_entropy
     from xlm_train.memory import keep_memory
+    from xlm_train.model import ModelShape
 
     keep_memory()  # for all: the comparison is of the losses
     torch.manual_seed(0)
     hidden = torch.randn(tokens, DIM).requires_grad_()
-    rows = math.ceil(words / 8) * 8 if how == "ours" else words  # as model.vocab_multiple pads them
+    rows = ModelShape(n_words=words, vocab_multiple=8).n_rows if how == "ours" else words
     weight = (torch.randn(rows, DIM) * DIM**-0.5).requires_grad_()
     bias = torch.zeros(rows).requires_grad_()
     targets = torch.randint(0, words, (tokens,))

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from benchmarks.turns import Variant, in_turn, report, spread, table
 from xlm_train.matmul import ONEDNN
+from xlm_train.model import XLM, ModelShape
 
 N_WORDS, N_LANGS, DIM, N_LAYERS, N_HEADS, FFN_DIM, BPTT, MAX_POSITIONS = 64_699, 2, 1024, 6, 8, 4096, 256, 512
-N_ROWS = math.ceil(N_WORDS / 8) * 8  # with the rows of padding that model.vocab_multiple adds
+SHAPE = ModelShape(n_words=N_WORDS, vocab_multiple=8)
 DROPOUT = 0.1
 CLIP_NORM = 5.0
 LR, BETAS, EPS = 1e-4, (0.9, 0.98), 1e-8
@@ -55,13 +56,12 @@ def ours(
     """
     from xlm_train import matmul
     from xlm_train.memory import keep_memory
-    from xlm_train.model import XLM, ModelShape
     from xlm_train.noise import seed_noise
 
     if allocator:
         keep_memory()
     torch.manual_seed(0)
-    model = XLM(ModelShape(n_words=N_WORDS, vocab_multiple=8), recompute=recompute)
+    model = XLM(SHAPE, recompute=recompute)
     if compiled:
         matmul.ONEDNN = False
         for block in model.blocks:
@@ -198,7 +198,7 @@ def roof(streams: int, torch_mm: bool = False) -> Callable[[], None]:
     N, T, E = streams * (BPTT - 1), BPTT - 1, DIM // N_HEADS
     squares = streams * N_HEADS // 2  # the causal half
     layer = [(DIM, 3 * DIM), (DIM, DIM), (DIM, FFN_DIM), (FFN_DIM, DIM)]
-    linears = [(*shape, N_LAYERS) for shape in layer] + [(DIM, N_ROWS, 1)]
+    linears = [(*shape, N_LAYERS) for shape in layer] + [(DIM, SHAPE.n_rows, 1)]
     matrices = [
         (torch.randn(N, fan_in), torch.randn(fan_out, fan_in), torch.randn(N, fan_out), repeat)
         for fan_in, fan_out, repeat in linears
@@ -223,7 +223,7 @@ def roof(streams: int, torch_mm: bool = False) -> Callable[[], None]:
 def flops(streams: int) -> float:
     """Floating-point operations of the roof's products."""
     N, T = streams * (BPTT - 1), BPTT - 1
-    linears = N_LAYERS * DIM * (4 * DIM + 2 * FFN_DIM) + DIM * N_ROWS
+    linears = N_LAYERS * DIM * (4 * DIM + 2 * FFN_DIM) + DIM * SHAPE.n_rows
     return 6.0 * N * linears + 6.0 * N_LAYERS * streams * T * T * DIM
 
 
