@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from benchmarks.turns import report, table
-from xlm_train.agreement import Agreement, member
+from xlm_train.runtime.control_group import Agreement, member
 
 CALLS = 300
 

@@ -56,7 +56,7 @@ def framework(turns: Turns, corpus: str) -> None:
     from xlm_train import callbacks
     from xlm_train.batches import StepBatches
     from xlm_train.module import CausalLanguageModel
-    from xlm_train.signals import StopFlag
+    from xlm_train.runtime.signals import StopFlag
     from xlm_train.train import train
 
     spent: dict[str, float] = {}
@@ -110,8 +110,8 @@ def bare(corpus: str) -> Callable[[], None]:
 
     from benchmarks.start import loader
     from benchmarks.step import update
-    from xlm_train.memory import keep_memory
     from xlm_train.model import XLM, ModelShape
+    from xlm_train.runtime.device import keep_memory
 
     keep_memory()
     config = compose(corpus, "unused")

@@ -29,11 +29,11 @@ import torch
 
 from benchmarks.gpu_links import STRAGGLER, measure_devices, stragglers
 from benchmarks.start import make_corpus
-from xlm_train import checkpoint
 from xlm_train.command import config_folder
 from xlm_train.loggers import read_metrics
 from xlm_train.model import XLM, ModelShape
 from xlm_train.plan.flops import flops_per_token
+from xlm_train.runtime import checkpoint_file
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CUDA_INDEX = "https://download.pytorch.org/whl/cu126"
@@ -274,7 +274,7 @@ def step_speed(scale: Scale, trial: tuple[str, int, int], corpus: Path, folder: 
     lines = [line for line in read_metrics(folder / name / "metrics.jsonl") if "train/loss" in line]
     settled = lines[len(lines) // 3 :]  # after kernels are chosen and memory is laid out
     tokens_per_second = statistics.median(line["speed/tokens_per_second"] for line in settled)
-    content = checkpoint.newest(folder / name / "checkpoints").content
+    content = checkpoint_file.newest(folder / name / "checkpoints").content
     assert content is not None
     bptt = content["config"]["data"]["bptt"]
     shape = ModelShape(**content["shape"])
@@ -360,7 +360,7 @@ def resume_is_exact(scale: Scale, corpus: Path, folder: Path) -> dict[str, Any]:
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     """Weights and moments of a run's newest checkpoint."""
-    content = checkpoint.newest(run / "checkpoints").content
+    content = checkpoint_file.newest(run / "checkpoints").content
     assert content is not None
     moments = {
         f"{number}.{name}": value

@@ -108,8 +108,8 @@ def work(rank: int) -> None:
     from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
     from torch.nn.parallel import DistributedDataParallel
 
-    from xlm_train.memory import keep_memory
     from xlm_train.model import XLM, ModelShape
+    from xlm_train.runtime.device import keep_memory
 
     keep_memory()
     torch.set_num_threads(1)

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.turns import report, table
-from xlm_train import checkpoint
 from xlm_train.batches import StepBatches
 from xlm_train.corpus import FORMAT, VERSION, Corpus
 from xlm_train.order import Order, language_shares
+from xlm_train.runtime import checkpoint_file
 
 LANGUAGES = {"de": 0, "en": 1}
 N_WORDS = 2478
@@ -122,7 +122,7 @@ def starts(small: Path, large: Path, runs: Path, repeat: int = 2) -> dict[str, f
             found.setdefault(name, []).append(fresh)
             found.setdefault(name.replace("first step", "first step after a resume"), []).append(resumed)
     file = next((runs / "one0" / "checkpoints").glob("step-*.pt"))
-    found["reading that checkpoint, s"] = [timed(lambda: checkpoint.load(file), 5)]
+    found["reading that checkpoint, s"] = [timed(lambda: checkpoint_file.load(file), 5)]
     return {name: statistics.median(seconds) for name, seconds in found.items()}
 
 

@@ -55,8 +55,8 @@ def ours(
     product in, so all products are torch's there.
     """
     from xlm_train import matmul
-    from xlm_train.memory import keep_memory
     from xlm_train.noise import seed_noise
+    from xlm_train.runtime.device import keep_memory
 
     if allocator:
         keep_memory()
@@ -190,7 +190,7 @@ def transformers(streams: int) -> Callable[[], float]:
 def roof(streams: int, torch_mm: bool = False) -> Callable[[], None]:
     """The matrix products of a step and nothing else, by the faster library here, or by torch.mm."""
     from xlm_train import matmul
-    from xlm_train.memory import keep_memory
+    from xlm_train.runtime.device import keep_memory
 
     keep_memory()
     if torch_mm:

@@ -10,7 +10,7 @@ from data_prep.meter import Meter, waiting
 from data_prep.settings import Settings
 from data_prep.text import Text, Texts
 from data_prep.work import Work, load
-from xlm_train.errors import UserError
+from xlm_train.runtime.errors import UserError
 
 
 def hold_out(settings: Settings, work: Work, texts: Texts) -> None:

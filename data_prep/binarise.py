@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.work import load
-from xlm_train.files import atomic_write, read_json, sha256_of, write_json
+from xlm_train.runtime.files import atomic_write, read_json, sha256_of, write_json
 
 MAX_LENGTH = 1 << 16  # tokens; longer sentences count as this long in the histogram of lengths
 

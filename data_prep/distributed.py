@@ -16,7 +16,7 @@ from typing import Any
 
 from data_prep.meter import say
 from data_prep.work import Job, Result, Workers
-from xlm_train.errors import UserError
+from xlm_train.runtime.errors import UserError
 
 EXECUTORS = ("processes", "local", "slurm")
 POLL_SECONDS = 10

@@ -15,8 +15,8 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from xlm_train.errors import UserError
-from xlm_train.files import sha256_of
+from xlm_train.runtime.errors import UserError
+from xlm_train.runtime.files import sha256_of
 
 VERSION = "0.1.0"
 ARCHIVE = f"fastBPE-{VERSION}.tar.gz"

@@ -22,7 +22,7 @@ import numpy as np
 
 from data_prep import fastbpe
 from data_prep.bpe import END_OF_WORD, BpeCodes
-from xlm_train.errors import UserError
+from xlm_train.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer, models

@@ -19,8 +19,8 @@ from data_prep.text import BpeFiles, Text, Texts
 from data_prep.tokenise import RULES_VERSION
 from data_prep.vocabulary import Vocabulary
 from data_prep.work import digest, load, load_json
-from xlm_train.errors import UserError
-from xlm_train.files import sha256_of
+from xlm_train.runtime.errors import UserError
+from xlm_train.runtime.files import sha256_of
 
 FORMAT = "xlm_train.corpus"
 VERSION = 1

@@ -27,7 +27,7 @@ from data_prep.text import BpeFiles, Text, Texts
 from data_prep.vocabulary import Vocabulary
 from data_prep.work import Work, Workers
 from xlm_train.command import command
-from xlm_train.errors import UserError
+from xlm_train.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -15,8 +15,8 @@ from data_prep import manifest
 from data_prep.meter import say
 from data_prep.settings import OURS, Settings
 from data_prep.sources import Reading
-from xlm_train.errors import UserError
-from xlm_train.files import atomic_write, fsync_folder, read_json, sha256_of, write_json
+from xlm_train.runtime.errors import UserError
+from xlm_train.runtime.files import atomic_write, fsync_folder, read_json, sha256_of, write_json
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from data_prep.sources.files import TextFile
 from data_prep.sources.parquet import ParquetFile
 from data_prep.tokenise import Tokeniser
 from data_prep.vocabulary import SPECIALS, Vocabulary
-from xlm_train.errors import ConfigError, UserError
+from xlm_train.runtime.errors import ConfigError, UserError
 
 SPLITS = ("train", "valid", "test")
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})?")

@@ -23,7 +23,7 @@ from data_prep.statistics import RawCounts
 from data_prep.tokenise import Tokeniser
 from data_prep.vocabulary import LINE_END, Vocabulary, count_words
 from data_prep.work import compress, decompress, load, save
-from xlm_train.errors import TextError
+from xlm_train.runtime.errors import TextError
 
 BLOCK_CHARACTERS = 1 << 20  # of lines handled at once inside a piece: larger is not faster, only larger
 SAMPLE_LINES = 1000  # of a piece, looked at to guess its language

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from xlm_train.errors import UserError
-from xlm_train.files import atomic_write
+from xlm_train.runtime.errors import UserError
+from xlm_train.runtime.files import atomic_write
 
 BOS, EOS, PAD, UNK = 0, 1, 2, 3
 SPECIALS = ("<s>", "</s>", "<pad>", "<unk>", *(f"<special{i}>" for i in range(10)))

@@ -25,8 +25,8 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from xlm_train.errors import UserError
-from xlm_train.files import atomic_write
+from xlm_train.runtime.errors import UserError
+from xlm_train.runtime.files import atomic_write
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.errors import ConfigError, UserError
+from xlm_train.runtime.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from xlm_train.signals import StopFlag
+    from xlm_train.runtime.signals import StopFlag
 
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2

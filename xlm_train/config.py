@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlm_train.compression import COMPRESSIONS
-from xlm_train.energy import METERS
 from xlm_train.guard import LEAST, POLICIES
 from xlm_train.plan.settings import GRAMS_CO2_PER_KWH
-from xlm_train.run_folder import flatten
+from xlm_train.runtime.energy import METERS
+from xlm_train.runtime.run_folder import flatten
 from xlm_train.schema import field_problems, fits
 from xlm_train.sharding import SHARDINGS
 
@@ -198,7 +198,7 @@ def corpus_problems(path: Any) -> list[str]:
     Nothing is said of a path that is no folder: `problems_of` does.
     """
     from xlm_train.corpus import Corpus
-    from xlm_train.errors import CorpusError
+    from xlm_train.runtime.errors import CorpusError
 
     if not isinstance(path, str) or not Path(path).is_dir():
         return []
@@ -216,8 +216,8 @@ def corpus_problems(path: Any) -> list[str]:
 
 
 def _model_problems(config: dict[str, Any]) -> list[str]:
-    from xlm_train.errors import ConfigError
     from xlm_train.model import ModelShape
+    from xlm_train.runtime.errors import ConfigError
 
     try:
         ModelShape(n_words=100, n_langs=2, **{k: v for k, v in config["model"].items() if k != "recompute"})

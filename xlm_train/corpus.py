@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.vocabulary import EOS
-from xlm_train.errors import CorpusError
-from xlm_train.files import read_json, sha256_of
+from xlm_train.runtime.errors import CorpusError
+from xlm_train.runtime.files import read_json, sha256_of
 
 FORMAT = "xlm_train.corpus"
 VERSION = 1

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlm_train.command import command
-from xlm_train.errors import CheckpointError, CorpusError, TextError
-from xlm_train.files import atomic_write, write_json
+from xlm_train.runtime.errors import CheckpointError, CorpusError, TextError
+from xlm_train.runtime.files import atomic_write, write_json
 from xlm_train.schema import out_problems, read_config
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def main(config: DictConfig) -> int:
 
     from xlm_train.corpus import Corpus
     from xlm_train.inference import open_checkpoint
-    from xlm_train.memory import keep_memory
+    from xlm_train.runtime.device import keep_memory
 
     keep_memory()
     if settings.threads is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlm_train.command import command
-from xlm_train.errors import ConfigError, UserError
+from xlm_train.runtime.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -82,15 +82,15 @@ def main(config: DictConfig) -> int:
 
     settings = read_config(ExportConfig, config)
 
-    from xlm_train import checkpoint
     from xlm_train.corpus import Corpus
+    from xlm_train.runtime import checkpoint_file
 
     out = Path(settings.out)
     refuse_to_overwrite(out)
     if settings.checkpoint is None:
         record = export_corpus(Corpus(str(settings.data.path)), out)
     else:
-        content = checkpoint.load(settings.checkpoint)
+        content = checkpoint_file.load(settings.checkpoint)
         if settings.codes is not None:
             from data_prep.bpe import BpeCodes
 
@@ -107,8 +107,8 @@ def main(config: DictConfig) -> int:
 
 def refuse_to_overwrite(out: Path) -> None:
     """Raise ConfigError unless `out` is free, empty, or an earlier export that nobody has changed since."""
-    from xlm_train.files import sha256_of
     from xlm_train.interop.transformers_folder import RECORD, read_record
+    from xlm_train.runtime.files import sha256_of
 
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
@@ -133,11 +133,11 @@ def export_transformers(content: dict[str, Any], out: Path, settings: ExportConf
 
     The folder appears only when all this has succeeded. Returns its record (export.json).
     """
-    from xlm_train.files import atomic_write
     from xlm_train.interop import transformers_check, transformers_folder
     from xlm_train.interop.card import model_card
     from xlm_train.interop.facts import Said, gather
     from xlm_train.interop.whole_folder import whole_folder
+    from xlm_train.runtime.files import atomic_write
 
     checkpoint = Path(str(settings.checkpoint))
     evaluation = Path(settings.evaluation) if settings.evaluation else None
@@ -162,9 +162,9 @@ def export_transformers(content: dict[str, Any], out: Path, settings: ExportConf
 
 def export_original(content: dict[str, Any], out: Path, with_optimizer: bool) -> dict[str, Any]:
     """Write checkpoint.pth as the original does, with codes and vocab beside it. Returns the folder's record."""
-    from xlm_train.files import atomic_write
     from xlm_train.interop.pth import export_checkpoint
     from xlm_train.interop.whole_folder import whole_folder
+    from xlm_train.runtime.files import atomic_write
 
     warnings = [] if content["text"]["codes"] else ["the checkpoint holds no BPE codes: none are written (codes=FILE)"]
     with whole_folder(out) as folder:
@@ -186,9 +186,9 @@ def export_corpus(corpus: Any, out: Path) -> dict[str, Any]:
     import numpy as np
 
     from data_prep.vocabulary import Vocabulary
-    from xlm_train.files import atomic_write
     from xlm_train.interop.binarised import BinarisedText, write_binarised
     from xlm_train.interop.whole_folder import whole_folder
+    from xlm_train.runtime.files import atomic_write
 
     vocabulary = Vocabulary.from_file(corpus.vocab_path)
     with whole_folder(out) as folder:
@@ -265,8 +265,8 @@ def new_record(kind: str, content: Mapping[str, Any] | None, warnings: list[str]
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write export.json with the checksum of every other file of the folder."""
-    from xlm_train.files import sha256_of, write_json
     from xlm_train.interop.transformers_folder import RECORD
+    from xlm_train.runtime.files import sha256_of, write_json
 
     record["files"] = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != RECORD}
     write_json(folder / RECORD, record)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from xlm_train import checkpoint
 from xlm_train.corpus import Corpus
-from xlm_train.errors import UserError
 from xlm_train.progress import Progress
+from xlm_train.runtime import checkpoint_file
+from xlm_train.runtime.errors import UserError
 
 
 def fork(path: str, corpus: Corpus, shape: dict[str, Any], with_optimizer: bool) -> tuple[dict[str, Any], list[str]]:
@@ -16,7 +16,7 @@ def fork(path: str, corpus: Corpus, shape: dict[str, Any], with_optimizer: bool)
 
     Returns the content to start from and the lineage's parents. Raises UserError with everything that does not fit.
     """
-    content = checkpoint.load(path)
+    content = checkpoint_file.load(path)
     problems = [
         f"init_from={path}: its model has {name}={value}, this run {shape[name]}; set model.{name}={value}"
         for name, value in content["shape"].items()

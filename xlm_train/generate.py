@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xlm_train.command import command
-from xlm_train.files import atomic_write
+from xlm_train.runtime.files import atomic_write
 from xlm_train.schema import out_problems, read_config
 
 if TYPE_CHECKING:

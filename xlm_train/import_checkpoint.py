@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlm_train.command import command
-from xlm_train.errors import ConfigError
+from xlm_train.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -99,13 +99,13 @@ def main(config: DictConfig) -> int:
 
 def write_checkpoint(imported: Imported, out: Path) -> int:
     """Write the checkpoint and its codes and vocabulary; say what it is."""
-    from xlm_train import checkpoint
     from xlm_train.interop.whole_folder import whole_folder
+    from xlm_train.runtime import checkpoint_file
 
     content: dict[str, Any] = imported.content
-    name = checkpoint.name_of(content["progress"]["step"])
+    name = checkpoint_file.name_of(content["progress"]["step"])
     with whole_folder(out) as folder:
-        checkpoint.save(folder / name, content)
+        checkpoint_file.save(folder / name, content)
         for part in ("codes", "vocab"):
             if content["text"][part]:
                 (folder / part).write_bytes(content["text"][part].encode())

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from xlm_train import checkpoint
-from xlm_train.errors import ConfigError
 from xlm_train.model import XLM, ModelShape
+from xlm_train.runtime import checkpoint_file
+from xlm_train.runtime.errors import ConfigError
 from xlm_train.text_reader import TextReader
 
 
@@ -45,7 +45,7 @@ def open_checkpoint(path: str | Path, device: str = "auto", bptt: int | None = N
     damaged or not a checkpoint, the device is not there, or the model has fewer positions than bptt.
     """
     place = resolve_device(device)
-    content = checkpoint.load(path)
+    content = checkpoint_file.load(path)
     with torch.device("meta"):  # no random weights drawn only to be replaced
         model = XLM(ModelShape(**content["shape"]))
     model.load_state_dict(content["model"], assign=True)

@@ -12,11 +12,11 @@ from typing import Any
 
 from pytorch_lightning.loggers.logger import Logger
 
-from xlm_train.errors import UserError
-from xlm_train.files import atomic_write
-from xlm_train.processes import say
-from xlm_train.run_folder import RunFolder
-from xlm_train.units import compact, duration
+from xlm_train.runtime.console import compact, duration
+from xlm_train.runtime.errors import UserError
+from xlm_train.runtime.files import atomic_write
+from xlm_train.runtime.processes import say
+from xlm_train.runtime.run_folder import RunFolder
 
 
 class LocalLogger(Logger):

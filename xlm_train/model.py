@@ -19,10 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from xlm_train.attention import causal_attention
 from xlm_train.dropout import dropout
-from xlm_train.errors import ConfigError
 from xlm_train.gelu import gelu_linear
 from xlm_train.loss import linear_cross_entropy, tied_lookup
 from xlm_train.matmul import Linear
+from xlm_train.runtime.errors import ConfigError
 
 PAD = 2
 LAYER_NORM_EPS = 1e-12

@@ -25,7 +25,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from xlm_train.errors import ConfigError
+from xlm_train.runtime.errors import ConfigError
 
 FEISTEL_ROUNDS = 6
 PIECE = 1024  # windows of a pass drawn in one go: drawing a slot's few takes nearly as long

@@ -9,7 +9,7 @@ import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.errors import ConfigError
+from xlm_train.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

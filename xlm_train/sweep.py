@@ -30,14 +30,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlm_train.command import EXIT_FAILED, EXIT_PREEMPTED, EXIT_USER_ERROR, config_folder, overrides_of, with_extra
-from xlm_train.errors import ConfigError, UserError
-from xlm_train.files import atomic_write, read_json, write_json
+from xlm_train.runtime.errors import ConfigError, UserError
+from xlm_train.runtime.files import atomic_write, read_json, write_json
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from xlm_train.run_folder import RunFolder
-    from xlm_train.signals import StopFlag
+    from xlm_train.runtime.run_folder import RunFolder
+    from xlm_train.runtime.signals import StopFlag
 
 LOOK_EVERY = 0.5  # seconds, for the `stop` file: it may lie on a network filesystem
 DONE = ("finished", "stopped")  # what a start of the same command would not change
@@ -112,7 +112,7 @@ def sweep_of(config_name: str, arguments: Sequence[str]) -> Sweep:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    from xlm_train.run_folder import NAME
+    from xlm_train.runtime.run_folder import NAME
 
     words = overrides_of(arguments)
     parsed = OverridesParser.create().parse_overrides(words)

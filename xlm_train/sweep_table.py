@@ -10,7 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from xlm_train.command import EXIT_PREEMPTED
-from xlm_train.files import atomic_write, read_json, write_json
+from xlm_train.runtime.files import atomic_write, read_json, write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ from data_prep.sources.lines import Left, cut
 from data_prep.sources.source import Reading
 from data_prep.tokenise import Tokeniser
 from data_prep.vocabulary import EOS, Vocabulary
-from xlm_train.errors import CheckpointError, ConfigError, TextError
+from xlm_train.runtime.errors import CheckpointError, ConfigError, TextError
 
 BLOCK_BYTES = 1 << 20
 

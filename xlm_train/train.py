@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from xlm_train.command import EXIT_PREEMPTED, EXIT_USER_ERROR, command, in_sweep, sweep_suffix
-from xlm_train.errors import ConfigError, UserError
-from xlm_train.files import atomic_write
-from xlm_train.launcher import STARTED, is_worker, launch
-from xlm_train.processes import end_with_parent, processes, rank, say
-from xlm_train.signals import StopFlag
-from xlm_train.threads import wait_politely
+from xlm_train.runtime.errors import ConfigError, UserError
+from xlm_train.runtime.files import atomic_write
+from xlm_train.runtime.launcher import STARTED, is_worker, launch
+from xlm_train.runtime.processes import end_with_parent, processes, rank, say
+from xlm_train.runtime.signals import StopFlag
+from xlm_train.runtime.threads import wait_politely
 
 EXIT_LOST = 1  # another process of the run is gone: a restart may help
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
-    from xlm_train.agreement import Agreement
     from xlm_train.corpus import Corpus, TokenStream
     from xlm_train.guard import BadNumbers, BadStep
     from xlm_train.model import ModelShape
     from xlm_train.order import Order
     from xlm_train.progress import Progress
-    from xlm_train.run_folder import RunFolder
+    from xlm_train.runtime.control_group import Agreement
+    from xlm_train.runtime.run_folder import RunFolder
 
 
 @command(
@@ -73,7 +73,7 @@ def main(config: DictConfig) -> int:
         return work(resolved, FLAG)
 
     from xlm_train.corpus import Corpus
-    from xlm_train.run_folder import RunFolder
+    from xlm_train.runtime.run_folder import RunFolder
 
     lineage = Corpus(resolved["data"]["path"]).lineage
     # everything a user can mend is found here, once, before any worker starts
@@ -111,7 +111,7 @@ def is_lost_peer(error: RuntimeError) -> bool:
     """Whether a collective failed: NCCL's errors have a type of their own, gloo's name its source."""
     import torch
 
-    from xlm_train.agreement import ProcessesMissing
+    from xlm_train.runtime.control_group import ProcessesMissing
 
     return isinstance(error, ProcessesMissing | torch.distributed.DistError) or "gloo" in str(error).lower()
 
@@ -142,8 +142,8 @@ def train(config: dict[str, Any], flag: StopFlag) -> int:
     import torch
 
     from xlm_train.guard import BadNumbers
-    from xlm_train.memory import keep_memory
-    from xlm_train.processes import is_first_process
+    from xlm_train.runtime.device import keep_memory
+    from xlm_train.runtime.processes import is_first_process
     from xlm_train.trainer import quiet_lightning
 
     settings = config["trainer"]
@@ -207,10 +207,10 @@ def leave_report(run: RunFolder) -> None:
 
 def open_job(config: dict[str, Any]) -> Job:
     """The corpus, the order in which it is read, and the run's folder. Nothing is written yet."""
-    from xlm_train.agreement import Agreement
     from xlm_train.corpus import Corpus
     from xlm_train.order import Order, language_shares
-    from xlm_train.run_folder import RunFolder
+    from xlm_train.runtime.control_group import Agreement
+    from xlm_train.runtime.run_folder import RunFolder
 
     data = config["data"]
     corpus = Corpus(data["path"])
@@ -236,26 +236,26 @@ def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
     import hydra.utils
     import torch
 
-    from xlm_train import checkpoint
     from xlm_train.advice import advice
-    from xlm_train.agreement import member, table
     from xlm_train.batches import StepBatches
     from xlm_train.callbacks import Checkpointing, Interruption, Metrics, Stragglers, Validation
-    from xlm_train.energy import Energy
     from xlm_train.fork import fork
     from xlm_train.guard import Guard
     from xlm_train.loggers import make_loggers
     from xlm_train.model import XLM, ModelShape, count_parameters
     from xlm_train.module import CausalLanguageModel
-    from xlm_train.processes import is_first_process
+    from xlm_train.runtime import checkpoint_file
+    from xlm_train.runtime.console import counted
+    from xlm_train.runtime.control_group import member, table
+    from xlm_train.runtime.energy import Energy
+    from xlm_train.runtime.processes import is_first_process
     from xlm_train.sharding import sharded
     from xlm_train.trainer import make_trainer
-    from xlm_train.units import counted
 
     config, corpus, order, run, max_steps = job.config, job.corpus, job.order, job.run, job.max_steps
     data, settings, when = config["data"], config["trainer"], config["callbacks"]
 
-    found = checkpoint.newest(run.checkpoints, run.foreign)
+    found = checkpoint_file.newest(run.checkpoints, run.foreign)
     for path, why in found.damaged:
         say(f"warning: {path} is passed over: {why}")
     if found.damaged and found.content is None:
@@ -383,7 +383,7 @@ def roll_back(job: Job, error: BadNumbers) -> None:
     All processes come here with the same error. Raises TrainingStopped otherwise, naming the file with the step's text.
     """
     from xlm_train.guard import TrainingStopped
-    from xlm_train.processes import is_first_process
+    from xlm_train.runtime.processes import is_first_process
 
     guard, bad = job.config["callbacks"]["guard"], error.bad
     since = sum(step >= job.resumed_at for step in job.excluded)  # rollbacks without a new checkpoint between them
@@ -408,8 +408,8 @@ def roll_back(job: Job, error: BadNumbers) -> None:
 def report_bad_step(job: Job, bad: BadStep, action: str) -> None:
     """Say what was bad, and write the text of the step into a file of the run. For the first process."""
     from xlm_train.bad_batch import decoded
-    from xlm_train.files import atomic_write
-    from xlm_train.processes import is_first_process
+    from xlm_train.runtime.files import atomic_write
+    from xlm_train.runtime.processes import is_first_process
 
     if not is_first_process():
         return

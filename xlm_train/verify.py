@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from xlm_train import checkpoint
 from xlm_train.corpus import Corpus
-from xlm_train.errors import CheckpointError
 from xlm_train.loggers import describe
+from xlm_train.runtime import checkpoint_file
+from xlm_train.runtime.errors import CheckpointError
 
 
 def verify(folder: str) -> int:
@@ -20,13 +20,13 @@ def verify(folder: str) -> int:
             f"ok       {place}: every shard's checksum is right, every id below {corpus.n_words:,}; lineage {corpus.lineage[:12]}"
         )
         return 0
-    paths = sorted(checkpoint.in_folder(place) or checkpoint.in_folder(place / "checkpoints"))
+    paths = sorted(checkpoint_file.in_folder(place) or checkpoint_file.in_folder(place / "checkpoints"))
     if not paths:
         raise CheckpointError(f"verify={folder}: there is no step-*.pt in it")
     damaged = 0
     for path in paths:
         try:
-            content = checkpoint.load(path)
+            content = checkpoint_file.load(path)
         except CheckpointError as error:
             damaged += 1
             print(f"DAMAGED  {error}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from xlm_train.processes import end_with_parent
-from xlm_train.signals import StopFlag
+from xlm_train.runtime.processes import end_with_parent
+from xlm_train.runtime.signals import StopFlag
 
 
 def main() -> int:
@@ -15,7 +15,7 @@ def main() -> int:
 
     from omegaconf import OmegaConf
 
-    from xlm_train.threads import wait_politely
+    from xlm_train.runtime.threads import wait_politely
     from xlm_train.train import work
 
     wait_politely()

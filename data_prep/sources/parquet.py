@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.sources.source import CHUNK_BYTES, Reading
-from xlm_train.errors import TextError
+from xlm_train.runtime.errors import TextError
 
 BATCH_ROWS = 256
 

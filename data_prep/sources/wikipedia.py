@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_prep.sources.files import TextFile
 from data_prep.sources.source import Reading
-from xlm_train.errors import TextError
+from xlm_train.runtime.errors import TextError
 
 FILE = re.compile(r"wiki_\d+(\.bz2|\.gz)?")
 NOT_TEXT = re.compile(rb"^(?:<doc id=.*>|</doc>|[ \t\r]*)\n", re.MULTILINE)

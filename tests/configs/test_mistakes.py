@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import command
 from xlm_train.command import check_overrides
 from xlm_train.config import problems_of
-from xlm_train.errors import ConfigError
+from xlm_train.runtime.errors import ConfigError
 
 
 def config_problems(corpus: Path, *overrides: str) -> list[str]:
@@ -107,7 +107,7 @@ def test_composed_config_can_be_shown(corpus_folder: Path, tmp_path: Path) -> No
 def test_two_runs_at_once_under_one_name(
     compose: Callable[..., dict[str, Any]], corpus_folder: Path, tmp_path: Path
 ) -> None:
-    from xlm_train.run_folder import RunFolder
+    from xlm_train.runtime.run_folder import RunFolder
 
     config = compose("train", "experiment=smoke", f"data.path={corpus_folder}")
     first = RunFolder(tmp_path, "same", config, "hash")
@@ -118,7 +118,7 @@ def test_two_runs_at_once_under_one_name(
 
 @pytest.mark.parametrize("name", ["../up", "a b", "", "/abs"])
 def test_run_names_are_folder_names(name: str, tmp_path: Path) -> None:
-    from xlm_train.run_folder import RunFolder
+    from xlm_train.runtime.run_folder import RunFolder
 
     with pytest.raises(ConfigError, match="run_name"):
         RunFolder(tmp_path, name, {}, "hash")

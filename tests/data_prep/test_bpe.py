@@ -22,7 +22,7 @@ from data_prep import bpe_table, fastbpe, learn_bpe
 from data_prep.bpe import BpeCodes, BpeEncoder, decode, decode_ids, read_limit
 from data_prep.bpe_table import ManyWords
 from data_prep.vocabulary import SPECIALS, UNK, Vocabulary, count_words
-from xlm_train.errors import UserError
+from xlm_train.runtime.errors import UserError
 
 BPE_TO_TEXT = {"train": "voice.train", "valid": "voice.valid", "novels": "novels.valid", "parvalid": "sutta.parvalid"}
 SETS = [f"{name}.{language}" for name in BPE_TO_TEXT for language in ("en", "de")]

@@ -35,7 +35,7 @@ from data_prep.tokenise import Tokeniser
 from data_prep.vocabulary import EOS, UNK, Vocabulary
 from xlm_train.command import config_folder
 from xlm_train.corpus import Corpus
-from xlm_train.errors import ConfigError, TextError, UserError
+from xlm_train.runtime.errors import ConfigError, TextError, UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 from tests.conftest import command
 from tests.end_to_end.test_training import start
 from tests.end_to_end.worlds import assert_same, last
-from xlm_train import checkpoint
 from xlm_train.config import problems_of
+from xlm_train.runtime import checkpoint_file
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_compressed_gradients_change_the_run_a_little(words: list[str], tmp_path
     command("xlm_train.train", *words, "run_name=plain")
     command("xlm_train.train", *words, "run_name=half", "trainer.gradient_compression=fp16")
     plain, half = (everything(last(tmp_path / name)) for name in ("plain", "half"))
-    halfway = everything(checkpoint.load(tmp_path / "plain/checkpoints/step-00000010.pt"))
+    halfway = everything(checkpoint_file.load(tmp_path / "plain/checkpoints/step-00000010.pt"))
     # registered, and harmless: they part by little of the way that both have gone since step 10
     assert 0 < (half - plain).norm() < 0.05 * (plain - halfway).norm()
 

@@ -24,9 +24,9 @@ from tests.end_to_end.worlds import (
     state,
     train_on,
 )
-from xlm_train import checkpoint
-from xlm_train.errors import UserError
-from xlm_train.signals import StopFlag
+from xlm_train.runtime import checkpoint_file
+from xlm_train.runtime.errors import UserError
+from xlm_train.runtime.signals import StopFlag
 from xlm_train.train import train
 
 Config = Callable[..., dict[str, Any]]
@@ -53,10 +53,10 @@ def config(compose: Config, corpus_folder: Path, tmp_path: Path) -> Config:
 
 def set_loss_scale(path: Path, **values: float) -> None:
     """Rewrite the loss scale in a checkpoint."""
-    content = checkpoint.load(path)
+    content = checkpoint_file.load(path)
     del content["sha256"]
     content["progress"]["loss_scale"].update(values)
-    checkpoint.save(path, content)
+    checkpoint_file.save(path, content)
 
 
 def overflowing(config: Config, name: str, *overrides: str) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def overflowing(config: Config, name: str, *overrides: str) -> dict[str, Any]:
     words = (*FLOAT16, *overrides)
     train(config(name, "trainer.max_steps=1", *words), StopFlag())
     begun = config(name, "trainer.max_steps=26", *words)
-    path = Path(begun["paths"]["runs"]) / name / "checkpoints" / checkpoint.name_of(1)
+    path = Path(begun["paths"]["runs"]) / name / "checkpoints" / checkpoint_file.name_of(1)
     set_loss_scale(path, scale=2.0**30, growth_interval=3)
     return begun
 
@@ -191,7 +191,9 @@ def test_a_skipped_step_moves_nothing_but_the_scale(config: Config, tmp_path: Pa
     settings = overflowing(config, "run", *SAVE_ALL, "callbacks.metrics.every_n_steps=1")
     train(settings, StopFlag())
     run = tmp_path / "run"
-    contents = {step: checkpoint.load(run / "checkpoints" / checkpoint.name_of(step)) for step in range(1, 27)}
+    contents = {
+        step: checkpoint_file.load(run / "checkpoints" / checkpoint_file.name_of(step)) for step in range(1, 27)
+    }
     skipped = contents[26]["progress"]["skipped"]
     assert len(skipped) >= 10
     assert skipped[:3] == [1, 2, 3]
@@ -221,7 +223,7 @@ def test_skips_in_a_row_stop_the_run_and_leave_its_checkpoints(config: Config, t
     words = (*FLOAT16, *SAVE_ALL)
     train(config("run", "trainer.max_steps=4", *words), StopFlag())
     run = tmp_path / "run"
-    set_loss_scale(run / "checkpoints" / checkpoint.name_of(4), scale=2.0**200)
+    set_loss_scale(run / "checkpoints" / checkpoint_file.name_of(4), scale=2.0**200)
     before = {path: path.read_bytes() for path in (run / "checkpoints").glob("step-*.pt")}
     weights = last(run)["model"]
     train(config("run", "trainer.max_steps=15", *words), StopFlag())  # eleven, and an end
@@ -251,7 +253,9 @@ def test_the_first_step_after_a_resume_with_several_buckets(processes: int, conf
     for step in (1, 2):
         run = copy_as_of(step, undisturbed, f"resumed_at_{step}")
         train_on(processes, {**settings, "run_name": run.name})
-        first = [checkpoint.load(r / "checkpoints" / checkpoint.name_of(step + 1)) for r in (undisturbed, run)]
+        first = [
+            checkpoint_file.load(r / "checkpoints" / checkpoint_file.name_of(step + 1)) for r in (undisturbed, run)
+        ]
         assert_same(first[0]["model"], first[1]["model"])
         assert_same(first[0]["optimizer"], first[1]["optimizer"])
         assert_same(state(undisturbed), state(run))

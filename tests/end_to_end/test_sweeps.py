@@ -18,8 +18,8 @@ from tests.conftest import command, process_environment
 from xlm_train import sweep_table
 from xlm_train.command import config_folder
 from xlm_train.config import problems_of
-from xlm_train.errors import ConfigError
 from xlm_train.loggers import read_metrics
+from xlm_train.runtime.errors import ConfigError
 from xlm_train.sweep import best_perplexity, sweep_of
 from xlm_train.sweep_table import Row
 

@@ -21,10 +21,10 @@ import torch
 
 from tests.conftest import command, process_environment
 from tests.end_to_end.worlds import assert_same, assert_same_run, last
-from xlm_train import checkpoint
-from xlm_train.errors import ConfigError, UserError
 from xlm_train.loggers import read_metrics
-from xlm_train.signals import StopFlag
+from xlm_train.runtime import checkpoint_file
+from xlm_train.runtime.errors import ConfigError, UserError
+from xlm_train.runtime.signals import StopFlag
 from xlm_train.train import train
 
 Compose = Callable[..., dict[str, Any]]
@@ -60,7 +60,7 @@ def test_a_run_learns_and_leaves_everything(smoke: Callable[..., Path]) -> None:
     assert json.loads((run / "status.json").read_text())["status"] == "finished"
     for name in ("config.yaml", "environment.json", "report.md", "plots/curves.png", "checkpoints/best.pt"):
         assert (run / name).is_file(), name
-    best = checkpoint.load(run / "checkpoints/best.pt")
+    best = checkpoint_file.load(run / "checkpoints/best.pt")
     assert best["progress"]["best_metric"] == min(line["val/ppl"] for line in validation)
     assert best["text"]["languages"] == {"de": 0, "en": 1}
 
@@ -117,7 +117,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     extra = ["callbacks.checkpointing.every_n_steps=5"]
     undisturbed = smoke("undisturbed", "trainer.max_steps=20", *extra)
     run = shutil.copytree(undisturbed, undisturbed.parent / "damaged")
-    newest = checkpoint.in_folder(run / "checkpoints")[0]
+    newest = checkpoint_file.in_folder(run / "checkpoints")[0]
     newest.write_bytes(newest.read_bytes()[:-1000])
     smoke("damaged", "trainer.max_steps=20", *extra)
     assert f"{newest} is passed over" in capfd.readouterr().err
@@ -189,7 +189,7 @@ def test_a_damaged_checkpoint_does_not_push_out_whole_ones(smoke: Callable[..., 
 def test_without_a_whole_checkpoint_the_run_does_not_silently_start_anew(smoke: Callable[..., Path]) -> None:
     run = smoke("broken", "trainer.max_steps=5")
     metrics = (run / "metrics.jsonl").read_bytes()
-    for path in checkpoint.in_folder(run / "checkpoints"):
+    for path in checkpoint_file.in_folder(run / "checkpoints"):
         path.write_bytes(b"rubbish")
     with pytest.raises(UserError, match="is whole"):
         smoke("broken", "trainer.max_steps=9")
@@ -200,7 +200,7 @@ def test_old_checkpoints_go_and_the_best_stays(smoke: Callable[..., Path]) -> No
     run = smoke(
         "few", "trainer.max_steps=30", "callbacks.checkpointing.every_n_steps=2", "callbacks.checkpointing.keep_last=2"
     )
-    names = sorted(path.name for path in checkpoint.in_folder(run / "checkpoints"))
+    names = sorted(path.name for path in checkpoint_file.in_folder(run / "checkpoints"))
     best = os.readlink(run / "checkpoints/best.pt")
     assert set(names) == {"step-00000028.pt", "step-00000030.pt", best}
 
@@ -228,8 +228,8 @@ def test_a_diverging_run_stops_and_keeps_its_checkpoint(smoke: Callable[..., Pat
         )
     status = json.loads((tmp_path / "diverged/status.json").read_text())
     assert status["status"] == "failed"
-    for path in checkpoint.in_folder(tmp_path / "diverged/checkpoints"):
-        assert all(torch.isfinite(value).all() for value in checkpoint.load(path)["model"].values())
+    for path in checkpoint_file.in_folder(tmp_path / "diverged/checkpoints"):
+        assert all(torch.isfinite(value).all() for value in checkpoint_file.load(path)["model"].values())
 
 
 def test_a_new_run_from_another_ones_weights(smoke: Callable[..., Path]) -> None:

@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from xlm_train import checkpoint
 from xlm_train.loggers import read_metrics
+from xlm_train.runtime import checkpoint_file
 
 PATIENCE = 240.0  # seconds for a whole start
 SERVER = multiprocessing.get_context("forkserver")
@@ -116,7 +116,7 @@ def _process(config: dict[str, Any], rank: int, world: int, port: int, watched: 
         }
     torch.set_num_threads(1)
     _watch(rank, watched / f"rank-{rank}.jsonl", death)
-    from xlm_train.signals import StopFlag
+    from xlm_train.runtime.signals import StopFlag
     from xlm_train.train import train
 
     sys.exit(train(config, StopFlag()))
@@ -163,7 +163,7 @@ STATE = ("model", "optimizer", "progress", "metrics")
 
 def last(run: Path) -> dict[str, Any]:
     """The newest checkpoint of a run, where none is damaged."""
-    found = checkpoint.newest(run / "checkpoints")
+    found = checkpoint_file.newest(run / "checkpoints")
     assert found.content is not None
     assert not found.damaged
     return found.content

@@ -31,8 +31,8 @@ from typing import Any
 import torch
 
 from tests.conftest import command, process_environment
-from xlm_train import checkpoint
 from xlm_train.loggers import read_metrics
+from xlm_train.runtime import checkpoint_file
 
 MARK = "XLM_FAULTS"  # environment variable by which every process of a start is found, orphans included
 LOOK_EVERY = 0.002  # seconds
@@ -306,7 +306,7 @@ RESULTS = (
 
 def state_of(run: Path) -> dict[str, Any]:
     """Everything of a finished run that must not depend on what happened to it on the way."""
-    content = checkpoint.load(checkpoint.in_folder(run / "checkpoints")[0])
+    content = checkpoint_file.load(checkpoint_file.in_folder(run / "checkpoints")[0])
     reports = [
         {key: value for key, value in line.items() if key.startswith(RESULTS)}
         for line in read_metrics(run / "metrics.jsonl")

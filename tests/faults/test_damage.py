@@ -14,24 +14,24 @@ import pytest
 
 from tests.faults.conftest import SMALL, PrivateMounts
 from tests.faults.harness import PATIENCE, compare, random_corpus, wait_until
-from xlm_train import checkpoint
-from xlm_train.errors import CheckpointError
+from xlm_train.runtime import checkpoint_file
+from xlm_train.runtime.errors import CheckpointError
 
 TrainSmall = Callable[..., None]
-TRAILER = checkpoint.TRAILER.size
+TRAILER = checkpoint_file.TRAILER.size
 
 
 def refused(path: Path) -> bool:
     """Whether a checkpoint is refused with an error that names it."""
     try:
-        checkpoint.load(path)
+        checkpoint_file.load(path)
     except CheckpointError as error:
         return str(path) in str(error)
     return False
 
 
 def test_a_checkpoint_cut_anywhere_is_refused(damaged: Path) -> None:
-    path = checkpoint.in_folder(damaged / "checkpoints")[0]
+    path = checkpoint_file.in_folder(damaged / "checkpoints")[0]
     whole = path.read_bytes()
     draw = random.Random(0)
     lengths = [*range(2 * TRAILER), *(len(whole) - cut for cut in range(1, 2 * TRAILER))]
@@ -44,7 +44,7 @@ def test_a_checkpoint_cut_anywhere_is_refused(damaged: Path) -> None:
 
 
 def test_a_checkpoint_with_one_bit_flipped_anywhere_is_refused(damaged: Path) -> None:
-    path = checkpoint.in_folder(damaged / "checkpoints")[0]
+    path = checkpoint_file.in_folder(damaged / "checkpoints")[0]
     whole = path.read_bytes()
     draw = random.Random(0)
     positions = [*range(64), *range(len(whole) - TRAILER, len(whole))]  # the archive's header, all of the trailer
@@ -136,8 +136,8 @@ def test_a_checkpoint_that_is_not_this_runs_is_passed_over(
 
 def go_back_to(run: Path, step: int) -> None:
     """Leave a run as if it had been killed after the checkpoint of a step, with later reports written."""
-    for path in checkpoint.in_folder(run / "checkpoints"):
-        if path.name > checkpoint.name_of(step):
+    for path in checkpoint_file.in_folder(run / "checkpoints"):
+        if path.name > checkpoint_file.name_of(step):
             path.unlink()
 
 
@@ -211,7 +211,7 @@ MANY = [
 
 def whole_ones(folder: Path) -> list[str]:
     """Names of the checkpoints of a folder; fails where one of them is damaged."""
-    return [path.name for path in checkpoint.in_folder(folder) if checkpoint.load(path)]
+    return [path.name for path in checkpoint_file.in_folder(folder) if checkpoint_file.load(path)]
 
 
 @pytest.mark.slow
@@ -263,7 +263,7 @@ def test_a_checkpoint_folder_that_becomes_read_only(
     (run / "checkpoints").mkdir(parents=True)
     private_mounts.run("mount", "--bind", str(run / "checkpoints"), str(run / "checkpoints"))
     process = private_mounts.start(*words, "run_name=run")
-    wait_until(lambda: len(checkpoint.in_folder(run / "checkpoints")) >= 3, process)
+    wait_until(lambda: len(checkpoint_file.in_folder(run / "checkpoints")) >= 3, process)
     private_mounts.run("mount", "-o", "remount,bind,ro", str(run / "checkpoints"))
     kept = whole_ones(run / "checkpoints")
     for _ in range(2):  # the second start finds it read-only from the beginning

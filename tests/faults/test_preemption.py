@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.harness import PATIENCE, Started, compare, last_report, wait_for_step, wait_until
-from xlm_train import checkpoint
+from xlm_train.runtime import checkpoint_file
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 PREEMPTED = 75
@@ -77,10 +77,10 @@ def leave(start: Started, run: Path, before: int) -> None:
     start.wait_until_gone(LEAVES_WITHIN)
     assert start.process.returncode == PREEMPTED, start.text()
     assert status_of(run) == "preempted"
-    saved = checkpoint.in_folder(run / "checkpoints")
+    saved = checkpoint_file.in_folder(run / "checkpoints")
     assert step_of(run) >= before
     if step_of(run):
-        assert saved[0].name == checkpoint.name_of(step_of(run))  # not a step is lost
+        assert saved[0].name == checkpoint_file.name_of(step_of(run))  # not a step is lost
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_under_slurm_all_tasks_leave_whichever_is_signalled(
                 task.wait_until_gone(LEAVES_WITHIN)
             assert [task.process.returncode for task in tasks] == [0, 0], tasks[0].text()
         assert status_of(run) == "preempted"
-        assert checkpoint.in_folder(run / "checkpoints")[0].name == checkpoint.name_of(step_of(run))
+        assert checkpoint_file.in_folder(run / "checkpoints")[0].name == checkpoint_file.name_of(step_of(run))
     with contextlib.ExitStack() as stack:
         tasks = [stack.enter_context(task) for task in start_as_slurm_does(words)]
         assert [task.process.wait(PATIENCE) for task in tasks] == [0, 0], tasks[0].text()

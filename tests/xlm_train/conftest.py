@@ -96,10 +96,10 @@ def make_checkpoint() -> CheckpointMaker:
     def make(
         file: Path, model: Any, vocab: str, codes: str, bptt: int, languages: Mapping[str, int] | None = None
     ) -> Path:
-        from xlm_train import checkpoint
+        from xlm_train.runtime import checkpoint_file
 
         file.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(
+        checkpoint_file.save(
             file,
             {
                 "shape": model.shape.to_dict(),
@@ -183,9 +183,11 @@ def golden_scores(shared: Path) -> Callable[[str], dict[str, float]]:
 @pytest.fixture(scope="session")
 def golden_checkpoint(shared: Path, tmp_path_factory: pytest.TempPathFactory, golden_text: tuple[str, str]) -> Path:
     """The original's checkpoint of goldens/train, imported."""
-    from xlm_train import checkpoint
     from xlm_train.interop.pth import import_checkpoint
+    from xlm_train.runtime import checkpoint_file
 
     file = tmp_path_factory.mktemp("golden") / "imported.pt"
-    checkpoint.save(file, import_checkpoint(shared / "goldens" / "train" / "checkpoint.pth", golden_text[1]).content)
+    checkpoint_file.save(
+        file, import_checkpoint(shared / "goldens" / "train" / "checkpoint.pth", golden_text[1]).content
+    )
     return file

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tests.conftest import process_environment
-from xlm_train import checkpoint
-from xlm_train.errors import CheckpointError, UserError
+from xlm_train.runtime import checkpoint_file
+from xlm_train.runtime.errors import CheckpointError, UserError
 
 
 def content(step: int) -> dict:
@@ -24,8 +24,8 @@ def content(step: int) -> dict:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    digest = checkpoint.save(tmp_path / checkpoint.name_of(7), content(7))
-    loaded = checkpoint.load(tmp_path / "step-00000007.pt")
+    digest = checkpoint_file.save(tmp_path / checkpoint_file.name_of(7), content(7))
+    loaded = checkpoint_file.load(tmp_path / "step-00000007.pt")
     assert loaded["sha256"] == digest
     assert torch.equal(loaded["model"]["w"], content(7)["model"]["w"])
     assert loaded["progress"] == {"step": 7}
@@ -33,46 +33,46 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_torch_itself_can_read_it(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path / "a.pt", content(1))
+    checkpoint_file.save(tmp_path / "a.pt", content(1))
     assert torch.load(tmp_path / "a.pt", weights_only=True)["progress"] == {"step": 1}
 
 
 @pytest.mark.parametrize("where", [0, 0.1, 0.5, 0.9, 1.0])
 def test_a_flipped_bit_is_found(tmp_path: Path, where: float) -> None:
     path = tmp_path / "step-00000001.pt"
-    checkpoint.save(path, content(1))
+    checkpoint_file.save(path, content(1))
     data = bytearray(path.read_bytes())
     data[int(where * (len(data) - 1))] ^= 4
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"step-00000001\.pt"):
-        checkpoint.load(path)
+        checkpoint_file.load(path)
 
 
 def test_any_truncation_is_found(tmp_path: Path) -> None:
     path = tmp_path / "step-00000001.pt"
-    checkpoint.save(path, content(1))
+    checkpoint_file.save(path, content(1))
     data = path.read_bytes()
     for length in [0, 1, 47, 48, 49, len(data) // 2, len(data) - 48, len(data) - 1]:
         path.write_bytes(data[:length])
         with pytest.raises(CheckpointError):
-            checkpoint.load(path)
+            checkpoint_file.load(path)
     path.write_bytes(data + b"x")
     with pytest.raises(CheckpointError):
-        checkpoint.load(path)
+        checkpoint_file.load(path)
 
 
 def test_newest_passes_over_damaged_ones_and_names_them(tmp_path: Path) -> None:
     for step in (10, 20, 30):
-        checkpoint.save(tmp_path / checkpoint.name_of(step), content(step))
-    newest = tmp_path / checkpoint.name_of(30)
+        checkpoint_file.save(tmp_path / checkpoint_file.name_of(step), content(step))
+    newest = tmp_path / checkpoint_file.name_of(30)
     newest.write_bytes(newest.read_bytes()[:-100])
     (tmp_path / ".step-00000040.pt.123.tmp").write_bytes(b"half")
     (tmp_path / "step-00000050.pt.bak").write_bytes(b"not ours")
-    found = checkpoint.newest(tmp_path)
-    assert found.path == tmp_path / checkpoint.name_of(20)
+    found = checkpoint_file.newest(tmp_path)
+    assert found.path == tmp_path / checkpoint_file.name_of(20)
     assert [path for path, _ in found.damaged] == [newest]
     assert newest.exists()
-    assert checkpoint.newest(tmp_path / "nothing").path is None
+    assert checkpoint_file.newest(tmp_path / "nothing").path is None
 
 
 class Malicious:
@@ -86,38 +86,38 @@ class Malicious:
 def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
     """Even with a valid checksum around it."""
     target = tmp_path / "executed"
-    checkpoint.save(tmp_path / "evil.pt", {"model": Malicious(target)})
+    checkpoint_file.save(tmp_path / "evil.pt", {"model": Malicious(target)})
     with pytest.raises(CheckpointError, match="safely"):
-        checkpoint.load(tmp_path / "evil.pt")
+        checkpoint_file.load(tmp_path / "evil.pt")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Malicious(target)))
     with pytest.raises(CheckpointError, match=r"plain\.pt"):
-        checkpoint.load(tmp_path / "plain.pt")
+        checkpoint_file.load(tmp_path / "plain.pt")
     assert not target.exists()
 
 
 def test_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"missing\.pt"):
-        checkpoint.load(tmp_path / "missing.pt")
-    checkpoint.save(tmp_path / "other.pt", {"format": "something else"})
+        checkpoint_file.load(tmp_path / "missing.pt")
+    checkpoint_file.save(tmp_path / "other.pt", {"format": "something else"})
     with pytest.raises(CheckpointError, match="not a checkpoint of xlm_train"):
-        checkpoint.load(tmp_path / "other.pt")
+        checkpoint_file.load(tmp_path / "other.pt")
     with pytest.raises(UserError, match="no-folder"):
-        checkpoint.save(tmp_path / "no-folder" / "a.pt", content(1))
+        checkpoint_file.save(tmp_path / "no-folder" / "a.pt", content(1))
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     """RLIMIT_FSIZE makes the write fail half-way, as a full disk does."""
     path = tmp_path / "step-00000001.pt"
-    checkpoint.save(path, content(1))
+    checkpoint_file.save(path, content(1))
     before = path.read_bytes()
     script = f"""
 import resource, signal, torch
-from xlm_train import checkpoint
-from xlm_train.errors import UserError
+from xlm_train.runtime import checkpoint_file
+from xlm_train.runtime.errors import UserError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 try:
-    checkpoint.save({str(path)!r}, {{"model": torch.zeros(1_000_000)}})
+    checkpoint_file.save({str(path)!r}, {{"model": torch.zeros(1_000_000)}})
 except UserError as error:
     print(error)
 """
@@ -133,12 +133,12 @@ def test_sigkill_in_the_middle_of_writes(tmp_path: Path) -> None:
     """A process that does nothing but save is killed at 8 moments: whatever stands under a final name is whole."""
     script = f"""
 import torch
-from xlm_train import checkpoint
+from xlm_train.runtime import checkpoint_file
 step = 0
 while True:
     step += 1
     content = {{"model": torch.full((500_000,), float(step)), "progress": {{"step": step}}}}
-    checkpoint.save({str(tmp_path)!r} + "/" + checkpoint.name_of(step % 5), content)
+    checkpoint_file.save({str(tmp_path)!r} + "/" + checkpoint_file.name_of(step % 5), content)
     print(step, flush=True)
 """
     killed_in_write = 0
@@ -154,9 +154,9 @@ while True:
         killed_in_write += any(tmp_path.glob(".*.tmp"))
         for left_over in tmp_path.glob(".*.tmp"):
             left_over.unlink()
-        files = checkpoint.in_folder(tmp_path)
+        files = checkpoint_file.in_folder(tmp_path)
         assert files
         for path in files:
-            loaded = checkpoint.load(path)
+            loaded = checkpoint_file.load(path)
             assert (loaded["model"] == float(loaded["progress"]["step"])).all()
     assert killed_in_write > 0  # else the test proves nothing

@@ -12,7 +12,7 @@ import pytest
 
 from data_prep.vocabulary import EOS
 from xlm_train.corpus import Corpus
-from xlm_train.errors import CorpusError
+from xlm_train.runtime.errors import CorpusError
 
 
 @pytest.fixture

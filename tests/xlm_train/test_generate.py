@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from xlm_train.errors import ConfigError
 from xlm_train.generate import CachedTexts, Sampling, choose, continue_texts, generate, main, window_start
 from xlm_train.inference import open_checkpoint
 from xlm_train.model import XLM, ModelShape
+from xlm_train.runtime.errors import ConfigError
 
 EOS = 1
 

@@ -22,7 +22,7 @@ from xlm_train.guard import Guard, TrainingStopped, robust_z
 from xlm_train.ledger import Ledger, StepLosses
 from xlm_train.loggers import read_metrics
 from xlm_train.order import Order, language_shares
-from xlm_train.signals import StopFlag
+from xlm_train.runtime.signals import StopFlag
 from xlm_train.train import train
 
 Run = Callable[..., Path]

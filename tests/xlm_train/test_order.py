@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from xlm_train.batches import StepBatches
 from xlm_train.corpus import Corpus
-from xlm_train.errors import ConfigError
 from xlm_train.order import PIECE, Order, language_shares, permute, slots_of_rank
+from xlm_train.runtime.errors import ConfigError
 
 shapes = st.fixed_dictionaries(
     {

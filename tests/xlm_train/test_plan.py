@@ -393,7 +393,7 @@ def test_a_probe_can_be_forbidden() -> None:
 CHILD = """
 import json, sys, time
 import torch
-from xlm_train.memory import keep_memory
+from xlm_train.runtime.device import keep_memory
 from xlm_train.model import ModelShape
 from xlm_train.probe import RealStep
 
@@ -432,8 +432,8 @@ def test_against_this_machine(arguments: dict[str, Any], streams: int, positions
     steps and probes are taken in turn."""
     import time
 
-    from xlm_train.memory import keep_memory
     from xlm_train.probe import measure
+    from xlm_train.runtime.device import keep_memory
 
     keep_memory()
     shape = ModelShape(**arguments)

@@ -22,13 +22,13 @@ import yaml
 
 from tests.conftest import command
 from xlm_train import page
-from xlm_train.errors import UserError
 from xlm_train.model import ModelShape
 from xlm_train.report import recipe, write_report
 from xlm_train.report.content import sections, thinned
 from xlm_train.report.figures import Axis, Curve, Figure, html, number, reduce
 from xlm_train.report.reading import find_runs, read_run
 from xlm_train.report.writing import as_html, as_markdown
+from xlm_train.runtime.errors import UserError
 
 HOSTILE = "<script>alert('x')</script>|</title>\"&amp;"
 
@@ -131,11 +131,11 @@ def test_the_report_of_a_real_run(trained: Path, corpus_folder: Path) -> None:
     assert (trained / "plots/curves.png").read_bytes().startswith(b"\x89PNG")
     html_page, markdown = (trained / "report.html").read_text(), (trained / "report.md").read_text()
 
-    from xlm_train import checkpoint
+    from xlm_train.runtime import checkpoint_file
 
     metrics = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     best = [line for line in metrics if "val/ppl" in line][-1]
-    newest = checkpoint.load(trained / "checkpoints/step-00000020.pt")
+    newest = checkpoint_file.load(trained / "checkpoints/step-00000020.pt")
     manifest = json.loads((corpus_folder / "manifest.json").read_text())
     shape = ModelShape(**newest["shape"])
     padding = (shape.n_rows - shape.n_words) * (shape.dim + 1)  # rows of the vocabulary's matrix and its bias

@@ -11,9 +11,9 @@ import pytest
 from pytorch_lightning.loggers.logger import Logger
 
 from xlm_train.advice import advice
-from xlm_train.energy import Energy
 from xlm_train.loggers import progress_bar, read_metrics
-from xlm_train.signals import StopFlag
+from xlm_train.runtime.energy import Energy
+from xlm_train.runtime.signals import StopFlag
 from xlm_train.train import train
 
 Compose = Callable[..., dict[str, Any]]
@@ -121,7 +121,7 @@ def test_tensorboard_has_every_step_once_after_a_restart(run: Callable[..., Path
 
 def test_energy_adds_up_over_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr("xlm_train.energy.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("xlm_train.runtime.energy.time.monotonic", lambda: clock[0])
     for _ in range(2):
         energy = Energy(tmp_path / "energy.json", "estimate", watts=300.0, devices=8, nodes=1, region="sweden")
         clock[0] += 1800

@@ -12,13 +12,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from xlm_train import checkpoint
 from xlm_train.callbacks.metrics import Metrics
 from xlm_train.callbacks.validation import Validation
-from xlm_train.errors import CheckpointError
 from xlm_train.module import CausalLanguageModel
-from xlm_train.processes import say
 from xlm_train.progress import Progress
+from xlm_train.runtime import checkpoint_file
+from xlm_train.runtime.errors import CheckpointError
+from xlm_train.runtime.processes import say
 from xlm_train.sharding import gather, put_back
 
 
@@ -81,8 +81,8 @@ class Checkpointing(pl.Callback):
 
     def _set_aside_damaged(self, step: int) -> None:
         """Checkpoints beyond the one resumed from were passed over as damaged: rename them, so none counts as kept."""
-        for path in checkpoint.in_folder(self.folder):
-            if path != self.folder / checkpoint.name_of(step) and int(path.stem.removeprefix("step-")) > step:
+        for path in checkpoint_file.in_folder(self.folder):
+            if path != self.folder / checkpoint_file.name_of(step) and int(path.stem.removeprefix("step-")) > step:
                 path.rename(path.with_name(f"{path.name}.damaged"))
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: CausalLanguageModel, *_: Any) -> None:  # type: ignore[override]
@@ -129,7 +129,7 @@ class Checkpointing(pl.Callback):
 
     def _write(self, content: dict[str, Any], step: int, best_step: int | None) -> None:
         try:
-            checkpoint.save(self.folder / checkpoint.name_of(step), content)
+            checkpoint_file.save(self.folder / checkpoint_file.name_of(step), content)
         except BaseException as error:  # raised again on the training thread
             self.failure = error
             return
@@ -141,15 +141,15 @@ class Checkpointing(pl.Callback):
 
     def _link_best(self, best_step: int | None) -> None:
         """Let `best.pt` be a link to the best validation's checkpoint."""
-        if best_step is not None and (self.folder / checkpoint.name_of(best_step)).is_file():
+        if best_step is not None and (self.folder / checkpoint_file.name_of(best_step)).is_file():
             link = self.folder / f".best.pt.{os.getpid()}.tmp"
             link.unlink(missing_ok=True)
-            link.symlink_to(checkpoint.name_of(best_step))
+            link.symlink_to(checkpoint_file.name_of(best_step))
             os.replace(link, self.folder / "best.pt")
 
     def _remove_old(self, best_step: int | None) -> None:
-        for path in checkpoint.in_folder(self.folder)[self.keep_last :]:
-            if best_step is None or path.name != checkpoint.name_of(best_step):
+        for path in checkpoint_file.in_folder(self.folder)[self.keep_last :]:
+            if best_step is None or path.name != checkpoint_file.name_of(best_step):
                 path.unlink()
 
     def _join(self) -> None:

@@ -228,7 +228,7 @@ def _preprocessing(facts: Facts) -> str:
 
 
 def _hyperparameters(facts: Facts) -> str:
-    from xlm_train.run_folder import flatten
+    from xlm_train.runtime.run_folder import flatten
 
     config = {key: value for key, value in facts.config.items() if key in SETTINGS}
     flat = {key: value for key, value in flatten(config).items() if key not in NOT_SETTINGS and value is not None}

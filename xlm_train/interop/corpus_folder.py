@@ -14,9 +14,9 @@ import numpy as np
 from data_prep.bpe import CONTINUED, BpeCodes
 from data_prep.manifest import FILE, FORMAT, VERSION, lineage
 from data_prep.vocabulary import UNK
-from xlm_train.errors import ConfigError
-from xlm_train.files import atomic_write, sha256_of, write_json
 from xlm_train.interop.binarised import BinarisedText, read_binarised
+from xlm_train.runtime.errors import ConfigError
+from xlm_train.runtime.files import atomic_write, sha256_of, write_json
 
 NAME = re.compile(r"(train|valid|test)\.([\w-]+)\.pth")
 

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from xlm_train.errors import CheckpointError, ConfigError
 from xlm_train.model import XLM, ModelShape
+from xlm_train.runtime.errors import CheckpointError, ConfigError
 
 TIED = "pred_layer.proj.weight"  # the embeddings under a second name
 WITH_VOCABULARY_ROWS = ("embeddings.weight", "output_bias")

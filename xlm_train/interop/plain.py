@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from xlm_train.errors import CheckpointError
+from xlm_train.runtime.errors import CheckpointError
 
 LANGUAGE = re.compile(r"\w[\w.-]{0,19}")
 MOST_VALUES = 100_000  # a small pickle can spell a tree without end

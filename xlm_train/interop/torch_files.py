@@ -18,8 +18,8 @@ from typing import IO, Any
 
 import torch
 
-from xlm_train.errors import CheckpointError
 from xlm_train.interop.pickles import STORAGE_DTYPES, Name, RefusedError, Storage, read_pickle
+from xlm_train.runtime.errors import CheckpointError
 
 OLD_MAGIC = 0x1950A86A20F9469CFC6C
 OLD_VERSION = 1001

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from xlm_train.errors import CheckpointError
 from xlm_train.interop.transformers_folder import open_text
 from xlm_train.model import XLM, ModelShape
+from xlm_train.runtime.errors import CheckpointError
 
 TOLERANCE = 1e-5
 SAMPLE_LINES = 2000  # of each language

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.bpe import BpeCodes
 from data_prep.vocabulary import BOS, EOS, PAD, SPECIALS, UNK, Vocabulary, read_text
-from xlm_train.errors import CheckpointError
-from xlm_train.files import atomic_write, read_json, sha256_of, write_json
 from xlm_train.interop import names, pieces
 from xlm_train.interop.original_params import MASK
 from xlm_train.interop.plain import is_text, read_languages
 from xlm_train.interop.pth import Imported
 from xlm_train.model import LAYER_NORM_EPS, ModelShape
+from xlm_train.runtime.errors import CheckpointError
+from xlm_train.runtime.files import atomic_write, read_json, sha256_of, write_json
 from xlm_train.schema import fits
 from xlm_train.text_reader import TextReader
 

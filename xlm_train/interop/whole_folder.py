@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from xlm_train.errors import UserError
-from xlm_train.files import fsync_folder
+from xlm_train.runtime.errors import UserError
+from xlm_train.runtime.files import fsync_folder
 
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2

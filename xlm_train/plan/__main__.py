@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlm_train.command import command
-from xlm_train.errors import ConfigError, UserError
+from xlm_train.runtime.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -43,7 +43,7 @@ def main(config: DictConfig) -> int:
 
 
 def _write(folder: Path, plan: dict[str, Any], page: str) -> None:
-    from xlm_train.files import atomic_write, write_json
+    from xlm_train.runtime.files import atomic_write, write_json
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

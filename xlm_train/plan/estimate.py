@@ -185,7 +185,7 @@ def _speed(config: dict[str, Any], cluster: Cluster, plan: PlanSettings, shape: 
     if plan.probe or cluster.peak_tflops[precision] is None:
         import torch
 
-        from xlm_train.memory import keep_memory
+        from xlm_train.runtime.device import keep_memory
 
         keep_memory()  # as training does
         if config["trainer"]["threads"] is not None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xlm_train.units import compact
+from xlm_train.runtime.console import compact
 
 
 @dataclass(frozen=True)

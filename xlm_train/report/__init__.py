@@ -51,11 +51,11 @@ def write_report(run: Path, compare: Sequence[Path] = ()) -> None:
     compare: folders of other runs, shown beside it. Whatever a folder lacks or has damaged is said on the page.
     Raises UserError where a file cannot be written.
     """
-    from xlm_train.files import atomic_write
     from xlm_train.report.content import sections
     from xlm_train.report.picture import plot_curves
     from xlm_train.report.reading import read_run
     from xlm_train.report.writing import as_html, as_markdown
+    from xlm_train.runtime.files import atomic_write
 
     runs = [read_run(path) for path in (run, *compare)]
     (run / "plots").mkdir(exist_ok=True)

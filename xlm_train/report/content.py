@@ -14,7 +14,7 @@ from xlm_train.report import recipe
 from xlm_train.report.curves import figures
 from xlm_train.report.figures import MARKS, Figure
 from xlm_train.report.reading import Run, when
-from xlm_train.units import compact, counted, duration
+from xlm_train.runtime.console import compact, counted, duration
 
 MOST_ROWS = 100  # of a table; the figures show everything
 MOST_OPEN = 20  # rows of a table that a reader need not open

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from xlm_train.files import atomic_write
 from xlm_train.page import PALETTE
 from xlm_train.report.reading import Run
+from xlm_train.runtime.files import atomic_write
 
 QUIET = "#444444"
 

@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from xlm_train.errors import UserError
-from xlm_train.files import read_json
-from xlm_train.run_folder import flatten
+from xlm_train.runtime.errors import UserError
+from xlm_train.runtime.files import read_json
+from xlm_train.runtime.run_folder import flatten
 
 SIGNS_OF_A_RUN = ("config.yaml", "status.json", "metrics.jsonl")
 
@@ -250,13 +250,13 @@ def _read_lines(file: Path, problems: list[str], expected: bool = False) -> Iter
 
 def _read_checkpoints(run: Run) -> None:
     """Names, sizes and times, and the checksum that ends the newest file; no tensor is loaded."""
-    from xlm_train import checkpoint
+    from xlm_train.runtime import checkpoint_file
 
     folder = run.path / "checkpoints"
     best = folder / "best.pt"
     best_name = best.resolve().name if best.is_symlink() else None
     for file in sorted(folder.glob("step-*.pt*")):
-        found = checkpoint.NAME.match(file.name)
+        found = checkpoint_file.NAME.match(file.name)
         if found is None or file.suffix not in (".pt", ".damaged"):
             continue
         try:
@@ -284,7 +284,7 @@ def _read_checkpoints(run: Run) -> None:
 
 def _trailer_sha256(file: Path) -> str | None:
     """The checksum that a checkpoint ends with, as it was written; None where the file's length is not what it says."""
-    from xlm_train.checkpoint import MAGIC, TRAILER
+    from xlm_train.runtime.checkpoint_file import MAGIC, TRAILER
 
     try:
         with open(file, "rb") as source:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from xlm_train.errors import ConfigError
 from xlm_train.report.reading import Run
+from xlm_train.runtime.errors import ConfigError
 
 # What settings of ours are in the original's run, by their key in the config.
 ORIGINAL: Mapping[str, Any] = {

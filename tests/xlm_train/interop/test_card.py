@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from xlm_train import checkpoint
-from xlm_train.errors import UserError
 from xlm_train.interop.card import UNKNOWN, model_card
 from xlm_train.interop.facts import Said, gather
-from xlm_train.run_folder import environment
+from xlm_train.runtime import checkpoint_file
+from xlm_train.runtime.errors import UserError
+from xlm_train.runtime.run_folder import environment
 
 CONFIG: dict[str, Any] = {
     "run_name": "first",
@@ -32,13 +32,13 @@ CONFIG: dict[str, Any] = {
 def run(tmp_path: Path, imported: Path, golden_corpus: Path) -> Path:
     """A run folder with everything that a run can leave; returns its checkpoint."""
     lineage = json.loads((golden_corpus / "manifest.json").read_text())["lineage"]
-    content = checkpoint.load(imported)
+    content = checkpoint_file.load(imported)
     del content["sha256"]
     content["config"] = {**CONFIG, "data": {**CONFIG["data"], "path": str(golden_corpus)}}
     content["lineage"] = {"corpus": lineage, "parents": []}
     file = tmp_path / "runs/first/checkpoints/step-00000200.pt"
     file.parent.mkdir(parents=True)
-    checkpoint.save(file, content)
+    checkpoint_file.save(file, content)
     folder = file.parent.parent
     (folder / "config.yaml").write_text("run_name: first\n")
     (folder / "environment.json").write_text(json.dumps(environment()))
@@ -47,7 +47,7 @@ def run(tmp_path: Path, imported: Path, golden_corpus: Path) -> Path:
     (folder / "energy.json").write_text(
         json.dumps({"energy_kwh": 1.5, "co2_kg": 0.6, "method": "estimated", "region": "Ruritania"})
     )
-    write_evaluation(file.parent / "step-00000200.test.json", checkpoint.load(file)["sha256"])
+    write_evaluation(file.parent / "step-00000200.test.json", checkpoint_file.load(file)["sha256"])
     write_evaluation(file.parent / "step-00000100.test.json", "of another checkpoint", perplexity=666.0)
     return file
 
@@ -59,7 +59,7 @@ def write_evaluation(path: Path, sha256: str, perplexity: float = 123.456) -> No
 
 
 def card_of(file: Path, evaluation: Path | None = None, **said: str) -> tuple[str, dict[str, Any]]:
-    content = checkpoint.load(file)
+    content = checkpoint_file.load(file)
     card = model_card(gather(file, content, evaluation, Said(**said), n_parameters=532_222))
     head, body = re.fullmatch(r"---\n(.*?)\n---\n\n(.*)", card, re.DOTALL).groups()  # type: ignore[union-attr]
     return body, yaml.safe_load(head)
@@ -100,7 +100,7 @@ def test_everything_recorded_is_in_it(run: Path, golden_corpus: Path) -> None:
         "1.500 kWh (estimated)",
         "0.600 kg (estimated)",
         f"torch {environment()['packages']['torch']}",
-        checkpoint.load(run)["sha256"],
+        checkpoint_file.load(run)["sha256"],
         "6,000 merges",
         "@inproceedings{lample2019cross",
     ):
@@ -135,10 +135,10 @@ def test_what_is_not_known_is_said(imported: Path) -> None:
 
 
 def test_another_corpus_is_not_passed_off(run: Path, golden_corpus: Path) -> None:
-    content = checkpoint.load(run)
+    content = checkpoint_file.load(run)
     content["lineage"]["corpus"] = "another"
     del content["sha256"]
-    checkpoint.save(run, content)
+    checkpoint_file.save(run, content)
     body, _ = card_of(run)
     assert f"Text, sizes and hashes: {UNKNOWN}. Lineage of the corpus: `another`." in body
 

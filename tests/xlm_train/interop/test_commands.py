@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xlm_train import checkpoint
 from xlm_train.corpus import Corpus
-from xlm_train.errors import UserError
 from xlm_train.interop import torch_files
 from xlm_train.interop.whole_folder import whole_folder
+from xlm_train.runtime import checkpoint_file
+from xlm_train.runtime.errors import UserError
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -30,7 +30,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_checkpoint_of_the_original(imported: Path, shared: Path) -> None:
-    content = checkpoint.load(imported)
+    content = checkpoint_file.load(imported)
     assert content["progress"]["updates"] == 200
     assert content["optimizer"] is not None
     assert (imported.parent / "codes").read_bytes() == (shared / "goldens/bpe/codes").read_bytes()
@@ -43,7 +43,7 @@ def test_without_codes_it_says_so(run_command: Run, shared: Path, tmp_path: Path
     assert status == 0
     assert "codes=FILE" in err
     assert "step-00000000.pt: 2 layers, width 64, 6,142 words, languages de, en" in out
-    content = checkpoint.load(tmp_path / "m/step-00000000.pt")
+    content = checkpoint_file.load(tmp_path / "m/step-00000000.pt")
     assert content["shape"]["vocab_multiple"] == 8
     assert content["config"]["data"] == {"bptt": 32}
     assert not (tmp_path / "m/codes").exists()
@@ -52,7 +52,7 @@ def test_without_codes_it_says_so(run_command: Run, shared: Path, tmp_path: Path
 def test_a_folder_of_transformers(run_command: Run, exported: Path, imported: Path, tmp_path: Path) -> None:
     status, _, err = run_command("import", f"file={exported}", f"out={tmp_path / 'm'}")
     assert (status, err) == (0, "")
-    before, after = checkpoint.load(imported), checkpoint.load(tmp_path / "m/step-00000200.pt")
+    before, after = checkpoint_file.load(imported), checkpoint_file.load(tmp_path / "m/step-00000200.pt")
     assert before["text"] == after["text"]
     assert all((before["model"][name] == after["model"][name]).all() for name in before["model"])
 
@@ -251,7 +251,7 @@ def test_a_killed_export_leaves_the_earlier_one(tmp_path: Path) -> None:
 def test_the_record_names_what_was_done(exported: Path, imported: Path) -> None:
     record = json.loads((exported / "export.json").read_text())
     assert record["kind"] == "hf"
-    assert record["lineage"]["parents"][-1] == checkpoint.load(imported)["sha256"]
+    assert record["lineage"]["parents"][-1] == checkpoint_file.load(imported)["sha256"]
     assert record["progress"] == {"step": 200, "updates": 200}
     assert {*record["files"], "export.json"} == {*tree(exported)}
     assert all(value < 1e-5 for value in record["largest_score_difference"].values())
@@ -302,7 +302,7 @@ def test_training_goes_on_from_an_import(
     from omegaconf import OmegaConf
 
     from xlm_train.command import config_folder
-    from xlm_train.signals import StopFlag
+    from xlm_train.runtime.signals import StopFlag
     from xlm_train.train import train
 
     shape = {"dim": 64, "ffn_dim": 256, "n_heads": 4, "max_positions": 512, "dropout": 0.0, "attention_dropout": 0.0}
@@ -322,9 +322,9 @@ def test_training_goes_on_from_an_import(
     ]
     with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
         config = OmegaConf.to_container(compose("train", overrides), resolve=True)
-    before = checkpoint.load(imported)
+    before = checkpoint_file.load(imported)
     assert train(config, StopFlag()) == 0  # type: ignore[arg-type]
-    after = checkpoint.load(tmp_path / "more/checkpoints/step-00000002.pt")
+    after = checkpoint_file.load(tmp_path / "more/checkpoints/step-00000002.pt")
     assert after["lineage"]["parents"] == [*before["lineage"]["parents"], before["sha256"]]
     (group,) = after["optimizer"]["param_groups"]
     assert (group["eps"], group["weight_decay"], group["fused"]) == (1e-7, 0.0, True)

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from xlm_train import checkpoint
-from xlm_train.errors import CheckpointError
 from xlm_train.interop import names, torch_files
 from xlm_train.interop.pth import export_checkpoint, import_checkpoint
 from xlm_train.model import XLM, ModelShape
 from xlm_train.module import Progress
 from xlm_train.optim import OriginalAdam
+from xlm_train.runtime import checkpoint_file
+from xlm_train.runtime.errors import CheckpointError
 
 FILES = {"best model": "model/best-valid_clm_ppl.pth", "full checkpoint": "train/checkpoint.pth"}
 
@@ -74,8 +74,8 @@ def test_there_and_back_is_identical(shared: Path, tmp_path: Path, file: str, vo
     golden = shared / "goldens" / file
     imported = import_checkpoint(golden, vocab_multiple=vocab_multiple)
     assert imported.warnings == []
-    checkpoint.save(tmp_path / "step-00000000.pt", imported.content)
-    export_checkpoint(tmp_path / "back.pth", checkpoint.load(tmp_path / "step-00000000.pt"))
+    checkpoint_file.save(tmp_path / "step-00000000.pt", imported.content)
+    export_checkpoint(tmp_path / "back.pth", checkpoint_file.load(tmp_path / "step-00000000.pt"))
     before = torch.load(golden, weights_only=False)
     after = torch.load(tmp_path / "back.pth", weights_only=False)
     assert before["params"].keys() == after["params"].keys()
@@ -199,8 +199,8 @@ def ours(tmp_path: Path, **changes: Any) -> dict[str, Any]:
             "schedule": {"_target_": "xlm_train.schedule.inverse_sqrt", "warmup_updates": 4000},
         },
     }
-    checkpoint.save(tmp_path / "step-00000003.pt", content)
-    return checkpoint.load(tmp_path / "step-00000003.pt")
+    checkpoint_file.save(tmp_path / "step-00000003.pt", content)
+    return checkpoint_file.load(tmp_path / "step-00000003.pt")
 
 
 SHAPES = {

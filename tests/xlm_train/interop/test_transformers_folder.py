@@ -15,10 +15,10 @@ import torch
 
 from data_prep.bpe import BpeCodes
 from data_prep.vocabulary import SPECIALS, Vocabulary
-from xlm_train import checkpoint
-from xlm_train.errors import CheckpointError, UserError
 from xlm_train.interop import pieces, transformers_folder
 from xlm_train.model import XLM, ModelShape
+from xlm_train.runtime import checkpoint_file
+from xlm_train.runtime.errors import CheckpointError, UserError
 
 transformers = pytest.importorskip("transformers")
 
@@ -32,7 +32,7 @@ def tokeniser(exported: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def content(imported: Path) -> dict[str, Any]:
-    return checkpoint.load(imported)
+    return checkpoint_file.load(imported)
 
 
 @pytest.fixture(scope="module")

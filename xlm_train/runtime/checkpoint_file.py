@@ -31,8 +31,8 @@ from typing import Any
 
 import torch
 
-from xlm_train.errors import CheckpointError
-from xlm_train.files import atomic_write
+from xlm_train.runtime.errors import CheckpointError
+from xlm_train.runtime.files import atomic_write
 
 FORMAT = "xlm_train.checkpoint"
 VERSION = 2

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from xlm_train.errors import UserError
+from xlm_train.runtime.errors import UserError
 
 
 class ProcessesMissing(RuntimeError):

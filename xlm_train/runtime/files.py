@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from xlm_train.errors import UserError
+from xlm_train.runtime.errors import UserError
 
 
 def fsync_folder(folder: Path) -> None:

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from xlm_train.errors import UserError
-from xlm_train.files import read_json, write_json
 from xlm_train.plan.settings import GRAMS_CO2_PER_KWH
+from xlm_train.runtime.errors import UserError
+from xlm_train.runtime.files import read_json, write_json
 
 METERS = ("estimate", "codecarbon")
 WATTS_PER_CORE = 10.0  # assumed where nothing is known of a CPU: a laptop's under load

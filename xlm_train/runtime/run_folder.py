@@ -16,9 +16,9 @@ from typing import IO, Any
 
 from omegaconf import OmegaConf
 
-from xlm_train.errors import ConfigError
-from xlm_train.files import atomic_write, read_json, write_json
-from xlm_train.processes import say
+from xlm_train.runtime.errors import ConfigError
+from xlm_train.runtime.files import atomic_write, read_json, write_json
+from xlm_train.runtime.processes import say
 
 # What makes two starts the same run. Everything else (devices, length, logging, paths) may change between starts.
 IDENTITY = (

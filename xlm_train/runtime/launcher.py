@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlm_train.command import EXIT_USER_ERROR
-from xlm_train.errors import ConfigError
-from xlm_train.files import atomic_write
-from xlm_train.processes import end_with_parent
-from xlm_train.signals import StopFlag
+from xlm_train.runtime.errors import ConfigError
+from xlm_train.runtime.files import atomic_write
+from xlm_train.runtime.processes import end_with_parent
+from xlm_train.runtime.signals import StopFlag
 
 if TYPE_CHECKING:
-    from xlm_train.run_folder import RunFolder
+    from xlm_train.runtime.run_folder import RunFolder
 
 LOOK_EVERY = 0.5  # seconds
 STARTED = "XLM_TRAIN_STARTED"  # environment: when the command was given, for trainer.max_hours over restarts
@@ -53,7 +53,7 @@ def launch(config: dict[str, Any], run: RunFolder, flag: StopFlag) -> int:
     with atomic_write(frozen) as file:
         file.write(OmegaConf.to_yaml(OmegaConf.create(config)).encode())
     command = [
-        *(sys.executable, "-m", "xlm_train.launcher", "--standalone", "--nnodes=1"),
+        *(sys.executable, "-m", "xlm_train.runtime.launcher", "--standalone", "--nnodes=1"),
         f"--nproc-per-node={settings['devices']}",
         # the first process keeps the terminal; what the others say is in the run's folder
         f"--log-dir={run.path / 'logs'}",
