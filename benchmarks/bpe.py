@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import fastbpe, learn_bpe
-from data_prep.bpe import BpeCodes, BpeEncoder
-from data_prep.tokenise import Tokeniser
-from data_prep.vocabulary import Vocabulary, count_words
+from xlm_train.text.bpe import BpeCodes, BpeEncoder
+from xlm_train.text.tokenise import Tokeniser
+from xlm_train.text.vocabulary import Vocabulary, count_words
 
 BLOCK_LINES = 5_000
 

@@ -28,7 +28,7 @@ import numpy as np
 from data_prep import stages
 from data_prep.binarise import binarise
 from data_prep.sources import Left, Piece, cut
-from data_prep.vocabulary import Vocabulary
+from xlm_train.text.vocabulary import Vocabulary
 
 PIECE_BYTES = 1 << 22
 SAMPLE_EVERY = 0.25  # seconds between two looks at the memory

@@ -19,10 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_prep.moses_block import cut, join_lines, split_lines, unusual_characters
-from data_prep.moses_normalise import normalise_punctuation, remove_non_printing, replace_unicode_punctuation
-from data_prep.moses_tokenise import tokenise
-from data_prep.tokenise import Tokeniser
+from xlm_train.text.moses_block import cut, join_lines, split_lines, unusual_characters
+from xlm_train.text.moses_normalise import normalise_punctuation, remove_non_printing, replace_unicode_punctuation
+from xlm_train.text.moses_tokenise import tokenise
+from xlm_train.text.tokenise import Tokeniser
 
 
 def cpu_seconds(work: Callable[[], Any], who: int = resource.RUSAGE_SELF) -> tuple[float, Any]:

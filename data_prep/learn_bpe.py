@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_prep import fastbpe
-from data_prep.bpe import END_OF_WORD, BpeCodes
 from xlm_train.runtime.errors import UserError
+from xlm_train.text.bpe import END_OF_WORD, BpeCodes
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer, models

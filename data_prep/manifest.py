@@ -13,14 +13,14 @@ from typing import Any
 
 from data_prep import fastbpe, statistics
 from data_prep.binarise import Binarised
-from data_prep.bpe import BpeCodes
 from data_prep.settings import SPLITS, Key, Settings
 from data_prep.text import BpeFiles, Text, Texts
-from data_prep.tokenise import RULES_VERSION
-from data_prep.vocabulary import Vocabulary
 from data_prep.work import digest, load, load_json
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import sha256_of
+from xlm_train.text.bpe import BpeCodes
+from xlm_train.text.tokenise import RULES_VERSION
+from xlm_train.text.vocabulary import Vocabulary
 
 FORMAT = "xlm_train.corpus"
 VERSION = 1

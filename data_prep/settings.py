@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import learn_bpe
-from data_prep.bpe import BpeCodes, read_limit
 from data_prep.distributed import EXECUTORS, check_executor
 from data_prep.sources import Source, sources_of
-from data_prep.sources.files import TextFile
 from data_prep.sources.parquet import ParquetFile
-from data_prep.tokenise import Tokeniser
-from data_prep.vocabulary import SPECIALS, Vocabulary
 from xlm_train.runtime.errors import ConfigError, UserError
+from xlm_train.text.bpe import BpeCodes, read_limit
+from xlm_train.text.files import TextFile
+from xlm_train.text.tokenise import Tokeniser
+from xlm_train.text.vocabulary import SPECIALS, Vocabulary
 
 SPLITS = ("train", "valid", "test")
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})?")

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.bpe import BpeCodes, BpeEncoder, CutText, read_limit
 from data_prep.select import Hashes, sampled_copies, sentence_hashes
 from data_prep.sources import Piece
 from data_prep.statistics import RawCounts
-from data_prep.tokenise import Tokeniser
-from data_prep.vocabulary import LINE_END, Vocabulary, count_words
 from data_prep.work import compress, decompress, load, save
 from xlm_train.runtime.errors import TextError
+from xlm_train.text.bpe import BpeCodes, BpeEncoder, CutText, read_limit
+from xlm_train.text.tokenise import Tokeniser
+from xlm_train.text.vocabulary import LINE_END, Vocabulary, count_words
 
 BLOCK_CHARACTERS = 1 << 20  # of lines handled at once inside a piece: larger is not faster, only larger
 SAMPLE_LINES = 1000  # of a piece, looked at to guess its language

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from data_prep.bpe import decode_ids
-from data_prep.vocabulary import EOS, Vocabulary
 from xlm_train.corpus import Corpus
 from xlm_train.guard import BadStep
 from xlm_train.order import Order
+from xlm_train.text.bpe import decode_ids
+from xlm_train.text.vocabulary import EOS, Vocabulary
 
 
 def decoded(bad: BadStep, corpus: Corpus, order: Order, bptt: int) -> str:

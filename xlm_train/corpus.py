@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.vocabulary import EOS
 from xlm_train.runtime.errors import CorpusError
 from xlm_train.runtime.files import read_json, sha256_of
+from xlm_train.text.vocabulary import EOS
 
 FORMAT = "xlm_train.corpus"
 VERSION = 1

@@ -185,7 +185,7 @@ def score_text(
     .json>.LANG.jsonl`; the totals are returned. Raises UserError where a language is not known to the checkpoint or a
     file cannot be read.
     """
-    from xlm_train.text_reader import file_problems
+    from xlm_train.text.reader import file_problems
 
     if problems := [problem for file in files.values() for problem in file_problems(file)]:
         raise TextError(problems)
@@ -242,7 +242,7 @@ def check_match(trained: TrainedModel, corpus: Corpus) -> None:
 
     Words are compared, not counts: a model keeps the vocabulary it was trained with, other text gives other counts.
     """
-    from data_prep.vocabulary import Vocabulary
+    from xlm_train.text.vocabulary import Vocabulary
 
     problems = [
         f"{corpus.path}: has the language {lang}; {trained.path} knows {', '.join(trained.text.languages)}"
@@ -337,9 +337,9 @@ def _score_file(
 ) -> dict[str, Any]:
     import numpy as np
 
-    from data_prep.vocabulary import UNK
     from xlm_train.scoring import Score, score_sentences
-    from xlm_train.text_reader import read_lines
+    from xlm_train.text.reader import read_lines
+    from xlm_train.text.vocabulary import UNK
 
     if progress is not None:
         progress.begin()

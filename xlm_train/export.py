@@ -92,7 +92,7 @@ def main(config: DictConfig) -> int:
     else:
         content = checkpoint_file.load(settings.checkpoint)
         if settings.codes is not None:
-            from data_prep.bpe import BpeCodes
+            from xlm_train.text.bpe import BpeCodes
 
             content["text"]["codes"] = BpeCodes.from_file(settings.codes).to_text()
         if settings.format == "xlm":
@@ -185,10 +185,10 @@ def export_corpus(corpus: Any, out: Path) -> dict[str, Any]:
     """
     import numpy as np
 
-    from data_prep.vocabulary import Vocabulary
     from xlm_train.interop.binarised import BinarisedText, write_binarised
     from xlm_train.interop.whole_folder import whole_folder
     from xlm_train.runtime.files import atomic_write
+    from xlm_train.text.vocabulary import Vocabulary
 
     vocabulary = Vocabulary.from_file(corpus.vocab_path)
     with whole_folder(out) as folder:

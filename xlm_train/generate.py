@@ -157,7 +157,7 @@ def generate(
     """
     import torch
 
-    from data_prep.vocabulary import EOS
+    from xlm_train.text.vocabulary import EOS
 
     sampling = Sampling() if sampling is None else sampling
     numbers = [0] * len(prompts) if sample_numbers is None else sample_numbers
@@ -241,7 +241,7 @@ def continue_texts(
     ends in one asks for the next sentence. Special words other than eos are never generated. Raises ConfigError where
     the checkpoint does not know the language.
     """
-    from data_prep.vocabulary import EOS, SPECIALS
+    from xlm_train.text.vocabulary import EOS, SPECIALS
 
     number = trained.text.language(language)
     banned = [i for i in range(len(SPECIALS)) if i != EOS]
@@ -329,7 +329,7 @@ def main(config: DictConfig) -> int:
     import torch
 
     from xlm_train.inference import open_checkpoint
-    from xlm_train.text_reader import read_lines
+    from xlm_train.text.reader import read_lines
 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

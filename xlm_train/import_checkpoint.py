@@ -60,9 +60,9 @@ def main(config: DictConfig) -> int:
 
     settings = read_config(ImportConfig, config)
 
-    from data_prep.bpe import BpeCodes
-    from data_prep.vocabulary import read_text
     from xlm_train.interop import corpus_folder
+    from xlm_train.text.bpe import BpeCodes
+    from xlm_train.text.vocabulary import read_text
 
     file, out = Path(settings.file), Path(settings.out)
     refuse_to_overwrite(out)

@@ -11,7 +11,7 @@ import torch
 from xlm_train.model import XLM, ModelShape
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import ConfigError
-from xlm_train.text_reader import TextReader
+from xlm_train.text.reader import TextReader
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_prep.vocabulary import EOS
 from xlm_train.corpus import TokenStream
 from xlm_train.model import XLM
+from xlm_train.text.vocabulary import EOS
 
 READOUT_ELEMENTS = 2**23  # logits held at once, 32 MiB in float32: on 2 CPU cores as fast as any larger number
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.sources import news_crawl
-from data_prep.sources.files import TextFile
 from data_prep.sources.hub import HubDataset
-from data_prep.sources.lines import Left, Piece, cut
 from data_prep.sources.parquet import ParquetFile
 from data_prep.sources.sgm import SgmFile
-from data_prep.sources.source import Reading, Source
 from data_prep.sources.wikipedia import WikiExtractor
+from xlm_train.text.files import TextFile
+from xlm_train.text.lines import Left, Piece, cut
+from xlm_train.text.source import Reading, Source
 
 __all__ = ["Left", "Piece", "Reading", "Source", "cut", "sources_of"]
 

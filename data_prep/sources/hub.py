@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_prep.sources.parquet import BATCH_ROWS, lines_of
-from data_prep.sources.source import Reading
 from xlm_train.runtime.errors import TextError
+from xlm_train.text.source import Reading
 
 
 @dataclass(frozen=True)

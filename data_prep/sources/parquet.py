@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.sources.source import CHUNK_BYTES, Reading
 from xlm_train.runtime.errors import TextError
+from xlm_train.text.source import CHUNK_BYTES, Reading
 
 BATCH_ROWS = 256
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.sources.files import TextFile
-from data_prep.sources.source import Reading
 from xlm_train.runtime.errors import TextError
+from xlm_train.text.files import TextFile
+from xlm_train.text.source import Reading
 
 SEGMENT = re.compile(rb"<seg[^>]*>(.*?)</seg>", re.DOTALL | re.IGNORECASE)
 MAX_BYTES = 1 << 28

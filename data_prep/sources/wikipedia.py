@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.sources.files import TextFile
-from data_prep.sources.source import Reading
 from xlm_train.runtime.errors import TextError
+from xlm_train.text.files import TextFile
+from xlm_train.text.source import Reading
 
 FILE = re.compile(r"wiki_\d+(\.bz2|\.gz)?")
 NOT_TEXT = re.compile(rb"^(?:<doc id=.*>|</doc>|[ \t\r]*)\n", re.MULTILINE)

@@ -19,10 +19,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from data_prep import bpe_table, fastbpe, learn_bpe
-from data_prep.bpe import BpeCodes, BpeEncoder, decode, decode_ids, read_limit
-from data_prep.bpe_table import ManyWords
-from data_prep.vocabulary import SPECIALS, UNK, Vocabulary, count_words
 from xlm_train.runtime.errors import UserError
+from xlm_train.text.bpe import BpeCodes, BpeEncoder, decode, decode_ids, read_limit
+from xlm_train.text.bpe_table import ManyWords
+from xlm_train.text.vocabulary import SPECIALS, UNK, Vocabulary, count_words
 
 BPE_TO_TEXT = {"train": "voice.train", "valid": "voice.valid", "novels": "novels.valid", "parvalid": "sutta.parvalid"}
 SETS = [f"{name}.{language}" for name in BPE_TO_TEXT for language in ("en", "de")]
@@ -402,7 +402,7 @@ def test_the_order_of_words_does_not_matter_to_tokenizers(golden_words: Counter[
 
 def test_tokenizers_engine_is_the_same_for_any_threads(shared: Path) -> None:
     program = (
-        "import gzip, sys\nfrom data_prep.learn_bpe import learn\nfrom data_prep.vocabulary import count_words\n"
+        "import gzip, sys\nfrom data_prep.learn_bpe import learn\nfrom xlm_train.text.vocabulary import count_words\n"
         "lines = gzip.open(sys.argv[1]).read().decode().split('\\n')\nprint(learn(count_words(lines), 3000).sha256)"
     )
     text = shared / "goldens/tokenize/novels.valid.de.4_tok.gz"

@@ -26,16 +26,16 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from data_prep import fastbpe
-from data_prep.bpe import BpeCodes, BpeEncoder, read_limit
 from data_prep.distributed import Share
 from data_prep.prepare import prepare
 from data_prep.publish import locked
 from data_prep.settings import read_settings
-from data_prep.tokenise import Tokeniser
-from data_prep.vocabulary import EOS, UNK, Vocabulary
 from xlm_train.command import config_folder
 from xlm_train.corpus import Corpus
 from xlm_train.runtime.errors import ConfigError, TextError, UserError
+from xlm_train.text.bpe import BpeCodes, BpeEncoder, read_limit
+from xlm_train.text.tokenise import Tokeniser
+from xlm_train.text.vocabulary import EOS, UNK, Vocabulary
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

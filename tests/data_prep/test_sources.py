@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.sources import Left, Piece, Reading, cut, sources_of
-from data_prep.sources.files import TextFile
 from data_prep.sources.wikipedia import whole_lines
 from xlm_train.runtime.errors import TextError
+from xlm_train.text.files import TextFile
 
 TEXT = "Ein Satz.\nDer zweite — mit Ümlauten.\n\nThe last line\n".encode()
 

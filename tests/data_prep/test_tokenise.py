@@ -18,10 +18,10 @@ import sacremoses
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_prep import moses_unicode
-from data_prep.moses_tokenise import _prefixes
-from data_prep.moses_unicode import ALPHABETIC, DECIMAL, LOWERCASE, NUMBER, OTHER, OTHER_LOWERCASE, CodePoints
-from data_prep.tokenise import RULES_VERSION, Tokeniser
+from xlm_train.text import moses_unicode
+from xlm_train.text.moses_tokenise import _prefixes
+from xlm_train.text.moses_unicode import ALPHABETIC, DECIMAL, LOWERCASE, NUMBER, OTHER, OTHER_LOWERCASE, CodePoints
+from xlm_train.text.tokenise import RULES_VERSION, Tokeniser
 
 STAGES = {"replace": "1_replace", "normalise": "2_norm", "nonprinting": "3_nonprint", "tokens": "4_tok"}
 

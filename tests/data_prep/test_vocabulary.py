@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.vocabulary import BOS, EOS, PAD, SPECIALS, UNK, Vocabulary, count_words, split_lines
 from xlm_train.runtime.errors import UserError
+from xlm_train.text.vocabulary import BOS, EOS, PAD, SPECIALS, UNK, Vocabulary, count_words, split_lines
 
 
 def test_special_words_have_the_originals_ids() -> None:

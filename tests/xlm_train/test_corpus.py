@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.vocabulary import EOS
 from xlm_train.corpus import Corpus
 from xlm_train.runtime.errors import CorpusError
+from xlm_train.text.vocabulary import EOS
 
 
 @pytest.fixture

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_prep.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 from xlm_train.interop import torch_files
 from xlm_train.interop.dictionaries import from_vocabulary, to_vocabulary
 from xlm_train.interop.pickles import DICTIONARIES, DictionaryRecord
 from xlm_train.interop.plain import plain
 from xlm_train.runtime.errors import CheckpointError
 from xlm_train.runtime.files import atomic_write
+from xlm_train.text.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 
 KEYS = ("sentences", "positions", "dico", "unk_words")
 

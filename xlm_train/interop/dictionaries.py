@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data_prep.vocabulary import SPECIALS, Vocabulary
 from xlm_train.interop.plain import is_text
 from xlm_train.runtime.errors import CheckpointError, UserError
+from xlm_train.text.vocabulary import SPECIALS, Vocabulary
 
 
 def to_vocabulary(id2word: Any, word2id: Any, counts: Any, path: Path) -> Vocabulary:

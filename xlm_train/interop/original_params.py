@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_prep.vocabulary import BOS, EOS, PAD, SPECIALS, UNK
 from xlm_train.model import ModelShape
+from xlm_train.text.vocabulary import BOS, EOS, PAD, SPECIALS, UNK
 
 MASK = 5  # <special1>
 MASKING = (0.8, 0.1, 0.1)  # masked, kept, random: the masked objective's shares, unused here

@@ -12,8 +12,8 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from data_prep.bpe import CONTINUED, END_OF_WORD, BpeCodes
-from data_prep.vocabulary import SPECIALS, Vocabulary
+from xlm_train.text.bpe import CONTINUED, END_OF_WORD, BpeCodes
+from xlm_train.text.vocabulary import SPECIALS, Vocabulary
 
 
 @dataclass(frozen=True)

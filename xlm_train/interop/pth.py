@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_prep.vocabulary import Vocabulary
 from xlm_train.interop import names, torch_files
 from xlm_train.interop.dictionaries import from_vocabulary, to_vocabulary
 from xlm_train.interop.original_params import original_params
@@ -24,6 +23,7 @@ from xlm_train.interop.plain import plain, read_languages
 from xlm_train.model import ModelShape
 from xlm_train.runtime.errors import CheckpointError
 from xlm_train.runtime.files import atomic_write, sha256_of
+from xlm_train.text.vocabulary import Vocabulary
 
 CHECKPOINT_KEYS = (
     "epoch",

@@ -82,7 +82,7 @@ def stock_differences(folder: Path, samples: Mapping[str, Sequence[str]]) -> dic
 
 def sample_lines(path: str | Path) -> list[str]:
     """The first lines of a text file that are not empty. Raises TextError naming it where it cannot be read."""
-    from xlm_train.text_reader import read_lines
+    from xlm_train.text.reader import read_lines
 
     lines = (line for block in read_lines(path) for line in block if line.strip())
     return list(itertools.islice(lines, SAMPLE_LINES))

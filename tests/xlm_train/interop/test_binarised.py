@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.vocabulary import Vocabulary
 from xlm_train.corpus import Corpus
 from xlm_train.interop import torch_files
 from xlm_train.interop.binarised import BinarisedText, read_binarised, write_binarised
 from xlm_train.interop.corpus_folder import files_in, key_of, write_corpus
 from xlm_train.runtime.errors import CheckpointError, ConfigError
+from xlm_train.text.vocabulary import Vocabulary
 
 
 @pytest.fixture

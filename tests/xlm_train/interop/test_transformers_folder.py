@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.bpe import BpeCodes
-from data_prep.vocabulary import SPECIALS, Vocabulary
 from xlm_train.interop import pieces, transformers_folder
 from xlm_train.model import XLM, ModelShape
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import CheckpointError, UserError
+from xlm_train.text.bpe import BpeCodes
+from xlm_train.text.vocabulary import SPECIALS, Vocabulary
 
 transformers = pytest.importorskip("transformers")
 
@@ -215,7 +215,7 @@ def test_nasty_text_through_both(shared: Path, exported: Path, tokeniser: Any) -
     But for one line, a no-break space and nothing else: the original keeps it as an (unknown) word, transformers
     splits at it.
     """
-    from data_prep.tokenise import Tokeniser
+    from xlm_train.text.tokenise import Tokeniser
 
     lines = (shared / "goldens/edge_cases/input.txt").read_bytes().decode().removesuffix("\n").split("\n")
     for language in ("de", "en"):

@@ -1,4 +1,4 @@
-"""tokenizer.perl -no-escape -l LANGUAGE, on blocks of lines (`data_prep.moses_block`).
+"""tokenizer.perl -no-escape -l LANGUAGE, on blocks of lines (`xlm_train.text.moses_block`).
 
 The rules follow one another as in the script. Where one looks at the neighbours of a character, what a match in
 perl consumes is not there for the next match: in ``a'b'c`` the first one takes the ``b``, so that the second
@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Set
 from functools import lru_cache, partial
 
-from data_prep.moses_block import single_spaces
-from data_prep.moses_unicode import ALPHABETIC, DECIMAL, LOWERCASE, NUMBER, OTHER_LOWERCASE
+from xlm_train.text.moses_block import single_spaces
+from xlm_train.text.moses_unicode import ALPHABETIC, DECIMAL, LOWERCASE, NUMBER, OTHER_LOWERCASE
 
 # Printable ASCII that is neither alphanumeric nor treated by a rule of its own.
 _ASCII_SYMBOLS = '!"#$%&()*+/:;<=>?@[\\]^_{|}~'
@@ -42,7 +42,7 @@ def tokenise(block: str, language: str, unusual: Set[str]) -> str:
     """The tokens of every line, one space between two; a line of nothing but white space stays as it is.
 
     `unusual` holds every character of the block outside printable ASCII. The block must have been through
-    `data_prep.moses_normalise`.
+    `xlm_train.text.moses_normalise`.
     """
     before = block
     for character in unusual:

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.bpe import CONTINUED, BpeCodes, BpeEncoder, EncodedLines
-from data_prep.sources.files import TextFile
-from data_prep.sources.lines import Left, cut
-from data_prep.sources.source import Reading
-from data_prep.tokenise import Tokeniser
-from data_prep.vocabulary import EOS, Vocabulary
 from xlm_train.runtime.errors import CheckpointError, ConfigError, TextError
+from xlm_train.text.bpe import CONTINUED, BpeCodes, BpeEncoder, EncodedLines
+from xlm_train.text.files import TextFile
+from xlm_train.text.lines import Left, cut
+from xlm_train.text.source import Reading
+from xlm_train.text.tokenise import Tokeniser
+from xlm_train.text.vocabulary import EOS, Vocabulary
 
 BLOCK_BYTES = 1 << 20
 

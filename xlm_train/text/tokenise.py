@@ -10,9 +10,9 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
-from data_prep.moses_block import cut, join_lines, split_lines, unusual_characters
-from data_prep.moses_normalise import normalise_punctuation, remove_non_printing, replace_unicode_punctuation
-from data_prep.moses_tokenise import tokenise
+from xlm_train.text.moses_block import cut, join_lines, split_lines, unusual_characters
+from xlm_train.text.moses_normalise import normalise_punctuation, remove_non_printing, replace_unicode_punctuation
+from xlm_train.text.moses_tokenise import tokenise
 
 # Goes into the corpus manifest. To be raised whenever any line can come out differently.
 RULES_VERSION = "1"

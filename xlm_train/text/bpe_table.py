@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.vocabulary import LINE_END, split_lines
+from xlm_train.text.vocabulary import LINE_END, split_lines
 
 if TYPE_CHECKING:
-    from data_prep.bpe import BpeCodes
+    from xlm_train.text.bpe import BpeCodes
 
 END_OF_WORD = "</w>"
 CONTINUED = "@@"

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.bpe_table import CONTINUED, END_OF_WORD, ManyWords, WordTable
-from data_prep.vocabulary import EOS, LINE_END, SPECIALS, UNK, Vocabulary, first_problems, read_text
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import atomic_write
+from xlm_train.text.bpe_table import CONTINUED, END_OF_WORD, ManyWords, WordTable
+from xlm_train.text.vocabulary import EOS, LINE_END, SPECIALS, UNK, Vocabulary, first_problems, read_text
 
 
 class BpeCodes:

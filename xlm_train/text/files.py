@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 import zstandard
 
-from data_prep.sources.source import CHUNK_BYTES, Reading
 from xlm_train.runtime.errors import TextError
+from xlm_train.text.source import CHUNK_BYTES, Reading
 
 COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\x00", ".zst": b"\x28\xb5\x2f\xfd"}
 NOT_UTF8 = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"PAR1": "parquet", b"PK\x03\x04": "zip", b"%PDF": "PDF"}

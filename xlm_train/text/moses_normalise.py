@@ -1,4 +1,4 @@
-"""The three Moses steps before tokenisation, on blocks of lines (`data_prep.moses_block`).
+"""The three Moses steps before tokenisation, on blocks of lines (`xlm_train.text.moses_block`).
 
 replace-unicode-punctuation.perl | normalize-punctuation.perl -l LANGUAGE | remove-non-printing-char.perl
 
@@ -14,8 +14,8 @@ from __future__ import annotations
 import re
 from collections.abc import Set
 
-from data_prep.moses_block import single_spaces
-from data_prep.moses_unicode import OTHER
+from xlm_train.text.moses_block import single_spaces
+from xlm_train.text.moses_unicode import OTHER
 
 NBSP = "\u00a0"
 
