@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.turns import report, table
-from xlm_train.batches import StepBatches
-from xlm_train.corpus import FORMAT, VERSION, Corpus
-from xlm_train.order import Order, language_shares
+from xlm_train.data.corpus import FORMAT, VERSION, Corpus
+from xlm_train.data.datamodule import StepBatches
+from xlm_train.data.order import Order, language_shares
 from xlm_train.runtime import checkpoint_file
 
 LANGUAGES = {"de": 0, "en": 1}

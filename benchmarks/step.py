@@ -55,7 +55,7 @@ def ours(
     product in, so all products are torch's there.
     """
     from xlm_train import matmul
-    from xlm_train.noise import seed_noise
+    from xlm_train.data.noise import seed_noise
     from xlm_train.runtime.device import keep_memory
 
     if allocator:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xlm_train.corpus import TokenStream
+from xlm_train.data.corpus import TokenStream
 
 BLOCK = 1 << 24  # tokens counted at once: bounds the memory beside the table of distinct pairs
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # for 1, 2, 3 or more, where counts of counts allow no estimate (as KenLM)

@@ -197,7 +197,7 @@ def corpus_problems(path: Any) -> list[str]:
 
     Nothing is said of a path that is no folder: `problems_of` does.
     """
-    from xlm_train.corpus import Corpus
+    from xlm_train.data.corpus import Corpus
     from xlm_train.runtime.errors import CorpusError
 
     if not isinstance(path, str) or not Path(path).is_dir():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
-    from xlm_train.corpus import Corpus, TokenStream
+    from xlm_train.data.corpus import Corpus, TokenStream
     from xlm_train.inference import TrainedModel
     from xlm_train.scoring import Score
 
@@ -79,7 +79,7 @@ def main(config: DictConfig) -> int:
 
     import torch
 
-    from xlm_train.corpus import Corpus
+    from xlm_train.data.corpus import Corpus
     from xlm_train.inference import open_checkpoint
     from xlm_train.runtime.device import keep_memory
 

@@ -82,7 +82,7 @@ def main(config: DictConfig) -> int:
 
     settings = read_config(ExportConfig, config)
 
-    from xlm_train.corpus import Corpus
+    from xlm_train.data.corpus import Corpus
     from xlm_train.runtime import checkpoint_file
 
     out = Path(settings.out)

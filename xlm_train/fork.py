@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xlm_train.corpus import Corpus
+from xlm_train.data.corpus import Corpus
 from xlm_train.progress import Progress
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import UserError

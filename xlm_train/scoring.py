@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xlm_train.corpus import TokenStream
+from xlm_train.data.corpus import TokenStream
 from xlm_train.model import XLM
 from xlm_train.text.vocabulary import EOS
 

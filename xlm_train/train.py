@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
-    from xlm_train.corpus import Corpus, TokenStream
+    from xlm_train.data.corpus import Corpus, TokenStream
+    from xlm_train.data.order import Order
     from xlm_train.guard import BadNumbers, BadStep
     from xlm_train.model import ModelShape
-    from xlm_train.order import Order
     from xlm_train.progress import Progress
     from xlm_train.runtime.control_group import Agreement
     from xlm_train.runtime.run_folder import RunFolder
@@ -72,7 +72,7 @@ def main(config: DictConfig) -> int:
             end_with_parent()
         return work(resolved, FLAG)
 
-    from xlm_train.corpus import Corpus
+    from xlm_train.data.corpus import Corpus
     from xlm_train.runtime.run_folder import RunFolder
 
     lineage = Corpus(resolved["data"]["path"]).lineage
@@ -207,8 +207,8 @@ def leave_report(run: RunFolder) -> None:
 
 def open_job(config: dict[str, Any]) -> Job:
     """The corpus, the order in which it is read, and the run's folder. Nothing is written yet."""
-    from xlm_train.corpus import Corpus
-    from xlm_train.order import Order, language_shares
+    from xlm_train.data.corpus import Corpus
+    from xlm_train.data.order import Order, language_shares
     from xlm_train.runtime.control_group import Agreement
     from xlm_train.runtime.run_folder import RunFolder
 
@@ -237,8 +237,8 @@ def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
     import torch
 
     from xlm_train.advice import advice
-    from xlm_train.batches import StepBatches
     from xlm_train.callbacks import Checkpointing, Interruption, Metrics, Stragglers, Validation
+    from xlm_train.data.datamodule import StepBatches
     from xlm_train.fork import fork
     from xlm_train.guard import Guard
     from xlm_train.loggers import make_loggers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from xlm_train.corpus import Corpus
+from xlm_train.data.corpus import Corpus
 from xlm_train.loggers import describe
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import CheckpointError

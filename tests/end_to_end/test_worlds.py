@@ -11,7 +11,7 @@ import torch
 
 from tests.conftest import command
 from tests.end_to_end.worlds import largest_difference, last, slots_trained, train_on
-from xlm_train.order import slots_of_rank
+from xlm_train.data.order import slots_of_rank
 
 # Processes differ in one thing only: the float32 sum of gradients over slots is taken in another order, which is off by
 # a few units of 6e-8 of the terms. Where a gradient is close to nothing Adam makes that into another step of the weight,

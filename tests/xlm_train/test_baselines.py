@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from xlm_train.baselines import count, estimate, score
-from xlm_train.corpus import Corpus, Shard, TokenStream
+from xlm_train.data.corpus import Corpus, Shard, TokenStream
 
 EOS = 1
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xlm_train.corpus import Corpus
+from xlm_train.data.corpus import Corpus
 from xlm_train.runtime.errors import CorpusError
 from xlm_train.text.vocabulary import EOS
 

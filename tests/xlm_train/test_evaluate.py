@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from xlm_train import baselines, checkpoint
-from xlm_train.corpus import Corpus
+from xlm_train.data.corpus import Corpus
 from xlm_train.evaluate import evaluate, main
 from xlm_train.inference import open_checkpoint
 from xlm_train.model import XLM, ModelShape

@@ -10,7 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from xlm_train.batches import SlotBatch, StepBatch
+from xlm_train.data.datamodule import SlotBatch, StepBatch
 from xlm_train.interop.names import infer_shape, to_original, to_ours
 from xlm_train.model import XLM
 from xlm_train.module import CausalLanguageModel

@@ -17,11 +17,11 @@ from tests.conftest import command
 from tests.end_to_end.worlds import assert_same, last
 from tests.xlm_train.conftest import CorpusMaker
 from xlm_train.config import problems_of
-from xlm_train.corpus import Corpus
+from xlm_train.data.corpus import Corpus
+from xlm_train.data.order import Order, language_shares
 from xlm_train.guard import Guard, TrainingStopped, robust_z
 from xlm_train.ledger import Ledger, StepLosses
 from xlm_train.loggers import read_metrics
-from xlm_train.order import Order, language_shares
 from xlm_train.runtime.signals import StopFlag
 from xlm_train.train import train
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from xlm_train.batches import StepBatches
-from xlm_train.corpus import Corpus
-from xlm_train.order import PIECE, Order, language_shares, permute, slots_of_rank
+from xlm_train.data.corpus import Corpus
+from xlm_train.data.datamodule import StepBatches
+from xlm_train.data.order import PIECE, Order, language_shares, permute, slots_of_rank
 from xlm_train.runtime.errors import ConfigError
 
 shapes = st.fixed_dictionaries(

@@ -227,7 +227,7 @@ def test_the_users_figures_stand_above_the_clusters(compose: Callable[..., dict[
 
 
 def test_epochs_of_a_corpus(compose: Callable[..., dict[str, Any]], corpus_folder: Path) -> None:
-    from xlm_train.corpus import Corpus
+    from xlm_train.data.corpus import Corpus
 
     corpus = Corpus(corpus_folder)
     words = ["experiment=smoke", "cluster=h100_8", "data.slots=8", "plan.epochs=3", f"data.path={corpus_folder}"]

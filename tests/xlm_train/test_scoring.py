@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xlm_train.corpus import Corpus, Shard, TokenStream
+from xlm_train.data.corpus import Corpus, Shard, TokenStream
 from xlm_train.model import XLM, ModelShape
 from xlm_train.scoring import Score, _spans, score_sentences, score_windows
 

@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.conftest import process_environment
-from xlm_train.batches import SlotBatch, StepBatch
+from xlm_train.data.datamodule import SlotBatch, StepBatch
 from xlm_train.model import XLM, ModelShape
 from xlm_train.module import CausalLanguageModel
 from xlm_train.precision import Float16

@@ -12,7 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from xlm_train.batches import StepBatches
+from xlm_train.data.datamodule import StepBatches
 from xlm_train.ledger import mean_by_language
 from xlm_train.loggers import LocalLogger
 from xlm_train.module import CausalLanguageModel

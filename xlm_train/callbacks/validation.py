@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from xlm_train.callbacks.metrics import Metrics, send
-from xlm_train.corpus import TokenStream
+from xlm_train.data.corpus import TokenStream
 from xlm_train.module import CausalLanguageModel
 from xlm_train.scoring import Score, score_windows
 

@@ -30,7 +30,7 @@ def main(config: DictConfig) -> int:
         raise ConfigError(problems)
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
 
-    from xlm_train.corpus import Corpus
+    from xlm_train.data.corpus import Corpus
     from xlm_train.plan.estimate import make_plan
     from xlm_train.plan.page import as_markdown, as_text
 

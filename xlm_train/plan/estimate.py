@@ -19,7 +19,7 @@ from xlm_train.probe import Speed, measure, vocabulary_seconds
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from xlm_train.corpus import Corpus
+    from xlm_train.data.corpus import Corpus
     from xlm_train.model import ModelShape
 
 GB = 1e9
@@ -265,7 +265,7 @@ def _budget(config: dict[str, Any], plan: PlanSettings, corpus: Corpus | None, t
 
 def _data(corpus: Corpus | None, tokens: int, alpha: float) -> dict[str, Any] | None:
     """Disk of a corpus, and how often the run reads each language."""
-    from xlm_train.order import language_shares
+    from xlm_train.data.order import language_shares
 
     if corpus is None:
         return None

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from xlm_train.corpus import Corpus
+from xlm_train.data.corpus import Corpus
 from xlm_train.interop import torch_files
 from xlm_train.interop.binarised import BinarisedText, read_binarised, write_binarised
 from xlm_train.interop.corpus_folder import files_in, key_of, write_corpus

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xlm_train.corpus import Corpus
+from xlm_train.data.corpus import Corpus
 from xlm_train.interop import torch_files
 from xlm_train.interop.whole_folder import whole_folder
 from xlm_train.runtime import checkpoint_file

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from xlm_train.corpus import TokenStream
-from xlm_train.order import Order, slots_of_rank
+from xlm_train.data.corpus import TokenStream
+from xlm_train.data.order import Order, slots_of_rank
 
 
 @dataclass(frozen=True)
