@@ -110,7 +110,7 @@ def bare(corpus: str) -> Callable[[], None]:
 
     from benchmarks.start import loader
     from benchmarks.step import update
-    from xlm_train.model import XLM, ModelShape
+    from xlm_train.model.transformer import XLM, ModelShape
     from xlm_train.runtime.device import keep_memory
 
     keep_memory()

@@ -31,8 +31,8 @@ from benchmarks.gpu_links import STRAGGLER, measure_devices, stragglers
 from benchmarks.start import make_corpus
 from xlm_train.command import config_folder
 from xlm_train.loggers import read_metrics
-from xlm_train.model import XLM, ModelShape
-from xlm_train.plan.flops import flops_per_token
+from xlm_train.model.flops import flops_per_token
+from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime import checkpoint_file
 
 REPOSITORY = Path(__file__).resolve().parent.parent

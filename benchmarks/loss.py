@@ -28,8 +28,8 @@ def torch_has_its_own() -> bool:
 
 def loss(how: str, tokens: int, words: int) -> Callable[[], float]:
     """A call is forward and backward; gradients of hidden states, weight and bias are formed and dropped."""
-    from xlm_train.loss import linear_cross_entropy
-    from xlm_train.model import ModelShape
+    from xlm_train.model.ops.linear_cross_entropy import linear_cross_entropy
+    from xlm_train.model.transformer import ModelShape
     from xlm_train.runtime.device import keep_memory
 
     keep_memory()  # for all: the comparison is of the losses

@@ -108,7 +108,7 @@ def work(rank: int) -> None:
     from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
     from torch.nn.parallel import DistributedDataParallel
 
-    from xlm_train.model import XLM, ModelShape
+    from xlm_train.model.transformer import XLM, ModelShape
     from xlm_train.runtime.device import keep_memory
 
     keep_memory()
@@ -220,7 +220,7 @@ class Workers:
 
 def compare(hosts: tuple[str, str], workers: Workers, bandwidths: Sequence[int]) -> dict[str, Any]:
     """Measure every setting; predict it from what an unlimited link shows."""
-    from xlm_train.model import ModelShape
+    from xlm_train.model.transformer import ModelShape
     from xlm_train.network_model import Link, StepTime, make_buckets, step_time
     from xlm_train.plan.estimate import gradients_of, parameter_shapes
 

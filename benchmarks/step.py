@@ -6,7 +6,7 @@
 lives in a process of its own and all take turns. The roof is the time of the float32 matrix products alone that a step
 cannot do without, in the same turns: forward and both backward products of every linear layer and of the softmax layer,
 and half of the attention's squares (its other half is masked). Where torch.mm is not the fastest way to them on this
-processor (see xlm_train/matmul.py), the roof is the faster way, and torch.mm's time is shown beside it.
+processor (see xlm_train/model/ops/matmul.py), the roof is the faster way, and torch.mm's time is shown beside it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.turns import Variant, in_turn, report, spread, table
-from xlm_train.matmul import ONEDNN
-from xlm_train.model import XLM, ModelShape
+from xlm_train.model.ops.matmul import ONEDNN
+from xlm_train.model.transformer import XLM, ModelShape
 
 N_WORDS, N_LANGS, DIM, N_LAYERS, N_HEADS, FFN_DIM, BPTT, MAX_POSITIONS = 64_699, 2, 1024, 6, 8, 4096, 256, 512
 SHAPE = ModelShape(n_words=N_WORDS, vocab_multiple=8)
@@ -54,8 +54,8 @@ def ours(
     compiled: the blocks through torch.compile, which xlm-train does not do (see NOTES.md). It cannot take oneDNN's
     product in, so all products are torch's there.
     """
-    from xlm_train import matmul
     from xlm_train.data.noise import seed_noise
+    from xlm_train.model.ops import matmul
     from xlm_train.runtime.device import keep_memory
 
     if allocator:
@@ -189,7 +189,7 @@ def transformers(streams: int) -> Callable[[], float]:
 
 def roof(streams: int, torch_mm: bool = False) -> Callable[[], None]:
     """The matrix products of a step and nothing else, by the faster library here, or by torch.mm."""
-    from xlm_train import matmul
+    from xlm_train.model.ops import matmul
     from xlm_train.runtime.device import keep_memory
 
     keep_memory()

@@ -216,7 +216,7 @@ def corpus_problems(path: Any) -> list[str]:
 
 
 def _model_problems(config: dict[str, Any]) -> list[str]:
-    from xlm_train.model import ModelShape
+    from xlm_train.model.transformer import ModelShape
     from xlm_train.runtime.errors import ConfigError
 
     try:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xlm_train.data.corpus import Corpus, TokenStream
-    from xlm_train.inference import TrainedModel
-    from xlm_train.scoring import Score
+    from xlm_train.evaluation.perplexity import Score
+    from xlm_train.model.pretrained import TrainedModel
 
 SPLITS = ("train", "valid", "test")
 MEASURES = ("perplexity", "accuracy", "perplexity_per_word", "bits_per_character")
@@ -80,7 +80,7 @@ def main(config: DictConfig) -> int:
     import torch
 
     from xlm_train.data.corpus import Corpus
-    from xlm_train.inference import open_checkpoint
+    from xlm_train.model.pretrained import open_checkpoint
     from xlm_train.runtime.device import keep_memory
 
     keep_memory()
@@ -139,13 +139,13 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a split of a corpus as the original does: one stream a language, in order, in windows of `trained.bptt`.
 
-    baselines: also those of `xlm_train.baselines`, from the corpus's train split. Returns what `xlm-eval` writes as
+    baselines: also those of `xlm_train.evaluation.ngram`, from the corpus's train split. Returns what `xlm-eval` writes as
     JSON (docs/evaluation.md lists the fields). Raises CorpusError where the corpus was made with another vocabulary,
     has a language that the checkpoint does not know, or lacks the split; CheckpointError where the model's scores are
     not finite.
     """
-    from xlm_train.baselines import estimate, score
-    from xlm_train.scoring import Score
+    from xlm_train.evaluation.ngram import estimate, score
+    from xlm_train.evaluation.perplexity import Score
 
     check_match(trained, corpus)
     languages = [lang for lang in corpus.languages if corpus.has(split, lang)] or list(corpus.languages)
@@ -215,7 +215,7 @@ def measures(score: Score, counts: Mapping[str, Any], trained: TrainedModel) -> 
     Per word and per character, the loss of all tokens, the ends of sentences included, is shared out over the words
     before BPE and the characters of the raw text: these compare between vocabularies, perplexity per token does not.
     """
-    from xlm_train.scoring import exponential
+    from xlm_train.evaluation.perplexity import exponential
 
     if not math.isfinite(score.total_loss):
         raise CheckpointError(f"{trained.path}: its model gives scores that are not finite: training had diverged")
@@ -311,7 +311,7 @@ def _score_stream(
     """The sums of `scoring.score_windows` over a whole stream, with progress."""
     import torch
 
-    from xlm_train.scoring import score_windows
+    from xlm_train.evaluation.perplexity import score_windows
 
     if progress is not None:
         progress.begin()
@@ -337,7 +337,7 @@ def _score_file(
 ) -> dict[str, Any]:
     import numpy as np
 
-    from xlm_train.scoring import Score, score_sentences
+    from xlm_train.evaluation.perplexity import Score, score_sentences
     from xlm_train.text.reader import read_lines
     from xlm_train.text.vocabulary import UNK
 

@@ -216,7 +216,7 @@ def export_corpus(corpus: Any, out: Path) -> dict[str, Any]:
 def n_parameters(content: Mapping[str, Any]) -> int:
     """Parameters of the model as it is exported: tied weights once, no padding rows."""
     from xlm_train.interop.names import to_original
-    from xlm_train.model import ModelShape
+    from xlm_train.model.transformer import ModelShape
 
     theirs = to_original(content["model"], ModelShape(**content["shape"]), tied=False)
     return sum(tensor.numel() for tensor in theirs.values())

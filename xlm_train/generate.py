@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
-    from xlm_train.inference import TrainedModel
-    from xlm_train.model import XLM
+    from xlm_train.model.pretrained import TrainedModel
+    from xlm_train.model.transformer import XLM
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class CachedTexts:
     """
 
     def __init__(self, model: XLM, language: int, n_texts: int, context: int, longest: int) -> None:
-        from xlm_train.model import KeyValueCache
+        from xlm_train.model.transformer import KeyValueCache
 
         self.model = model
         self.language = language
@@ -121,7 +121,7 @@ class CachedTexts:
         """Fill the cache rows anew with texts, which stand at positions 0 and on."""
         import torch
 
-        from xlm_train.model import KeyValueCache
+        from xlm_train.model.transformer import KeyValueCache
 
         longest = max(len(text) for text in texts)
         if not longest:
@@ -328,7 +328,7 @@ def main(config: DictConfig) -> int:
 
     import torch
 
-    from xlm_train.inference import open_checkpoint
+    from xlm_train.model.pretrained import open_checkpoint
     from xlm_train.text.reader import read_lines
 
     if settings.threads is not None:

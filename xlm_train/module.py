@@ -20,7 +20,7 @@ from xlm_train.data.datamodule import SlotBatch, StepBatch
 from xlm_train.data.noise import seed_noise
 from xlm_train.guard import BadNumbers, BadStep, Guard, TrainingStopped
 from xlm_train.ledger import Ledger
-from xlm_train.model import XLM
+from xlm_train.model.transformer import XLM
 from xlm_train.progress import LossScale, Progress
 from xlm_train.runtime import sync
 from xlm_train.stopwatch import Stopwatch

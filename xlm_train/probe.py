@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from xlm_train.model import ModelShape
+    from xlm_train.model.transformer import ModelShape
 
 PROBE_FLOPS = 1.5e11  # of the probe's step: a second or two of one core
 VOCABULARY_PASSES = 5  # over a float32 matrix of the vocabulary's size: a gradient is scaled and added to another
@@ -67,7 +67,7 @@ class RealStep:
     ) -> None:
         import torch
 
-        from xlm_train.model import XLM
+        from xlm_train.model.transformer import XLM
 
         self.model = XLM(shape, recompute=recompute)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -158,7 +158,7 @@ def product_speed(shape: ModelShape, tokens: int, clock: Clock) -> float:
     """FLOPs a second of the fastest of the model's matrix products."""
     import torch
 
-    from xlm_train.matmul import product
+    from xlm_train.model.ops.matmul import product
 
     tokens, best = min(tokens, 2048), 0.0
     for width in (3 * shape.dim, shape.ffn_dim, min(shape.n_rows, 8192)):
@@ -180,7 +180,7 @@ def _median(work: Callable[[], Any], clock: Clock) -> float:
 
 def _flops(shape: ModelShape, positions: int) -> tuple[int, int]:
     """FLOPs of a token in the blocks and in the output softmax."""
-    from xlm_train.plan.flops import flops_per_token
+    from xlm_train.model.flops import flops_per_token
 
     parts = flops_per_token(shape, positions, recompute=False)
     softmax = parts["output softmax"].total

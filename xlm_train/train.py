@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from xlm_train.data.corpus import Corpus, TokenStream
     from xlm_train.data.order import Order
     from xlm_train.guard import BadNumbers, BadStep
-    from xlm_train.model import ModelShape
+    from xlm_train.model.transformer import ModelShape
     from xlm_train.progress import Progress
     from xlm_train.runtime.control_group import Agreement
     from xlm_train.runtime.run_folder import RunFolder
@@ -242,7 +242,7 @@ def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
     from xlm_train.fork import fork
     from xlm_train.guard import Guard
     from xlm_train.loggers import make_loggers
-    from xlm_train.model import XLM, ModelShape, count_parameters
+    from xlm_train.model.transformer import XLM, ModelShape, count_parameters
     from xlm_train.module import CausalLanguageModel
     from xlm_train.runtime import checkpoint_file
     from xlm_train.runtime.console import counted
@@ -427,7 +427,7 @@ def report_bad_step(job: Job, bad: BadStep, action: str) -> None:
 
 def peak_tokens_per_second(config: dict[str, Any], shape: ModelShape) -> float | None:
     """Tokens/s that all devices' peak arithmetic would allow, where the cluster's file knows the peak."""
-    from xlm_train.plan.flops import flops_per_token
+    from xlm_train.model.flops import flops_per_token
 
     peak = (config["cluster"].get("peak_tflops") or {}).get(config["trainer"]["precision"])
     if peak is None:

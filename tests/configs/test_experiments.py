@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import REPOSITORY
-from xlm_train.model import XLM, ModelShape, count_parameters
+from xlm_train.model.transformer import XLM, ModelShape, count_parameters
 from xlm_train.runtime.signals import StopFlag
 from xlm_train.train import train
 

@@ -161,7 +161,7 @@ def golden_model(shared: Path) -> Callable[[str], Any]:
     import torch
 
     from xlm_train.interop.names import to_ours
-    from xlm_train.model import XLM, ModelShape
+    from xlm_train.model.transformer import XLM, ModelShape
 
     def load(moment: str) -> XLM:
         state = np.load(shared / "goldens" / "train" / f"{moment}_state_dict.npz")

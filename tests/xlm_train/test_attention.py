@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xlm_train import attention
-from xlm_train.attention import causal_attention
-from xlm_train.dropout import dropout, keep_mask
+from xlm_train.model.ops import attention
+from xlm_train.model.ops.attention import causal_attention
+from xlm_train.model.ops.dropout import dropout, keep_mask
 
 
 def reference(qkv_BT3HE: Tensor) -> Tensor:

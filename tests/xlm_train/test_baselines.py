@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from xlm_train.baselines import count, estimate, score
 from xlm_train.data.corpus import Corpus, Shard, TokenStream
+from xlm_train.evaluation.ngram import count, estimate, score
 
 EOS = 1
 

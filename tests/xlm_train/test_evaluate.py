@@ -17,8 +17,8 @@ import torch
 from xlm_train import baselines, checkpoint
 from xlm_train.data.corpus import Corpus
 from xlm_train.evaluate import evaluate, main
-from xlm_train.inference import open_checkpoint
-from xlm_train.model import XLM, ModelShape
+from xlm_train.model.pretrained import open_checkpoint
+from xlm_train.model.transformer import XLM, ModelShape
 
 WORDS = "".join(f"w{i} {100 - i}\n" for i in range(26))  # with the 14 special words: 40
 CODES = "w 1</w> 1\n"

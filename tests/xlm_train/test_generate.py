@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from xlm_train.generate import CachedTexts, Sampling, choose, continue_texts, generate, main, window_start
-from xlm_train.inference import open_checkpoint
-from xlm_train.model import XLM, ModelShape
+from xlm_train.model.pretrained import open_checkpoint
+from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime.errors import ConfigError
 
 EOS = 1

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from xlm_train import loss as loss_module
-from xlm_train.loss import linear_cross_entropy
+from xlm_train.model.ops.linear_cross_entropy import linear_cross_entropy
 
 
 def inputs(n: int, dim: int, words: int, dtype: torch.dtype, scale: float = 1.0) -> tuple[torch.Tensor, ...]:
@@ -96,7 +96,7 @@ def test_logits_are_never_all_there(tmp_path: Path) -> None:
 
     script = """
 import resource, torch
-from xlm_train.loss import linear_cross_entropy
+from xlm_train.model.ops.linear_cross_entropy import linear_cross_entropy
 hidden = torch.randn(4080, 64).requires_grad_(); weight = torch.randn(64699, 64).requires_grad_()
 bias = torch.zeros(64699).requires_grad_(); targets = torch.randint(0, 64699, (4080,))
 linear_cross_entropy(hidden[:8], weight, bias, targets[:8]).backward()

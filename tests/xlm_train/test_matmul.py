@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xlm_train import matmul
-from xlm_train.model import XLM, ModelShape
+from xlm_train.model.ops import matmul
+from xlm_train.model.transformer import XLM, ModelShape
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch was built without oneDNN's product"
@@ -93,7 +93,7 @@ def test_linear_is_torchs(onednn: bool, shape: tuple[int, ...], monkeypatch: pyt
 
 def test_a_whole_model_learns_the_same_with_either(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss and gradients of a model whose products are large enough, in chunks of the softmax too."""
-    monkeypatch.setattr("xlm_train.loss.CHUNK_ELEMENTS", 3000 * 200)  # three chunks
+    monkeypatch.setattr("xlm_train.model.ops.linear_cross_entropy.CHUNK_ELEMENTS", 3000 * 200)  # three chunks
     monkeypatch.setattr(matmul, "BLOCK_BYTES", 2**18)  # six blocks
     torch.manual_seed(0)
     model = XLM(ModelShape(n_words=3000, dim=128, n_layers=2, n_heads=4, ffn_dim=512, dropout=0, attention_dropout=0))

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xlm_train.gelu import gelu_linear
-from xlm_train.model import PAD, XLM, ModelShape
+from xlm_train.model.ops.gelu import gelu_linear
+from xlm_train.model.transformer import PAD, XLM, ModelShape
 from xlm_train.runtime.errors import ConfigError
 
 SHAPE = ModelShape(n_words=3000, n_langs=3, dim=128, n_layers=3, n_heads=4, ffn_dim=512, max_positions=200)

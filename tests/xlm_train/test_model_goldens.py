@@ -15,7 +15,7 @@ from torch import Tensor
 
 from xlm_train.interop.names import to_original
 from xlm_train.interop.pth import import_checkpoint
-from xlm_train.model import XLM, ModelShape
+from xlm_train.model.transformer import XLM, ModelShape
 
 ABSOLUTE = 1e-5  # hidden states and logits
 LOSS = 1e-6

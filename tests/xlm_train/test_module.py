@@ -12,7 +12,7 @@ from torch import Tensor
 from xlm_train.data.datamodule import SlotBatch, StepBatch
 from xlm_train.data.noise import seed_noise
 from xlm_train.guard import TrainingStopped
-from xlm_train.model import XLM, ModelShape
+from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.module import CausalLanguageModel
 from xlm_train.precision import Float16
 from xlm_train.progress import LossScale, Progress

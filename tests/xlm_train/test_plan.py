@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from tests.conftest import REPOSITORY, command, process_environment
-from xlm_train.model import XLM, ModelShape, count_parameters
+from xlm_train.model.flops import flops_per_token
+from xlm_train.model.transformer import XLM, ModelShape, count_parameters
 from xlm_train.plan.estimate import gradients_of, make_plan, parameter_shapes, slot_time, speed_of_cluster
-from xlm_train.plan.flops import flops_per_token
 from xlm_train.plan.memory import Setting, activation_bytes, peak_memory
 from xlm_train.plan.page import as_markdown, as_text
 from xlm_train.plan.settings import Cluster, problems_of_plan
@@ -394,7 +394,7 @@ CHILD = """
 import json, sys, time
 import torch
 from xlm_train.runtime.device import keep_memory
-from xlm_train.model import ModelShape
+from xlm_train.model.transformer import ModelShape
 from xlm_train.probe import RealStep
 
 torch.set_num_threads(1)

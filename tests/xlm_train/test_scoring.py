@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xlm_train.data.corpus import Corpus, Shard, TokenStream
-from xlm_train.model import XLM, ModelShape
-from xlm_train.scoring import Score, _spans, score_sentences, score_windows
+from xlm_train.evaluation.perplexity import Score, _spans, score_sentences, score_windows
+from xlm_train.model.transformer import XLM, ModelShape
 
 EOS = 1
 
@@ -91,7 +91,7 @@ def test_shares_of_windows_add_up_and_the_model_is_left_as_it_was() -> None:
 def test_readout_in_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model, stream = tiny_model(), stream_of(np.random.default_rng(2).integers(4, 40, 120))
     whole = score_windows(model, stream, 8, 0)
-    monkeypatch.setattr("xlm_train.scoring.READOUT_ELEMENTS", 3 * model.shape.n_rows)
+    monkeypatch.setattr("xlm_train.evaluation.perplexity.READOUT_ELEMENTS", 3 * model.shape.n_rows)
     assert torch.allclose(score_windows(model, stream, 8, 0), whole, rtol=1e-6)
 
 

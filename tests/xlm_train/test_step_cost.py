@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.conftest import process_environment
 from xlm_train.data.datamodule import SlotBatch, StepBatch
-from xlm_train.model import XLM, ModelShape
+from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.module import CausalLanguageModel
 from xlm_train.precision import Float16
 
@@ -137,7 +137,7 @@ def test_each_kind_of_wait_is_seen(wait: Any) -> None:
 STEP_IN_A_PROCESS = """
 import resource, statistics, sys, torch
 from xlm_train.runtime.device import keep_memory
-from xlm_train.model import XLM, ModelShape
+from xlm_train.model.transformer import XLM, ModelShape
 if sys.argv[1] == "kept":
     assert keep_memory()
 torch.manual_seed(0)

@@ -12,8 +12,8 @@ import torch
 
 from xlm_train.callbacks.metrics import Metrics, send
 from xlm_train.data.corpus import TokenStream
+from xlm_train.evaluation.perplexity import Score, score_windows
 from xlm_train.module import CausalLanguageModel
-from xlm_train.scoring import Score, score_windows
 
 
 class Validation(pl.Callback):

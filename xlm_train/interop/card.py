@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xlm_train.interop.facts import Facts
-from xlm_train.model import ModelShape
+from xlm_train.model.transformer import ModelShape
 
 UNKNOWN = "not recorded"
 MEASURES = {

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from xlm_train.model import XLM, ModelShape
+from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime.errors import CheckpointError, ConfigError
 
 TIED = "pred_layer.proj.weight"  # the embeddings under a second name

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from xlm_train.model import ModelShape
+from xlm_train.model.transformer import ModelShape
 from xlm_train.text.vocabulary import BOS, EOS, PAD, SPECIALS, UNK
 
 MASK = 5  # <special1>

@@ -15,7 +15,7 @@ from xlm_train.interop import names, pieces
 from xlm_train.interop.original_params import MASK
 from xlm_train.interop.plain import is_text, read_languages
 from xlm_train.interop.pth import Imported
-from xlm_train.model import LAYER_NORM_EPS, ModelShape
+from xlm_train.model.transformer import LAYER_NORM_EPS, ModelShape
 from xlm_train.runtime.errors import CheckpointError
 from xlm_train.runtime.files import atomic_write, read_json, sha256_of, write_json
 from xlm_train.schema import fits

@@ -10,8 +10,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from xlm_train.model.flops import Flops, flops_per_token
 from xlm_train.network_model import COMPRESSIONS, Gradient, Link, StepTime, make_buckets, step_time
-from xlm_train.plan.flops import Flops, flops_per_token
 from xlm_train.plan.memory import peak_memory, setting_of
 from xlm_train.plan.settings import GRAMS_CO2_PER_KWH, Cluster, PlanSettings
 from xlm_train.probe import Speed, measure, vocabulary_seconds
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from xlm_train.data.corpus import Corpus
-    from xlm_train.model import ModelShape
+    from xlm_train.model.transformer import ModelShape
 
 GB = 1e9
 # Bytes that an update moves for each parameter: the norm reads the gradient (4), clipping and zeroing read and write
@@ -48,7 +48,7 @@ def parameter_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the model's parameters, without making them."""
     import torch
 
-    from xlm_train.model import XLM
+    from xlm_train.model.transformer import XLM
 
     with torch.device("meta"):
         return {name: tuple(p.shape) for name, p in XLM(shape).named_parameters()}
@@ -94,7 +94,7 @@ def make_plan(config: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
 
     Measures this machine for some seconds where it is the cluster and states no speed.
     """
-    from xlm_train.model import ModelShape
+    from xlm_train.model.transformer import ModelShape
 
     plan, cluster = PlanSettings(**config["plan"]), Cluster(**config["cluster"])
     data = config["data"]

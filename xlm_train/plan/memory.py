@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xlm_train.model import ModelShape
+    from xlm_train.model.transformer import ModelShape
 
 # On a CPU, glibc's heap: blocks that live on come to lie between blocks that are freed, and the holes do not fit what
 # comes next. As a share of what a slot takes and frees; measured (docs/planning.md).
@@ -80,7 +80,7 @@ def _block_bytes_per_token(shape: ModelShape, setting: Setting) -> int:
 
 def _keys_met(positions: int) -> int:
     """Keys that the queries of a window meet, in all, in blocks of queries."""
-    from xlm_train.attention import BLOCK
+    from xlm_train.model.ops.attention import BLOCK
 
     return sum(
         (min(start + BLOCK, positions) - start) * min(start + BLOCK, positions) for start in range(0, positions, BLOCK)
@@ -89,7 +89,7 @@ def _keys_met(positions: int) -> int:
 
 def peak_memory(shape: ModelShape, parameters: int, setting: Setting) -> dict[str, float]:
     """Parts -> bytes at the peak; their sum is the peak, above what is there when training begins."""
-    from xlm_train.loss import CHUNK_ELEMENTS
+    from xlm_train.model.ops.linear_cross_entropy import CHUNK_ELEMENTS
 
     D, rows, low = shape.dim, shape.n_rows, setting.low
     tokens = setting.streams * setting.positions

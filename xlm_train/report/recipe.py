@@ -124,7 +124,7 @@ def n_parameters(run: Run) -> int | None:
 def _size_of_model(n_words: int, n_langs: int, settings: tuple[tuple[str, Any], ...]) -> int:
     import torch
 
-    from xlm_train.model import XLM, ModelShape, count_parameters
+    from xlm_train.model.transformer import XLM, ModelShape, count_parameters
 
     with torch.device("meta"):  # shapes without memory
         return count_parameters(XLM(ModelShape(n_words, n_langs, **dict(settings))))

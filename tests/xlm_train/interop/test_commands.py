@@ -274,7 +274,7 @@ def test_imported_files_evaluate_to_the_originals_numbers(
 ) -> None:
     """The original's checkpoint on its own binarised text, straight and through transformers: the numbers it logged."""
     from xlm_train.evaluate import evaluate
-    from xlm_train.inference import open_checkpoint
+    from xlm_train.model.pretrained import open_checkpoint
 
     (golden,) = json.loads((shared / "goldens/train/log.json").read_text())["evals"][-1:]
     assert run_command("import", f"file={shared / 'goldens/bpe'}", f"out={tmp_path / 'corpus'}")[0] == 0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from xlm_train.interop import names
-from xlm_train.model import XLM, ModelShape
+from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime.errors import CheckpointError
 
 SHAPE = ModelShape(n_words=21, n_langs=2, dim=8, n_layers=12, n_heads=2, ffn_dim=32, max_positions=10)

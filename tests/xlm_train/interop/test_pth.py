@@ -16,7 +16,7 @@ import torch
 
 from xlm_train.interop import names, torch_files
 from xlm_train.interop.pth import export_checkpoint, import_checkpoint
-from xlm_train.model import XLM, ModelShape
+from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.module import Progress
 from xlm_train.optim import OriginalAdam
 from xlm_train.runtime import checkpoint_file

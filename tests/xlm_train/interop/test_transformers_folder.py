@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from xlm_train.interop import pieces, transformers_folder
-from xlm_train.model import XLM, ModelShape
+from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import CheckpointError, UserError
 from xlm_train.text.bpe import BpeCodes

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from xlm_train.dropout import keep_mask
+from xlm_train.model.ops.dropout import keep_mask
 
 BLOCK = 128  # queries at once; measured best of 64, 128, 256
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from xlm_train.model import XLM, ModelShape
+from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import ConfigError
 from xlm_train.text.reader import TextReader

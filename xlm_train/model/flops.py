@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from xlm_train.model import ModelShape
+    from xlm_train.model.transformer import ModelShape
 
 
 @dataclass(frozen=True)

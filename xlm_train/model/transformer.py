@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from xlm_train.attention import causal_attention
-from xlm_train.dropout import dropout
-from xlm_train.gelu import gelu_linear
-from xlm_train.loss import linear_cross_entropy, tied_lookup
-from xlm_train.matmul import Linear
+from xlm_train.model.ops.attention import causal_attention
+from xlm_train.model.ops.dropout import dropout
+from xlm_train.model.ops.gelu import gelu_linear
+from xlm_train.model.ops.linear_cross_entropy import linear_cross_entropy, tied_lookup
+from xlm_train.model.ops.matmul import Linear
 from xlm_train.runtime.errors import ConfigError
 
 PAD = 2

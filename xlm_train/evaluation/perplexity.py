@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xlm_train.data.corpus import TokenStream
-from xlm_train.model import XLM
+from xlm_train.model.transformer import XLM
 from xlm_train.text.vocabulary import EOS
 
 READOUT_ELEMENTS = 2**23  # logits held at once, 32 MiB in float32: on 2 CPU cores as fast as any larger number

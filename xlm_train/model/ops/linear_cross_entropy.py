@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from xlm_train.matmul import product, product_into
+from xlm_train.model.ops.matmul import product, product_into
 from xlm_train.runtime import sync
 
 CHUNK_ELEMENTS = 2**25  # logits held at once: 128 MiB in float32

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from xlm_train.matmul import product
+from xlm_train.model.ops.matmul import product
 
 
 def gelu_linear(x_NF: Tensor, weight_DF: Tensor, bias_D: Tensor) -> Tensor:
