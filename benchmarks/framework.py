@@ -53,11 +53,11 @@ def compose(corpus: str, folder: str) -> dict[str, Any]:
 
 def framework(turns: Turns, corpus: str) -> None:
     """A real run that waits for its next turn before every second step; each turn yields the seconds of a step's parts."""
-    from xlm_train import callbacks
     from xlm_train.data.datamodule import StepBatches
-    from xlm_train.module import CausalLanguageModel
     from xlm_train.runtime.signals import StopFlag
     from xlm_train.train import train
+    from xlm_train.training import callbacks
+    from xlm_train.training.module import CausalLanguageModel
 
     spent: dict[str, float] = {}
     read = StepBatches.read

@@ -30,10 +30,10 @@ import torch
 from benchmarks.gpu_links import STRAGGLER, measure_devices, stragglers
 from benchmarks.start import make_corpus
 from xlm_train.command import config_folder
-from xlm_train.loggers import read_metrics
 from xlm_train.model.flops import flops_per_token
 from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime import checkpoint_file
+from xlm_train.training.loggers import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CUDA_INDEX = "https://download.pytorch.org/whl/cu126"

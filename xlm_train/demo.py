@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.demo_text import ATTRIBUTION, write_demo_text
-from xlm_train.loggers import read_metrics
 from xlm_train.runtime.console import compact, duration
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import read_json
+from xlm_train.training.loggers import read_metrics
 
 FOLDER = Path("demo")
 PROMPTS = {"en": "a person who", "de": "eine Person, die"}

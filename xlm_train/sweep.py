@@ -249,7 +249,7 @@ def _leave_word(run: Path, problems: Sequence[str], text: str) -> None:
 
 def best_perplexity(run: Path) -> float:
     """The lowest mean validation perplexity of a run; infinity where it has none."""
-    from xlm_train.loggers import read_metrics
+    from xlm_train.training.loggers import read_metrics
 
     return min(
         (line["val/ppl"] for line in read_metrics(run / "metrics.jsonl") if "val/ppl" in line), default=float("inf")

@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
     from xlm_train.data.corpus import Corpus, TokenStream
     from xlm_train.data.order import Order
-    from xlm_train.guard import BadNumbers, BadStep
     from xlm_train.model.transformer import ModelShape
-    from xlm_train.progress import Progress
     from xlm_train.runtime.control_group import Agreement
     from xlm_train.runtime.run_folder import RunFolder
+    from xlm_train.training.anomaly import BadNumbers, BadStep
+    from xlm_train.training.state import Progress
 
 
 @command(
@@ -141,10 +141,10 @@ def train(config: dict[str, Any], flag: StopFlag) -> int:
     """
     import torch
 
-    from xlm_train.guard import BadNumbers
     from xlm_train.runtime.device import keep_memory
     from xlm_train.runtime.processes import is_first_process
-    from xlm_train.trainer import quiet_lightning
+    from xlm_train.training.anomaly import BadNumbers
+    from xlm_train.training.trainer import quiet_lightning
 
     settings = config["trainer"]
     world = settings["devices"] * settings["nodes"]
@@ -237,20 +237,20 @@ def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
     import torch
 
     from xlm_train.advice import advice
-    from xlm_train.callbacks import Checkpointing, Interruption, Metrics, Stragglers, Validation
     from xlm_train.data.datamodule import StepBatches
-    from xlm_train.fork import fork
-    from xlm_train.guard import Guard
-    from xlm_train.loggers import make_loggers
     from xlm_train.model.transformer import XLM, ModelShape, count_parameters
-    from xlm_train.module import CausalLanguageModel
     from xlm_train.runtime import checkpoint_file
     from xlm_train.runtime.console import counted
     from xlm_train.runtime.control_group import member, table
     from xlm_train.runtime.energy import Energy
     from xlm_train.runtime.processes import is_first_process
-    from xlm_train.sharding import sharded
-    from xlm_train.trainer import make_trainer
+    from xlm_train.training.anomaly import Guard
+    from xlm_train.training.callbacks import Checkpointing, Interruption, Metrics, Stragglers, Validation
+    from xlm_train.training.init_from import fork
+    from xlm_train.training.loggers import make_loggers
+    from xlm_train.training.module import CausalLanguageModel
+    from xlm_train.training.strategy import sharded
+    from xlm_train.training.trainer import make_trainer
 
     config, corpus, order, run, max_steps = job.config, job.corpus, job.order, job.run, job.max_steps
     data, settings, when = config["data"], config["trainer"], config["callbacks"]
@@ -382,8 +382,8 @@ def roll_back(job: Job, error: BadNumbers) -> None:
 
     All processes come here with the same error. Raises TrainingStopped otherwise, naming the file with the step's text.
     """
-    from xlm_train.guard import TrainingStopped
     from xlm_train.runtime.processes import is_first_process
+    from xlm_train.training.anomaly import TrainingStopped
 
     guard, bad = job.config["callbacks"]["guard"], error.bad
     since = sum(step >= job.resumed_at for step in job.excluded)  # rollbacks without a new checkpoint between them
@@ -407,9 +407,9 @@ def roll_back(job: Job, error: BadNumbers) -> None:
 
 def report_bad_step(job: Job, bad: BadStep, action: str) -> None:
     """Say what was bad, and write the text of the step into a file of the run. For the first process."""
-    from xlm_train.bad_batch import decoded
     from xlm_train.runtime.files import atomic_write
     from xlm_train.runtime.processes import is_first_process
+    from xlm_train.training.bad_batch import decoded
 
     if not is_first_process():
         return

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from xlm_train.data.corpus import Corpus
-from xlm_train.loggers import describe
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import CheckpointError
+from xlm_train.training.loggers import describe
 
 
 def verify(folder: str) -> int:

@@ -18,10 +18,10 @@ from tests.conftest import command, process_environment
 from xlm_train import sweep_table
 from xlm_train.command import config_folder
 from xlm_train.config import problems_of
-from xlm_train.loggers import read_metrics
 from xlm_train.runtime.errors import ConfigError
 from xlm_train.sweep import best_perplexity, sweep_of
 from xlm_train.sweep_table import Row
+from xlm_train.training.loggers import read_metrics
 
 PNG = b"\x89PNG\r\n"
 SHORT = ["trainer.max_steps=2", "callbacks.metrics.every_n_steps=1"]

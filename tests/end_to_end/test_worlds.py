@@ -71,7 +71,7 @@ def weights_after_one_step(config: Config, processes: int, slots: int, rate: flo
     name = f"{processes}_at_rate_{rate}"
     settings = config(name, f"data.slots={slots}", "trainer.max_steps=1", "trainer.clip_norm=1e9")
     settings["optimizer"] = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": rate}
-    settings["schedule"] = {"_target_": "xlm_train.schedule.constant", "_partial_": True, "peak": rate}
+    settings["schedule"] = {"_target_": "xlm_train.training.schedule.constant", "_partial_": True, "peak": rate}
     settings["schedule"]["warmup_updates"] = 0
     return torch.cat([value.double().flatten() for value in last(train_on(processes, settings))["model"].values()])
 

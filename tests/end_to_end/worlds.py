@@ -23,12 +23,14 @@ from typing import Any
 
 import torch
 
-from xlm_train.loggers import read_metrics
 from xlm_train.runtime import checkpoint_file
+from xlm_train.training.loggers import read_metrics
 
 PATIENCE = 240.0  # seconds for a whole start
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["xlm_train.module", "xlm_train.callbacks", "xlm_train.train", "xlm_train.report"])
+SERVER.set_forkserver_preload(
+    ["xlm_train.training.module", "xlm_train.training.callbacks", "xlm_train.train", "xlm_train.report"]
+)
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def _process(config: dict[str, Any], rank: int, world: int, port: int, watched: 
 
 def _watch(rank: int, record: Path, death: Death | None) -> None:
     """Look on at the start of every slot, and die there if so wished; nothing that is computed changes."""
-    from xlm_train.module import CausalLanguageModel
+    from xlm_train.training.module import CausalLanguageModel
 
     slot_loss, training_step = CausalLanguageModel.slot_loss, CausalLanguageModel.training_step
     under_way: list[int] = []  # the step

@@ -31,8 +31,8 @@ from typing import Any
 import torch
 
 from tests.conftest import command, process_environment
-from xlm_train.loggers import read_metrics
 from xlm_train.runtime import checkpoint_file
+from xlm_train.training.loggers import read_metrics
 
 MARK = "XLM_FAULTS"  # environment variable by which every process of a start is found, orphans included
 LOOK_EVERY = 0.002  # seconds

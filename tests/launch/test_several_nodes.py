@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import REPOSITORY, command
 from tests.end_to_end.test_training import assert_same_run
 from tests.launch.conftest import LAUNCH, STEPS, ci_must_not_skip
-from xlm_train.loggers import read_metrics
+from xlm_train.training.loggers import read_metrics
 
 TIMEOUT = 20  # trainer.timeout_seconds: what a lost machine may cost
 SLACK = 40  # for the processes to end after it

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.end_to_end.test_training import assert_same_run
 from tests.launch.conftest import LAUNCH, STEPS
-from xlm_train.loggers import read_metrics
+from xlm_train.training.loggers import read_metrics
 
 Undisturbed = Callable[[int], Path]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from xlm_train.callbacks.stragglers import slow_ones
 from xlm_train.runtime.control_group import Member, differences, problems_of, table
+from xlm_train.training.callbacks.stragglers import slow_ones
 
 GPUS = [Member(rank, f"node{rank // 4}", 100 + rank, "V100", f"uuid{rank}", "2.13.0", "abc") for rank in range(8)]
 

@@ -13,9 +13,9 @@ import torch
 from xlm_train.data.datamodule import SlotBatch, StepBatch
 from xlm_train.interop.names import infer_shape, to_original, to_ours
 from xlm_train.model.transformer import XLM
-from xlm_train.module import CausalLanguageModel
-from xlm_train.optim import OriginalAdam
-from xlm_train.schedule import inverse_sqrt
+from xlm_train.training.module import CausalLanguageModel
+from xlm_train.training.optim import OriginalAdam
+from xlm_train.training.schedule import inverse_sqrt
 
 
 class Recorder(pl.Callback):

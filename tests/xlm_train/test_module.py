@@ -11,11 +11,11 @@ from torch import Tensor
 
 from xlm_train.data.datamodule import SlotBatch, StepBatch
 from xlm_train.data.noise import seed_noise
-from xlm_train.guard import TrainingStopped
 from xlm_train.model.transformer import XLM, ModelShape
-from xlm_train.module import CausalLanguageModel
-from xlm_train.precision import Float16
-from xlm_train.progress import LossScale, Progress
+from xlm_train.training.anomaly import TrainingStopped
+from xlm_train.training.module import CausalLanguageModel
+from xlm_train.training.precision import Float16
+from xlm_train.training.state import LossScale, Progress
 
 SHAPE = ModelShape(
     n_words=50, dim=16, n_layers=2, n_heads=2, ffn_dim=32, max_positions=16, dropout=0.0, attention_dropout=0.0

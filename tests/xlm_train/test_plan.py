@@ -157,7 +157,7 @@ def test_compression_and_the_original_adam_cost_memory() -> None:
     assert peak_memory(shape, 10**6, setting(processes=2, compression="fp16"))["compressed gradients"] == 2e6
     assert peak_memory(shape, 10**6, setting(processes=2, compression="powersgd"))["compression errors"] == 4e6
     assert "compressed gradients" not in peak_memory(shape, 10**6, setting(compression="fp16"))
-    denominators = peak_memory(shape, 10**6, setting(optimizer="xlm_train.optim.OriginalAdam"))
+    denominators = peak_memory(shape, 10**6, setting(optimizer="xlm_train.training.optim.OriginalAdam"))
     work = ("activations of one slot", "loss and backward")
     assert "update" not in plain
     assert denominators["update"] == 4e6 - sum(plain[part] for part in work)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xlm_train.schedule import constant, cosine, inverse_sqrt
+from xlm_train.training.schedule import constant, cosine, inverse_sqrt
 
 
 def test_constant() -> None:

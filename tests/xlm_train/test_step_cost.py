@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.conftest import process_environment
 from xlm_train.data.datamodule import SlotBatch, StepBatch
 from xlm_train.model.transformer import XLM, ModelShape
-from xlm_train.module import CausalLanguageModel
-from xlm_train.precision import Float16
+from xlm_train.training.module import CausalLanguageModel
+from xlm_train.training.precision import Float16
 
 SHAPE = ModelShape(n_words=50, dim=16, n_layers=2, n_heads=2, ffn_dim=32, max_positions=16)
 STEPS, SLOTS = 6, 3

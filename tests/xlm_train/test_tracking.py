@@ -11,10 +11,10 @@ import pytest
 from pytorch_lightning.loggers.logger import Logger
 
 from xlm_train.advice import advice
-from xlm_train.loggers import progress_bar, read_metrics
 from xlm_train.runtime.energy import Energy
 from xlm_train.runtime.signals import StopFlag
 from xlm_train.train import train
+from xlm_train.training.loggers import progress_bar, read_metrics
 
 Compose = Callable[..., dict[str, Any]]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xlm_train.loggers import read_metrics
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import read_json
+from xlm_train.training.loggers import read_metrics
 
 
 @dataclass(frozen=True)

@@ -182,10 +182,10 @@ def _language_choice(run: Run) -> Judged:
 
 
 OPTIMIZERS: Mapping[str, Judged] = {
-    "xlm_train.optim.OriginalAdam": ("optimizer=original_adam", "same"),
+    "xlm_train.training.optim.OriginalAdam": ("optimizer=original_adam", "same"),
     "torch.optim.AdamW": ("torch's AdamW: epsilon added after it", "differs"),
 }
-SCHEDULES: Mapping[str, Judged] = {"xlm_train.schedule.inverse_sqrt": ("schedule=inverse_sqrt", "same")}
+SCHEDULES: Mapping[str, Judged] = {"xlm_train.training.schedule.inverse_sqrt": ("schedule=inverse_sqrt", "same")}
 PRECISIONS: Mapping[str, Judged] = {
     "16-mixed": ("float16 with dynamic loss scaling (autocast, float32 weights)", "same"),
     "bf16-mixed": ("bfloat16 autocast, float32 weights, no loss scaling", "differs"),

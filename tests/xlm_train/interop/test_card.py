@@ -22,7 +22,7 @@ CONFIG: dict[str, Any] = {
     "data": {"bptt": 64, "slots": 4, "slot_streams": 8, "lang_alpha": 0.0},
     "model": {"dim": 64, "dropout": 0.1},
     "optimizer": {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 1e-3},
-    "schedule": {"_target_": "xlm_train.schedule.constant", "_partial_": True, "peak": 1e-3},
+    "schedule": {"_target_": "xlm_train.training.schedule.constant", "_partial_": True, "peak": 1e-3},
     "trainer": {"devices": 2, "nodes": 1, "precision": "32-true", "max_tokens": None},
     "paths": {"runs": "/somewhere/private"},
 }

@@ -17,10 +17,10 @@ import torch
 from xlm_train.interop import names, torch_files
 from xlm_train.interop.pth import export_checkpoint, import_checkpoint
 from xlm_train.model.transformer import XLM, ModelShape
-from xlm_train.module import Progress
-from xlm_train.optim import OriginalAdam
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import CheckpointError
+from xlm_train.training.module import Progress
+from xlm_train.training.optim import OriginalAdam
 
 FILES = {"best model": "model/best-valid_clm_ppl.pth", "full checkpoint": "train/checkpoint.pth"}
 
@@ -196,7 +196,7 @@ def ours(tmp_path: Path, **changes: Any) -> dict[str, Any]:
             "data": {"bptt": 32, "slots": 4, "slot_streams": 2, "lang_alpha": 0.7},
             "trainer": {"clip_norm": 5.0, "precision": "16-mixed"},
             "optimizer": {"lr": 1e-4, "betas": [0.9, 0.98], "eps": 1e-8, "weight_decay": 0.0},
-            "schedule": {"_target_": "xlm_train.schedule.inverse_sqrt", "warmup_updates": 4000},
+            "schedule": {"_target_": "xlm_train.training.schedule.inverse_sqrt", "warmup_updates": 4000},
         },
     }
     checkpoint_file.save(tmp_path / "step-00000003.pt", content)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from xlm_train.callbacks.checkpointing import Checkpointing
-from xlm_train.guard import TrainingStopped
-from xlm_train.module import CausalLanguageModel
 from xlm_train.runtime.control_group import Agreement
 from xlm_train.runtime.signals import StopFlag
+from xlm_train.training.anomaly import TrainingStopped
+from xlm_train.training.callbacks.checkpointing import Checkpointing
+from xlm_train.training.module import CausalLanguageModel
 
 REASONS = (None, "time limit", "preempted")  # by what the processes exchange: the highest number wins
 UNWRITTEN = len(REASONS)

@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from xlm_train.ledger import StepLosses
 from xlm_train.runtime.errors import UserError
+from xlm_train.training.loss_buffer import StepLosses
 
 POLICIES = ("stop", "skip", "rollback")
 LEAST = 20  # good steps before a spike can be told

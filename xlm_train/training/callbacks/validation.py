@@ -10,10 +10,10 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from xlm_train.callbacks.metrics import Metrics, send
 from xlm_train.data.corpus import TokenStream
 from xlm_train.evaluation.perplexity import Score, score_windows
-from xlm_train.module import CausalLanguageModel
+from xlm_train.training.callbacks.metrics import Metrics, send
+from xlm_train.training.module import CausalLanguageModel
 
 
 class Validation(pl.Callback):

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from xlm_train.module import CausalLanguageModel
 from xlm_train.runtime.control_group import Agreement
 from xlm_train.runtime.processes import say
+from xlm_train.training.module import CausalLanguageModel
 
 SLOW = 1.5  # times the median
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from xlm_train.data.corpus import Corpus
-from xlm_train.progress import Progress
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import UserError
+from xlm_train.training.state import Progress
 
 
 def fork(path: str, corpus: Corpus, shape: dict[str, Any], with_optimizer: bool) -> tuple[dict[str, Any], list[str]]:

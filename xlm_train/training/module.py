@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from xlm_train.compression import register
 from xlm_train.data.datamodule import SlotBatch, StepBatch
 from xlm_train.data.noise import seed_noise
-from xlm_train.guard import BadNumbers, BadStep, Guard, TrainingStopped
-from xlm_train.ledger import Ledger
 from xlm_train.model.transformer import XLM
-from xlm_train.progress import LossScale, Progress
 from xlm_train.runtime import sync
-from xlm_train.stopwatch import Stopwatch
+from xlm_train.training.anomaly import BadNumbers, BadStep, Guard, TrainingStopped
+from xlm_train.training.compression import register
+from xlm_train.training.loss_buffer import Ledger
+from xlm_train.training.state import LossScale, Progress
+from xlm_train.training.stopwatch import Stopwatch
 
 
 class CausalLanguageModel(pl.LightningModule):

@@ -12,14 +12,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from xlm_train.callbacks.metrics import Metrics
-from xlm_train.callbacks.validation import Validation
-from xlm_train.module import CausalLanguageModel
-from xlm_train.progress import Progress
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import CheckpointError
 from xlm_train.runtime.processes import say
-from xlm_train.sharding import gather, put_back
+from xlm_train.training.callbacks.metrics import Metrics
+from xlm_train.training.callbacks.validation import Validation
+from xlm_train.training.module import CausalLanguageModel
+from xlm_train.training.state import Progress
+from xlm_train.training.strategy import gather, put_back
 
 
 def _copy(value: Any) -> Any:

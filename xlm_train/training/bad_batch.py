@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from xlm_train.data.corpus import Corpus
 from xlm_train.data.order import Order
-from xlm_train.guard import BadStep
 from xlm_train.text.bpe import decode_ids
 from xlm_train.text.vocabulary import EOS, Vocabulary
+from xlm_train.training.anomaly import BadStep
 
 
 def decoded(bad: BadStep, corpus: Corpus, order: Order, bptt: int) -> str:

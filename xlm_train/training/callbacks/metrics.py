@@ -13,11 +13,11 @@ import pytorch_lightning as pl
 import torch
 
 from xlm_train.data.datamodule import StepBatches
-from xlm_train.ledger import mean_by_language
-from xlm_train.loggers import LocalLogger
-from xlm_train.module import CausalLanguageModel
 from xlm_train.runtime.energy import Energy
 from xlm_train.runtime.processes import say
+from xlm_train.training.loggers import LocalLogger
+from xlm_train.training.loss_buffer import mean_by_language
+from xlm_train.training.module import CausalLanguageModel
 
 
 def send(trainer: pl.Trainer, metrics: Mapping[str, float], step: int) -> None:

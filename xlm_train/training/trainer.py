@@ -15,8 +15,8 @@ import torch.distributed as dist
 from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
-from xlm_train.precision import Float16
 from xlm_train.runtime.control_group import ProcessesMissing
+from xlm_train.training.precision import Float16
 
 
 def quiet_lightning() -> None:
