@@ -25,7 +25,7 @@ from data_prep.sources import Reading
 from data_prep.sources import cut as cut_lines
 from data_prep.text import BpeFiles, Text, Texts
 from data_prep.work import Work, Workers
-from xlm_train.command import command
+from xlm_train.config.command import command
 from xlm_train.runtime.errors import UserError
 from xlm_train.text.vocabulary import Vocabulary
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.command import command
+from xlm_train.config.command import command
+from xlm_train.config.schema import out_problems, read_config
 from xlm_train.runtime.errors import CheckpointError, CorpusError, TextError
 from xlm_train.runtime.files import atomic_write, write_json
-from xlm_train.schema import out_problems, read_config
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -9,7 +9,7 @@ from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.command import command
+from xlm_train.config.command import command
 from xlm_train.runtime.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class ExportConfig:
     ],
 )
 def main(config: DictConfig) -> int:
-    from xlm_train.schema import read_config
+    from xlm_train.config.schema import read_config
 
     settings = read_config(ExportConfig, config)
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xlm_train.command import command
+from xlm_train.config.command import command
+from xlm_train.config.schema import out_problems, read_config
 from xlm_train.runtime.files import atomic_write
-from xlm_train.schema import out_problems, read_config
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

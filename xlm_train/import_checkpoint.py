@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.command import command
+from xlm_train.config.command import command
 from xlm_train.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class ImportConfig:
     ],
 )
 def main(config: DictConfig) -> int:
-    from xlm_train.schema import read_config
+    from xlm_train.config.schema import read_config
 
     settings = read_config(ImportConfig, config)
 

@@ -29,7 +29,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.command import EXIT_FAILED, EXIT_PREEMPTED, EXIT_USER_ERROR, config_folder, overrides_of, with_extra
+from xlm_train.config.command import (
+    EXIT_FAILED,
+    EXIT_PREEMPTED,
+    EXIT_USER_ERROR,
+    config_folder,
+    overrides_of,
+    with_extra,
+)
 from xlm_train.runtime.errors import ConfigError, UserError
 from xlm_train.runtime.files import atomic_write, read_json, write_json
 

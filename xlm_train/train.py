@@ -14,7 +14,7 @@ import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.command import EXIT_PREEMPTED, EXIT_USER_ERROR, command, in_sweep, sweep_suffix
+from xlm_train.config.command import EXIT_PREEMPTED, EXIT_USER_ERROR, command, in_sweep, sweep_suffix
 from xlm_train.runtime.errors import ConfigError, UserError
 from xlm_train.runtime.files import atomic_write
 from xlm_train.runtime.launcher import STARTED, is_worker, launch
@@ -54,7 +54,7 @@ def main(config: DictConfig) -> int:
     """Check everything, then train here, in this worker, or in as many processes as there are devices."""
     from omegaconf import OmegaConf
 
-    from xlm_train.config import corpus_problems, problems_of
+    from xlm_train.config.train import corpus_problems, problems_of
 
     wait_politely()
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import command
-from xlm_train.command import check_overrides
-from xlm_train.config import problems_of
+from xlm_train.config.command import check_overrides
+from xlm_train.config.train import problems_of
 from xlm_train.runtime.errors import ConfigError
 
 

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from tests.conftest import command
 from tests.end_to_end.test_training import start
 from tests.end_to_end.worlds import assert_same, last
-from xlm_train.config import problems_of
+from xlm_train.config.train import problems_of
 from xlm_train.runtime import checkpoint_file
 
 

@@ -16,8 +16,8 @@ import pytest
 
 from tests.conftest import command, process_environment
 from xlm_train import sweep_table
-from xlm_train.command import config_folder
-from xlm_train.config import problems_of
+from xlm_train.config.command import config_folder
+from xlm_train.config.train import problems_of
 from xlm_train.runtime.errors import ConfigError
 from xlm_train.sweep import best_perplexity, sweep_of
 from xlm_train.sweep_table import Row

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from tests.conftest import command
 from tests.end_to_end.worlds import assert_same, last
 from tests.xlm_train.conftest import CorpusMaker
-from xlm_train.config import problems_of
+from xlm_train.config.train import problems_of
 from xlm_train.data.corpus import Corpus
 from xlm_train.data.order import Order, language_shares
 from xlm_train.runtime.signals import StopFlag

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xlm_train.config.schema import fits
 from xlm_train.interop import names, pieces
 from xlm_train.interop.original_params import MASK
 from xlm_train.interop.plain import is_text, read_languages
@@ -18,7 +19,6 @@ from xlm_train.interop.pth import Imported
 from xlm_train.model.transformer import LAYER_NORM_EPS, ModelShape
 from xlm_train.runtime.errors import CheckpointError
 from xlm_train.runtime.files import atomic_write, read_json, sha256_of, write_json
-from xlm_train.schema import fits
 from xlm_train.text.bpe import BpeCodes
 from xlm_train.text.reader import TextReader
 from xlm_train.text.vocabulary import BOS, EOS, PAD, SPECIALS, UNK, Vocabulary, read_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.command import command
+from xlm_train.config.command import command
 from xlm_train.runtime.errors import ConfigError, UserError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from xlm_train.schema import field_problems
+from xlm_train.config.schema import field_problems
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -86,7 +86,7 @@ def problems_of_plan(config: DictConfig) -> list[str]:
     """
     from omegaconf import OmegaConf
 
-    from xlm_train.config import problems_of
+    from xlm_train.config.train import problems_of
 
     elsewhere: dict[str, Any] = {
         "data": {"path": "."},

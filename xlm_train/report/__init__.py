@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xlm_train.command import command
-from xlm_train.schema import read_config
+from xlm_train.config.command import command
+from xlm_train.config.schema import read_config
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

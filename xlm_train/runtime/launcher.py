@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.command import EXIT_USER_ERROR
+from xlm_train.config.command import EXIT_USER_ERROR
 from xlm_train.runtime.errors import ConfigError
 from xlm_train.runtime.files import atomic_write
 from xlm_train.runtime.processes import end_with_parent

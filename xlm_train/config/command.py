@@ -31,7 +31,7 @@ HYDRA_PLUGINS = {"optuna": "optuna", "joblib": "sweep", "submitit": "sweep"}  # 
 
 def config_folder() -> Path:
     """Folder of the shipped configs: inside the package in a wheel, beside it in a checkout."""
-    inside = Path(__file__).resolve().parent / "configs"
+    inside = Path(__file__).resolve().parent.parent / "configs"
     return inside if inside.is_dir() else inside.parent.parent / "configs"
 
 

@@ -12,10 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xlm_train.config.schema import field_problems, fits
 from xlm_train.plan.settings import GRAMS_CO2_PER_KWH
 from xlm_train.runtime.energy import METERS
 from xlm_train.runtime.run_folder import flatten
-from xlm_train.schema import field_problems, fits
 from xlm_train.training.anomaly import LEAST, POLICIES
 from xlm_train.training.compression import COMPRESSIONS
 from xlm_train.training.strategy import SHARDINGS
