@@ -107,7 +107,7 @@ def main(config: DictConfig) -> int:
 
 def refuse_to_overwrite(out: Path) -> None:
     """Raise ConfigError unless `out` is free, empty, or an earlier export that nobody has changed since."""
-    from xlm_train.interop.transformers_folder import RECORD, read_record
+    from xlm_train.interop.transformers.folder import RECORD, read_record
     from xlm_train.runtime.files import sha256_of
 
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
@@ -134,10 +134,10 @@ def export_transformers(content: dict[str, Any], out: Path, settings: ExportConf
     The folder appears only when all this has succeeded. Returns its record (export.json).
     """
     from xlm_train.interop import transformers_check, transformers_folder
-    from xlm_train.interop.card import model_card
     from xlm_train.interop.facts import Said, gather
-    from xlm_train.interop.whole_folder import whole_folder
+    from xlm_train.interop.model_card import model_card
     from xlm_train.runtime.files import atomic_write
+    from xlm_train.runtime.whole_folder import whole_folder
 
     checkpoint = Path(str(settings.checkpoint))
     evaluation = Path(settings.evaluation) if settings.evaluation else None
@@ -162,9 +162,9 @@ def export_transformers(content: dict[str, Any], out: Path, settings: ExportConf
 
 def export_original(content: dict[str, Any], out: Path, with_optimizer: bool) -> dict[str, Any]:
     """Write checkpoint.pth as the original does, with codes and vocab beside it. Returns the folder's record."""
-    from xlm_train.interop.pth import export_checkpoint
-    from xlm_train.interop.whole_folder import whole_folder
+    from xlm_train.interop.original.checkpoint import export_checkpoint
     from xlm_train.runtime.files import atomic_write
+    from xlm_train.runtime.whole_folder import whole_folder
 
     warnings = [] if content["text"]["codes"] else ["the checkpoint holds no BPE codes: none are written (codes=FILE)"]
     with whole_folder(out) as folder:
@@ -185,9 +185,9 @@ def export_corpus(corpus: Any, out: Path) -> dict[str, Any]:
     """
     import numpy as np
 
-    from xlm_train.interop.binarised import BinarisedText, write_binarised
-    from xlm_train.interop.whole_folder import whole_folder
+    from xlm_train.interop.original.binarised import BinarisedText, write_binarised
     from xlm_train.runtime.files import atomic_write
+    from xlm_train.runtime.whole_folder import whole_folder
     from xlm_train.text.vocabulary import Vocabulary
 
     vocabulary = Vocabulary.from_file(corpus.vocab_path)
@@ -215,7 +215,7 @@ def export_corpus(corpus: Any, out: Path) -> dict[str, Any]:
 
 def n_parameters(content: Mapping[str, Any]) -> int:
     """Parameters of the model as it is exported: tied weights once, no padding rows."""
-    from xlm_train.interop.names import to_original
+    from xlm_train.interop.original.names import to_original
     from xlm_train.model.transformer import ModelShape
 
     theirs = to_original(content["model"], ModelShape(**content["shape"]), tied=False)
@@ -226,7 +226,7 @@ def find_samples(given: Mapping[str, str], manifest: Mapping[str, Any] | None) -
     """Raw text of each language to try encode() on: what the user gave, else the corpus's own inputs that are
     still there.
     """
-    from xlm_train.interop.transformers_check import sample_lines
+    from xlm_train.interop.transformers.check import sample_lines
 
     samples = {code: sample_lines(file) for code, file in given.items()}
     for split in ("valid", "test", "train"):
@@ -246,7 +246,7 @@ def new_record(kind: str, content: Mapping[str, Any] | None, warnings: list[str]
     """
     from datetime import datetime
 
-    from xlm_train.interop.transformers_folder import RECORD_FORMAT
+    from xlm_train.interop.transformers.folder import RECORD_FORMAT
 
     record: dict[str, Any] = {
         "format": RECORD_FORMAT,
@@ -265,7 +265,7 @@ def new_record(kind: str, content: Mapping[str, Any] | None, warnings: list[str]
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write export.json with the checksum of every other file of the folder."""
-    from xlm_train.interop.transformers_folder import RECORD
+    from xlm_train.interop.transformers.folder import RECORD
     from xlm_train.runtime.files import sha256_of, write_json
 
     record["files"] = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != RECORD}

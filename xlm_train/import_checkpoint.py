@@ -13,7 +13,7 @@ from xlm_train.runtime.errors import ConfigError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from xlm_train.interop.pth import Imported
+    from xlm_train.interop.original.checkpoint import Imported
 
 
 @dataclass
@@ -60,7 +60,7 @@ def main(config: DictConfig) -> int:
 
     settings = read_config(ImportConfig, config)
 
-    from xlm_train.interop import corpus_folder
+    from xlm_train.interop.original import corpus_folder
     from xlm_train.text.bpe import BpeCodes
     from xlm_train.text.vocabulary import read_text
 
@@ -76,7 +76,7 @@ def main(config: DictConfig) -> int:
             )
         return import_corpus(files, settings, codes or "", out)
     if file.is_dir():
-        from xlm_train.interop import transformers_folder
+        from xlm_train.interop.transformers import folder as transformers_folder
 
         vocab = None if settings.vocab is None else read_text(settings.vocab)
         imported = transformers_folder.read(file, codes, vocab, settings.bptt, settings.vocab_multiple)
@@ -87,7 +87,7 @@ def main(config: DictConfig) -> int:
     if key is not None:
         return import_corpus({key: file}, settings, codes or "", out)
 
-    from xlm_train.interop.pth import import_checkpoint
+    from xlm_train.interop.original.checkpoint import import_checkpoint
 
     imported = import_checkpoint(file, codes or "", settings.optimizer, settings.vocab_multiple)
     if settings.bptt is not None:
@@ -99,8 +99,8 @@ def main(config: DictConfig) -> int:
 
 def write_checkpoint(imported: Imported, out: Path) -> int:
     """Write the checkpoint and its codes and vocabulary; say what it is."""
-    from xlm_train.interop.whole_folder import whole_folder
     from xlm_train.runtime import checkpoint_file
+    from xlm_train.runtime.whole_folder import whole_folder
 
     content: dict[str, Any] = imported.content
     name = checkpoint_file.name_of(content["progress"]["step"])
@@ -122,8 +122,8 @@ def write_checkpoint(imported: Imported, out: Path) -> int:
 
 def import_corpus(files: dict[tuple[str, str], Path], settings: ImportConfig, codes: str, out: Path) -> int:
     """Write a corpus folder from the original's binarised files; say what is in it."""
-    from xlm_train.interop.corpus_folder import write_corpus
-    from xlm_train.interop.whole_folder import whole_folder
+    from xlm_train.interop.original.corpus_folder import write_corpus
+    from xlm_train.runtime.whole_folder import whole_folder
 
     languages = settings.languages or sorted({language for _, language in files})
     if missing := {language for _, language in files} - {*languages}:

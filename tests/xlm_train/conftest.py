@@ -160,7 +160,7 @@ def golden_model(shared: Path) -> Callable[[str], Any]:
     """load(moment) -> the model of goldens/train at its `init` or `final` state, in evaluation mode."""
     import torch
 
-    from xlm_train.interop.names import to_ours
+    from xlm_train.interop.original.names import to_ours
     from xlm_train.model.transformer import XLM, ModelShape
 
     def load(moment: str) -> XLM:
@@ -183,7 +183,7 @@ def golden_scores(shared: Path) -> Callable[[str], dict[str, float]]:
 @pytest.fixture(scope="session")
 def golden_checkpoint(shared: Path, tmp_path_factory: pytest.TempPathFactory, golden_text: tuple[str, str]) -> Path:
     """The original's checkpoint of goldens/train, imported."""
-    from xlm_train.interop.pth import import_checkpoint
+    from xlm_train.interop.original.checkpoint import import_checkpoint
     from xlm_train.runtime import checkpoint_file
 
     file = tmp_path_factory.mktemp("golden") / "imported.pt"

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from xlm_train.data.datamodule import SlotBatch, StepBatch
-from xlm_train.interop.names import infer_shape, to_original, to_ours
+from xlm_train.interop.original.names import infer_shape, to_original, to_ours
 from xlm_train.model.transformer import XLM
 from xlm_train.training.module import CausalLanguageModel
 from xlm_train.training.optim import OriginalAdam

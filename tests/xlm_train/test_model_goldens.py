@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from xlm_train.interop.names import to_original
-from xlm_train.interop.pth import import_checkpoint
+from xlm_train.interop.original.checkpoint import import_checkpoint
+from xlm_train.interop.original.names import to_original
 from xlm_train.model.transformer import XLM, ModelShape
 
 ABSOLUTE = 1e-5  # hidden states and logits
@@ -189,7 +189,7 @@ def test_other_shapes_against_transformers(changes: dict[str, Any], causal: bool
     independent XLM.
     """
     transformers = pytest.importorskip("transformers")
-    from xlm_train.interop.names import to_transformers
+    from xlm_train.interop.original.names import to_transformers
 
     torch.manual_seed(0)
     shape = replace(

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from xlm_train.data.corpus import Corpus
-from xlm_train.interop import torch_files
-from xlm_train.interop.binarised import BinarisedText, read_binarised, write_binarised
-from xlm_train.interop.corpus_folder import files_in, key_of, write_corpus
+from xlm_train.interop.original import torch_files
+from xlm_train.interop.original.binarised import BinarisedText, read_binarised, write_binarised
+from xlm_train.interop.original.corpus_folder import files_in, key_of, write_corpus
 from xlm_train.runtime.errors import CheckpointError, ConfigError
 from xlm_train.text.vocabulary import Vocabulary
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from xlm_train.interop.card import UNKNOWN, model_card
 from xlm_train.interop.facts import Said, gather
+from xlm_train.interop.model_card import UNKNOWN, model_card
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.run_folder import environment

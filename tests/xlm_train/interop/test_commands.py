@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from xlm_train.data.corpus import Corpus
-from xlm_train.interop import torch_files
-from xlm_train.interop.whole_folder import whole_folder
+from xlm_train.interop.original import torch_files
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import UserError
+from xlm_train.runtime.whole_folder import whole_folder
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -182,7 +182,7 @@ def test_a_failed_export_leaves_the_earlier_one(
     run_command: Run, imported: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scores that transformers computes otherwise: nothing appears, nothing is left over."""
-    from xlm_train.interop import transformers_check
+    from xlm_train.interop.transformers import check as transformers_check
 
     monkeypatch.setattr(transformers_check, "TOLERANCE", 0.0)
     before = tree(exported)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xlm_train.interop import names
+from xlm_train.interop.original import names
 from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime.errors import CheckpointError
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from xlm_train.interop import names, torch_files
-from xlm_train.interop.pth import export_checkpoint, import_checkpoint
+from xlm_train.interop.original.checkpoint import export_checkpoint, import_checkpoint
 from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import CheckpointError

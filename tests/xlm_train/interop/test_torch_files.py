@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from xlm_train.interop import torch_files
+from xlm_train.interop.original import torch_files
 from xlm_train.runtime.errors import CheckpointError
 
 FORMATS = {"zip": {}, "old": {"_use_new_zipfile_serialization": False}}

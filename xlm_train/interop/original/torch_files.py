@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import torch
 
-from xlm_train.interop.pickles import STORAGE_DTYPES, Name, RefusedError, Storage, read_pickle
+from xlm_train.interop.original.unpickle import STORAGE_DTYPES, Name, RefusedError, Storage, read_pickle
 from xlm_train.runtime.errors import CheckpointError
 
 OLD_MAGIC = 0x1950A86A20F9469CFC6C

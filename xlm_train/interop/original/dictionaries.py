@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from xlm_train.interop.plain import is_text
+from xlm_train.interop.original.plain import is_text
 from xlm_train.runtime.errors import CheckpointError, UserError
 from xlm_train.text.vocabulary import SPECIALS, Vocabulary
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from xlm_train.interop.transformers_folder import open_text
+from xlm_train.interop.transformers.folder import open_text
 from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime.errors import CheckpointError
 

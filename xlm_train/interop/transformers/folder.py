@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from xlm_train.config.schema import fits
 from xlm_train.interop import names, pieces
-from xlm_train.interop.original_params import MASK
-from xlm_train.interop.plain import is_text, read_languages
-from xlm_train.interop.pth import Imported
+from xlm_train.interop.original.checkpoint import Imported
+from xlm_train.interop.original.params import MASK
+from xlm_train.interop.original.plain import is_text, read_languages
 from xlm_train.model.transformer import LAYER_NORM_EPS, ModelShape
 from xlm_train.runtime.errors import CheckpointError
 from xlm_train.runtime.files import atomic_write, read_json, sha256_of, write_json
@@ -271,7 +271,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     """Raises CheckpointError naming the file where weights are missing, damaged or unsafe."""
     from torch import Tensor
 
-    from xlm_train.interop import torch_files
+    from xlm_train.interop.original import torch_files
 
     file = _weights_file(folder)
     if file.suffix == ".safetensors":

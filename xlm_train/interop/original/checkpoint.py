@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from xlm_train.interop import names, torch_files
-from xlm_train.interop.dictionaries import from_vocabulary, to_vocabulary
-from xlm_train.interop.original_params import original_params
-from xlm_train.interop.plain import plain, read_languages
+from xlm_train.interop.original.dictionaries import from_vocabulary, to_vocabulary
+from xlm_train.interop.original.params import original_params
+from xlm_train.interop.original.plain import plain, read_languages
 from xlm_train.model.transformer import ModelShape
 from xlm_train.runtime.errors import CheckpointError
 from xlm_train.runtime.files import atomic_write, sha256_of

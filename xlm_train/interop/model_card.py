@@ -142,7 +142,7 @@ where training texts begin with `</s>`. Lines that it encodes differently from t
 The training's own ids, from the files in this folder, each line ended by `</s>`:
 
 ```python
-from xlm_train.interop.transformers_folder import open_text
+from xlm_train.interop.transformers.folder import open_text
 
 ids = open_text("FOLDER").encode(["{EXAMPLES[other]}"], "{other}").ids[:-1]
 input_ids = torch.tensor([[tokenizer.sep_token_id, *ids.tolist()]])  # </s> first

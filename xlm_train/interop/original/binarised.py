@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from xlm_train.interop import torch_files
-from xlm_train.interop.dictionaries import from_vocabulary, to_vocabulary
-from xlm_train.interop.pickles import DICTIONARIES, DictionaryRecord
-from xlm_train.interop.plain import plain
+from xlm_train.interop.original import torch_files
+from xlm_train.interop.original.dictionaries import from_vocabulary, to_vocabulary
+from xlm_train.interop.original.plain import plain
+from xlm_train.interop.original.unpickle import DICTIONARIES, DictionaryRecord
 from xlm_train.runtime.errors import CheckpointError
 from xlm_train.runtime.files import atomic_write
 from xlm_train.text.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
