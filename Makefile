@@ -27,7 +27,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 fastbpe: .venv/bin/fastbpe
 
 demo: .venv/.demo
-	$(BIN)/python -m xlm_train.demo
+	$(BIN)/python launch/demo.py
 
 # Two test processes of one thread each: more threads would only wait for each other on two cores.
 test: .venv/.dev fastbpe lint

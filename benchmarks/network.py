@@ -4,7 +4,7 @@
 
 Two namespaces of this machine, joined by a pair of virtual interfaces, are the two hosts; a token bucket (tc tbf) limits
 what each sends. In each a process trains the same small model with DistributedDataParallel over gloo, with and without
-compressed gradients and with several slots a step. The model of xlm_train/network_model.py gets what an unlimited link
+compressed gradients and with several slots a step. The model of xlm_train/plan/network_model.py gets what an unlimited link
 shows (what a byte costs the software, what packing it costs) and the time of the same step without any reduction, and
 predicts the step at every bandwidth. Over limited links the median prediction must be within 15 %, each within 30 %.
 
@@ -221,8 +221,8 @@ class Workers:
 def compare(hosts: tuple[str, str], workers: Workers, bandwidths: Sequence[int]) -> dict[str, Any]:
     """Measure every setting; predict it from what an unlimited link shows."""
     from xlm_train.model.transformer import ModelShape
-    from xlm_train.network_model import Link, StepTime, make_buckets, step_time
     from xlm_train.plan.estimate import gradients_of, parameter_shapes
+    from xlm_train.plan.network_model import Link, StepTime, make_buckets, step_time
 
     shape = ModelShape(**SHAPE)
     gradients = gradients_of(parameter_shapes(shape), shape.n_layers)

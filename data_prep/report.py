@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from data_prep.binarise import Binarised
 from data_prep.settings import Key
 from data_prep.statistics import rows
-from xlm_train.page import PALETTE, Table, document
+from xlm_train.report.html import PALETTE, Table, document
 
 WIDTH, HEIGHT = 560, 180
 

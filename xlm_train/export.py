@@ -133,9 +133,10 @@ def export_transformers(content: dict[str, Any], out: Path, settings: ExportConf
 
     The folder appears only when all this has succeeded. Returns its record (export.json).
     """
-    from xlm_train.interop import transformers_check, transformers_folder
     from xlm_train.interop.facts import Said, gather
     from xlm_train.interop.model_card import model_card
+    from xlm_train.interop.transformers import check
+    from xlm_train.interop.transformers import folder as transformers_folder
     from xlm_train.runtime.files import atomic_write
     from xlm_train.runtime.whole_folder import whole_folder
 
@@ -150,9 +151,9 @@ def export_transformers(content: dict[str, Any], out: Path, settings: ExportConf
         facts.warnings = transformers_folder.write(folder, content)
         record = new_record("hf", content, facts.warnings)
         write_record(folder, record)  # reading the folder's text needs it; written again below, with what was measured
-        if settings.verify and transformers_check.installed():
-            record["largest_score_difference"] = transformers_check.compare_scores(folder, content)
-            facts.stock = transformers_check.stock_differences(folder, samples)
+        if settings.verify and check.installed():
+            record["largest_score_difference"] = check.compare_scores(folder, content)
+            facts.stock = check.stock_differences(folder, samples)
             record["stock_encode"] = facts.stock
         with atomic_write(folder / "README.md") as file:
             file.write(model_card(facts).encode())

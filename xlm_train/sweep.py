@@ -6,7 +6,7 @@ was started and its jobs know of each other through files alone, in RUNS/sweeps/
     start.json                          what tells this start's jobs from an earlier one's
     stop                                is there once a signal has asked the sweep to leave; jobs look for it
     jobs/JOB.json                       what a job varied and how it ended
-    table.md, sweep.json, sweep.png     the result (xlm_train/sweep_table.py)
+    table.md, sweep.json, sweep.png     the result (xlm_train/report/sweep.py)
 
 The same command again does only what is not finished. An Optuna search works likewise, without a database: it is seeded,
 finished jobs answer from their folders, so it asks for the same jobs again and goes on where it was.
@@ -69,7 +69,7 @@ class Sweep:
 
         75 where a signal or a time limit left jobs for another start of the same command; else that of the worst job.
         """
-        from xlm_train.sweep_table import conclude
+        from xlm_train.report.sweep import conclude
 
         identity, broken, over = secrets.token_hex(8), False, threading.Event()
         with self._locked():

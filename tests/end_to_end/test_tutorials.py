@@ -198,7 +198,7 @@ def demo_text(shared: Path, tmp_path: Path) -> None:
 
 
 def stops_and_goes_on(output: str, run: Path) -> None:
-    assert "python -m xlm_train.demo" in output
+    assert "python launch/demo.py" in output
     assert "the same command goes on from here" in output
     assert [event["event"] for event in events_of(run)].count("start") == 2
     assert status_of(run)["status"] == "finished"

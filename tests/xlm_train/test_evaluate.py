@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from xlm_train import baselines, checkpoint
 from xlm_train.data.corpus import Corpus
 from xlm_train.evaluate import evaluate, main
+from xlm_train.evaluation import ngram
 from xlm_train.model.pretrained import open_checkpoint
 from xlm_train.model.transformer import XLM, ModelShape
+from xlm_train.runtime import checkpoint_file
 
 WORDS = "".join(f"w{i} {100 - i}\n" for i in range(26))  # with the 14 special words: 40
 CODES = "w 1</w> 1\n"
@@ -82,7 +83,7 @@ def test_measures_that_compare_between_vocabularies(small: tuple[Path, Path]) ->
         assert measured["predicted_tokens"] == 11 * windows
     for key in ("perplexity", "accuracy", "perplexity_per_word", "bits_per_character"):
         assert result["mean"][key] == pytest.approx(sum(m[key] for m in result["languages"].values()) / 2)
-    assert result["checkpoint"]["sha256"] == checkpoint.checksum(small[0])
+    assert result["checkpoint"]["sha256"] == checkpoint_file.checksum(small[0])
     assert result["corpus"]["lineage"] == corpus.lineage
 
 
@@ -95,8 +96,8 @@ def test_baselines_beside_the_model_and_default_place_of_the_result(
     result = json.loads(small[0].with_name("model.corpus.test.json").read_text())
     corpus = Corpus(small[1])
     for lang, measured in result["languages"].items():
-        both = baselines.estimate(corpus.stream("train", lang), 40)
-        unigram, bigram = baselines.score(*both, corpus.stream("test", lang), 7)
+        both = ngram.estimate(corpus.stream("train", lang), 40)
+        unigram, bigram = ngram.score(*both, corpus.stream("test", lang), 7)
         assert (measured["unigram_perplexity"], measured["bigram_perplexity"]) == (unigram, bigram)
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].split()[-2:] == ["unigram", "bigram"]
@@ -238,8 +239,8 @@ def test_rehearsal_of_the_published_model(
 ) -> None:
     """docs/evaluation.md's commands, on the small checkpoint of the original: its file, its codes, raw text."""
     bpe, corpora = shared / "goldens" / "bpe", shared / "corpora"
-    checkpoint_file = shared / "goldens" / "train" / "checkpoint.pth"
-    command("xlm-import", f"file={checkpoint_file}", f"codes={bpe / 'codes'}", f"out={tmp_path / 'model'}")
+    original = shared / "goldens" / "train" / "checkpoint.pth"
+    command("xlm-import", f"file={original}", f"codes={bpe / 'codes'}", f"out={tmp_path / 'model'}")
     names = {"train": "sutta.parvalid", "valid": "voice.valid", "test": "novels.valid"}
     texts = [f"{s}.{lang}={corpora / f'{name}.{lang}.gz'}" for s, name in names.items() for lang in ("de", "en")]
     given = (f"codes={bpe / 'codes'}", f"vocab={bpe / 'vocab'}", "bpe.vocab_limit=[]", f"out={tmp_path / 'corpus'}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, process_environment
-from xlm_train.network_model import Bucket, Gradient, Link, make_buckets, step_time, wire_bytes
+from xlm_train.plan.network_model import Bucket, Gradient, Link, make_buckets, step_time, wire_bytes
 
 PAIR = Link(devices=1, nodes=2, inside=1.0, between=1e6, latency=0.0)  # 1 MB/s between two hosts
 

@@ -20,8 +20,8 @@ from xlm_train.model.transformer import XLM, ModelShape, count_parameters
 from xlm_train.plan.estimate import gradients_of, make_plan, parameter_shapes, slot_time, speed_of_cluster
 from xlm_train.plan.memory import Setting, activation_bytes, peak_memory
 from xlm_train.plan.page import as_markdown, as_text
+from xlm_train.plan.probe import Speed, StepParts, probe_shape, speed_of
 from xlm_train.plan.settings import Cluster, problems_of_plan
-from xlm_train.probe import Speed, StepParts, probe_shape, speed_of
 
 CLUSTERS = sorted(path.stem for path in (REPOSITORY / "configs/cluster").glob("*.yaml"))
 REAL = ModelShape(n_words=64699, vocab_multiple=8)
@@ -395,7 +395,7 @@ import json, sys, time
 import torch
 from xlm_train.runtime.device import keep_memory
 from xlm_train.model.transformer import ModelShape
-from xlm_train.probe import RealStep
+from xlm_train.plan.probe import RealStep
 
 torch.set_num_threads(1)
 keep_memory()
@@ -432,7 +432,7 @@ def test_against_this_machine(arguments: dict[str, Any], streams: int, positions
     steps and probes are taken in turn."""
     import time
 
-    from xlm_train.probe import measure
+    from xlm_train.plan.probe import measure
     from xlm_train.runtime.device import keep_memory
 
     keep_memory()

@@ -21,8 +21,8 @@ import pytest
 import yaml
 
 from tests.conftest import command
-from xlm_train import page
 from xlm_train.model.transformer import ModelShape
+from xlm_train.report import html as page
 from xlm_train.report import recipe, write_report
 from xlm_train.report.content import sections, thinned
 from xlm_train.report.figures import Axis, Curve, Figure, html, number, reduce

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from xlm_train.model.flops import Flops, flops_per_token
-from xlm_train.network_model import COMPRESSIONS, Gradient, Link, StepTime, make_buckets, step_time
 from xlm_train.plan.memory import peak_memory, setting_of
+from xlm_train.plan.network_model import COMPRESSIONS, Gradient, Link, StepTime, make_buckets, step_time
+from xlm_train.plan.probe import Speed, measure, vocabulary_seconds
 from xlm_train.plan.settings import GRAMS_CO2_PER_KWH, Cluster, PlanSettings
-from xlm_train.probe import Speed, measure, vocabulary_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

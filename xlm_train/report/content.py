@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xlm_train.page import Cell, Table
 from xlm_train.report import recipe
 from xlm_train.report.curves import figures
 from xlm_train.report.figures import MARKS, Figure
+from xlm_train.report.html import Cell, Table
 from xlm_train.report.reading import Run, when
 from xlm_train.runtime.console import compact, counted, duration
 

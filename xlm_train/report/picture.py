@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from xlm_train.page import PALETTE
+from xlm_train.report.html import PALETTE
 from xlm_train.report.reading import Run
 from xlm_train.runtime.files import atomic_write
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from xlm_train.page import Table, document, markdown_text
 from xlm_train.report import figures
 from xlm_train.report.content import Block, Folded, Paragraph, Section
 from xlm_train.report.figures import Figure
+from xlm_train.report.html import Table, document, markdown_text
 from xlm_train.report.reading import Run, when
 
 

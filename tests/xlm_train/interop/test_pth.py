@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from xlm_train.interop import names, torch_files
+from xlm_train.interop.original import names, torch_files
 from xlm_train.interop.original.checkpoint import export_checkpoint, import_checkpoint
 from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime import checkpoint_file

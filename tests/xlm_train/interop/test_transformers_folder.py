@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from xlm_train.interop import pieces, transformers_folder
+from xlm_train.interop.transformers import folder as transformers_folder
+from xlm_train.interop.transformers import tokenizer
 from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import CheckpointError, UserError
@@ -259,21 +260,21 @@ def test_the_published_snippet_works(exported: Path) -> None:
 def test_pieces_are_spelled_as_word_ends() -> None:
     vocabulary = Vocabulary([("the", 9), ("x@@", 5), ("@@", 4), ("@@@", 3), ("a@@", 2)])
     codes = BpeCodes.from_text("@ @</w> 9\na@ @</w> 3\n")
-    found = pieces.to_transformers(vocabulary, codes)
+    found = tokenizer.to_transformers(vocabulary, codes)
     assert dict(list(found.ids.items())[14:]) == {"the</w>": 14, "x": 15, "@@</w>": 16, "@": 17, "a@@</w>": 18, "a": 18}
     assert found.ambiguous == []
-    assert pieces.from_transformers(found.ids, len(vocabulary)) == vocabulary.words
+    assert tokenizer.from_transformers(found.ids, len(vocabulary)) == vocabulary.words
 
 
 def test_pieces_that_cannot_be_told_apart_are_reported() -> None:
     """A word that holds the very mark of a word's end, or spells a special word."""
     vocabulary = Vocabulary([("x", 9), ("x</w>@@", 5), ("<s>@@", 3)])
-    assert pieces.to_transformers(vocabulary, BpeCodes([])).ambiguous == ["x</w>@@", "<s>@@"]
+    assert tokenizer.to_transformers(vocabulary, BpeCodes([])).ambiguous == ["x</w>@@", "<s>@@"]
 
 
 def test_merges_with_white_space_are_reported() -> None:
     codes = BpeCodes([("a", "b</w>", 1), ("a\u00a0", "b</w>", 1), ("\r", "b</w>", 1)])
-    assert pieces.unreadable_merges(codes) == ["a\u00a0 b</w>", "\r b</w>"]
+    assert tokenizer.unreadable_merges(codes) == ["a\u00a0 b</w>", "\r b</w>"]
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

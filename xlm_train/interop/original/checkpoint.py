@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xlm_train.interop import names, torch_files
+from xlm_train.interop.original import names, torch_files
 from xlm_train.interop.original.dictionaries import from_vocabulary, to_vocabulary
 from xlm_train.interop.original.params import original_params
 from xlm_train.interop.original.plain import plain, read_languages

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlm_train.config.schema import fits
-from xlm_train.interop import names, pieces
+from xlm_train.interop.original import names
 from xlm_train.interop.original.checkpoint import Imported
 from xlm_train.interop.original.params import MASK
 from xlm_train.interop.original.plain import is_text, read_languages
+from xlm_train.interop.transformers.tokenizer import from_transformers, to_transformers, unreadable_merges
 from xlm_train.model.transformer import LAYER_NORM_EPS, ModelShape
 from xlm_train.runtime.errors import CheckpointError
 from xlm_train.runtime.files import atomic_write, read_json, sha256_of, write_json
@@ -64,13 +65,13 @@ def write(folder: Path, content: Mapping[str, Any]) -> list[str]:
         {name: tensor.float().contiguous() for name, tensor in theirs.items()}, {"format": "pt"}
     )
     lowercase, warnings = _lowercase(text)
-    spelled = pieces.to_transformers(vocabulary, codes)
+    spelled = to_transformers(vocabulary, codes)
     if spelled.ambiguous:
         warnings.append(
             f"{len(spelled.ambiguous)} words of the vocabulary are spelled like others for transformers, and get the"
             f" others' ids there: {', '.join(spelled.ambiguous[:5])}"
         )
-    if lost := pieces.unreadable_merges(codes):
+    if lost := unreadable_merges(codes):
         warnings.append(f"{len(lost)} BPE merges hold white space, where transformers splits them: {lost[0]!r}")
 
     write_json(folder / "config.json", model_config(shape, text["languages"], content["config"]))
@@ -349,7 +350,7 @@ def _words(folder: Path, n_words: int | None, warnings: list[str]) -> list[str]:
     ):
         raise CheckpointError(f"{file}: is not a table of words and ids")
     try:
-        words = pieces.from_transformers(ids, n_words or max(ids.values()) + 1)
+        words = from_transformers(ids, n_words or max(ids.values()) + 1)
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from error
     if (missing := words.count(None)) > 0:

@@ -50,7 +50,7 @@ def published_snippet(folder: Path) -> str:
 
 
 def main() -> None:
-    argparse.ArgumentParser(prog="python -m xlm_train.demo", description=f"{__doc__} Works in ./{FOLDER}.").parse_args()
+    argparse.ArgumentParser(prog="python launch/demo.py", description=f"{__doc__} Works in ./{FOLDER}.").parse_args()
     start = time.monotonic()
     FOLDER.mkdir(exist_ok=True)
     print(f"Real text, extracted into {FOLDER}/text:\n{ATTRIBUTION}", flush=True)
