@@ -59,7 +59,7 @@ def main(config: DictConfig) -> int:
     wait_politely()
 
     if config.verify is not None:
-        from xlm_train.verify import verify
+        from xlm_train.commands.verify import verify
 
         return verify(config.verify)
     path = OmegaConf.select(config, "data.path", throw_on_missing=False)
@@ -79,7 +79,7 @@ def main(config: DictConfig) -> int:
     # everything a user can mend is found here, once, before any worker starts
     run = RunFolder(resolved["paths"]["runs"], resolved["run_name"], resolved, lineage)
     if in_sweep():
-        from xlm_train.sweep import is_done
+        from xlm_train.commands.sweep import is_done
 
         if is_done(run):
             say(f"{run.path}: {run.read_status()} already")

@@ -81,7 +81,14 @@ def test_commands_refuse_unknown_overrides(module: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["xlm_train.train", "xlm_train.evaluate", "xlm_train.generate", "xlm_train.export", "data_prep.prepare"]
+    "module",
+    [
+        "xlm_train.train",
+        "xlm_train.commands.evaluate",
+        "xlm_train.commands.generate",
+        "xlm_train.commands.export",
+        "data_prep.prepare",
+    ],
 )
 def test_commands_started_with_nothing_say_what_is_missing(module: str, tmp_path: Path) -> None:
     result = command(module, status=2, cwd=tmp_path)

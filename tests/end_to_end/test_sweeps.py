@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from tests.conftest import command, process_environment
+from xlm_train.commands.sweep import best_perplexity, sweep_of
 from xlm_train.config.command import config_folder
 from xlm_train.config.train import problems_of
 from xlm_train.report import sweep as sweep_table
 from xlm_train.report.sweep import Row
 from xlm_train.runtime.errors import ConfigError
-from xlm_train.sweep import best_perplexity, sweep_of
 from xlm_train.training.loggers import read_metrics
 
 PNG = b"\x89PNG\r\n"

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from xlm_train.commands.evaluate import evaluate, main
 from xlm_train.data.corpus import Corpus
-from xlm_train.evaluate import evaluate, main
 from xlm_train.evaluation import ngram
 from xlm_train.model.pretrained import open_checkpoint
 from xlm_train.model.transformer import XLM, ModelShape
@@ -225,7 +225,7 @@ def test_a_command_starts_without_torch(module: str) -> None:
 
 
 def command(name: str, *overrides: str) -> None:
-    module = {"xlm-prep": "data_prep.prepare", "xlm-import": "xlm_train.import_checkpoint"}[name]
+    module = {"xlm-prep": "data_prep.prepare", "xlm-import": "xlm_train.commands.import_"}[name]
     program = f"from {module} import main; main()"
     subprocess.run([sys.executable, "-c", program, *overrides], check=True)
 

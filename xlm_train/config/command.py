@@ -42,7 +42,7 @@ def command(
 
     `--help` prints `description`, the `examples`, the config groups and the defaults. A UserError raised by `main`
     is printed without a traceback and exits with status 2. flag: takes the signals over before anything else; `-m` of
-    such a command is a sweep of runs (xlm_train/sweep.py).
+    such a command is a sweep of runs (xlm_train/commands/sweep.py).
     """
 
     def wrap(main: Callable[[DictConfig], int | None]) -> Callable[[], None]:
@@ -51,7 +51,7 @@ def command(
 
         def task(config: DictConfig) -> float | None:
             if flag is not None and in_sweep():
-                from xlm_train.sweep import run_job
+                from xlm_train.commands.sweep import run_job
 
                 return run_job(main, config, flag)
             try:
@@ -84,7 +84,7 @@ def command(
             start = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(task)
             try:
                 if flag is not None and asks_for_sweep(arguments):
-                    from xlm_train.sweep import sweep_of
+                    from xlm_train.commands.sweep import sweep_of
 
                     sweep = sweep_of(config_name, arguments)
                     sys.argv[1:] += sweep.hydra_overrides
@@ -179,7 +179,7 @@ def sweep_suffix() -> str:
     """In a sweep (-m), what tells this job's run from the others'; else nothing."""
     if not in_sweep():
         return ""
-    from xlm_train.sweep import job_suffix
+    from xlm_train.commands.sweep import job_suffix
 
     return job_suffix()
 

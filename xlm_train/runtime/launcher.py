@@ -58,7 +58,7 @@ def launch(config: dict[str, Any], run: RunFolder, flag: StopFlag) -> int:
         # the first process keeps the terminal; what the others say is in the run's folder
         f"--log-dir={run.path / 'logs'}",
         "--redirects=" + ",".join(f"{rank}:3" for rank in range(1, settings["devices"])),
-        *("--module", "xlm_train.worker", str(frozen)),
+        *("--module", "xlm_train.commands.worker", str(frozen)),
     ]
     environment = {**os.environ}
     if settings["threads"] is None:

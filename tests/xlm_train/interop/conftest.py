@@ -21,7 +21,7 @@ def run_command(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple
     import sys
     from unittest import mock
 
-    modules = {"export": "xlm_train.export", "import": "xlm_train.import_checkpoint"}
+    modules = {"export": "xlm_train.commands.export", "import": "xlm_train.commands.import_"}
 
     def run(name: str, *overrides: Any) -> tuple[int, str, str]:
         out, err = io.StringIO(), io.StringIO()

@@ -1,4 +1,4 @@
-"""One process of several, started with its config composed and resolved: `python -m xlm_train.worker config.yaml`."""
+"""One process of several, started with its config composed and resolved: `python -m xlm_train.commands.worker config.yaml`."""
 
 from __future__ import annotations
 
