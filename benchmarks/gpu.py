@@ -246,7 +246,7 @@ def training(scale: Scale, corpus: Path, runs_folder: Path, name: str, *more: st
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     with open(runs_folder / f"{name}.log", "a") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "xlm_train.train", *words],
+            [sys.executable, "-m", "xlm_train.commands.train", *words],
             cwd=REPOSITORY,
             env=environment,
             stdout=log,

@@ -90,7 +90,7 @@ def first_step(corpus: Path, runs: Path, name: str, *words: str) -> float:
     before = metrics.read_bytes() if metrics.exists() else b""
     steps = 2 + before.count(b"\n")
     command = [
-        sys.executable, "-m", "xlm_train.train", "experiment=demo", f"data.path={corpus}", f"paths.runs={runs}",
+        sys.executable, "-m", "xlm_train.commands.train", "experiment=demo", f"data.path={corpus}", f"paths.runs={runs}",
         f"run_name={name}", f"trainer.max_steps={steps}", "callbacks.metrics.every_n_steps=1",
         "schedule.total_updates=1800", *words,
     ]  # fmt: skip

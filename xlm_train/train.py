@@ -8,28 +8,19 @@ import gc
 import hashlib
 import json
 import os
-import sys
 import time
 import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.config.command import EXIT_PREEMPTED, EXIT_USER_ERROR, command, in_sweep, sweep_suffix
 from xlm_train.runtime.errors import ConfigError, UserError
 from xlm_train.runtime.files import atomic_write
-from xlm_train.runtime.launcher import STARTED, is_worker, launch
-from xlm_train.runtime.processes import end_with_parent, processes, rank, say
+from xlm_train.runtime.launcher import STARTED
+from xlm_train.runtime.processes import processes, rank, say
 from xlm_train.runtime.signals import StopFlag
-from xlm_train.runtime.threads import wait_politely
-
-EXIT_LOST = 1  # another process of the run is gone: a restart may help
-
-FLAG = StopFlag()
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from omegaconf import DictConfig
 
     from xlm_train.data.corpus import Corpus, TokenStream
     from xlm_train.data.order import Order
@@ -40,71 +31,7 @@ if TYPE_CHECKING:
     from xlm_train.training.state import Progress
 
 
-@command(
-    "train",
-    "Train the causal cross-lingual language model; the same run_name again resumes the run.",
-    [
-        "xlm-train experiment=demo data.path=CORPUS run_name=first",
-        "xlm-train experiment=clm_ende_1024 data.path=CORPUS run_name=paper trainer.devices=8 trainer.nodes=8   (under srun or torchrun)",
-        "xlm-train -m experiment=demo data.path=CORPUS run_name=sweep optimizer.lr=1e-4,2e-4",
-    ],
-    flag=FLAG,  # from here on no signal is lost
-)
-def main(config: DictConfig) -> int:
-    """Check everything, then train here, in this worker, or in as many processes as there are devices."""
-    from omegaconf import OmegaConf
-
-    from xlm_train.config.train import corpus_problems, problems_of
-
-    wait_politely()
-
-    if config.verify is not None:
-        from xlm_train.commands.verify import verify
-
-        return verify(config.verify)
-    path = OmegaConf.select(config, "data.path", throw_on_missing=False)
-    if problems := [*problems_of(config), *corpus_problems(path)]:
-        raise ConfigError(problems)
-    config.run_name += sweep_suffix()
-    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    if is_worker():
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            end_with_parent()
-        return work(resolved, FLAG)
-
-    from xlm_train.data.corpus import Corpus
-    from xlm_train.runtime.run_folder import RunFolder
-
-    lineage = Corpus(resolved["data"]["path"]).lineage
-    # everything a user can mend is found here, once, before any worker starts
-    run = RunFolder(resolved["paths"]["runs"], resolved["run_name"], resolved, lineage)
-    if in_sweep():
-        from xlm_train.commands.sweep import is_done
-
-        if is_done(run):
-            say(f"{run.path}: {run.read_status()} already")
-            return 0
-    if resolved["trainer"]["devices"] * resolved["trainer"]["nodes"] > 1:
-        status = launch(resolved, run, FLAG)
-    else:
-        status = train(resolved, FLAG)
-    return EXIT_PREEMPTED if status == 0 and run.read_status() == "preempted" else status
-
-
-def work(config: dict[str, Any], flag: StopFlag) -> int:
-    """One of several processes: train, and say plainly what went wrong. Returns the exit status."""
-    where = f"[process {rank()}] " if processes() > 1 else ""
-    try:
-        return train(config, flag)
-    except UserError as error:
-        print(f"xlm-train: error: {where}{error}", file=sys.stderr, flush=True)
-        return EXIT_USER_ERROR
-    except RuntimeError as error:
-        if not is_lost_peer(error):
-            raise
-        why = "another process of the run is missing, has ended or does not answer"
-        print(f"xlm-train: error: {where}{why}: {error}", file=sys.stderr, flush=True)
-        return EXIT_LOST
+EXIT_LOST = 1  # another process of the run is gone: a restart may help
 
 
 def is_lost_peer(error: RuntimeError) -> bool:
@@ -464,8 +391,3 @@ def text_of(corpus: Corpus) -> dict[str, Any]:
         "codes": corpus.codes_path.read_bytes().decode(),
         **corpus.manifest["text"],
     }
-
-
-if __name__ == "__main__":
-    main()
-    sys.exit(0)

@@ -83,7 +83,7 @@ def test_commands_refuse_unknown_overrides(module: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "xlm_train.train",
+        "xlm_train.commands.train",
         "xlm_train.commands.evaluate",
         "xlm_train.commands.generate",
         "xlm_train.commands.export",
@@ -97,7 +97,7 @@ def test_commands_started_with_nothing_say_what_is_missing(module: str, tmp_path
 
 
 def test_help(tmp_path: Path) -> None:
-    for module in ("xlm_train.train", "data_prep.prepare"):
+    for module in ("xlm_train.commands.train", "data_prep.prepare"):
         result = command(module, "--help", cwd=tmp_path)
         assert "Examples:" in result.stdout
         assert result.stdout.count("xlm-") >= 3
@@ -105,7 +105,13 @@ def test_help(tmp_path: Path) -> None:
 
 def test_composed_config_can_be_shown(corpus_folder: Path, tmp_path: Path) -> None:
     result = command(
-        "xlm_train.train", "--cfg", "job", "--resolve", "experiment=smoke", f"data.path={corpus_folder}", cwd=tmp_path
+        "xlm_train.commands.train",
+        "--cfg",
+        "job",
+        "--resolve",
+        "experiment=smoke",
+        f"data.path={corpus_folder}",
+        cwd=tmp_path,
     )
     assert "slot_streams: 4" in result.stdout
     assert list(tmp_path.iterdir()) == []

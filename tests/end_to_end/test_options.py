@@ -30,14 +30,14 @@ def words(corpus_folder: Path, tmp_path: Path) -> list[str]:
 
 def test_a_divided_optimizer_is_the_undivided_one(words: list[str], tmp_path: Path) -> None:
     """ZeRO: the same weights and moments to the last bit, over a restart, and each process keeps only its part."""
-    command("xlm_train.train", *words, "run_name=whole")
-    command("xlm_train.train", *words, "run_name=divided", "trainer.sharding=zero", "trainer.max_steps=10")
-    command("xlm_train.train", *words, "run_name=divided", "trainer.sharding=zero")
+    command("xlm_train.commands.train", *words, "run_name=whole")
+    command("xlm_train.commands.train", *words, "run_name=divided", "trainer.sharding=zero", "trainer.max_steps=10")
+    command("xlm_train.commands.train", *words, "run_name=divided", "trainer.sharding=zero")
     whole, divided = last(tmp_path / "whole"), last(tmp_path / "divided")
     for part in ("model", "optimizer"):
         assert_same(whole[part], divided[part], part)
     # the state is whole in the file: one process alone can go on with it
-    command("xlm_train.train", *words, "run_name=divided", "trainer.devices=1", "trainer.max_steps=21")
+    command("xlm_train.commands.train", *words, "run_name=divided", "trainer.devices=1", "trainer.max_steps=21")
 
 
 def everything(content: dict[str, Any]) -> torch.Tensor:
@@ -47,8 +47,8 @@ def everything(content: dict[str, Any]) -> torch.Tensor:
 
 def test_compressed_gradients_change_the_run_a_little(words: list[str], tmp_path: Path) -> None:
     words += ["trainer.precision=16-mixed", "debug.cpu_fp16=true"]
-    command("xlm_train.train", *words, "run_name=plain")
-    command("xlm_train.train", *words, "run_name=half", "trainer.gradient_compression=fp16")
+    command("xlm_train.commands.train", *words, "run_name=plain")
+    command("xlm_train.commands.train", *words, "run_name=half", "trainer.gradient_compression=fp16")
     plain, half = (everything(last(tmp_path / name)) for name in ("plain", "half"))
     halfway = everything(checkpoint_file.load(tmp_path / "plain/checkpoints/step-00000010.pt"))
     # registered, and harmless: they part by little of the way that both have gone since step 10

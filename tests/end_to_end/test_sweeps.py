@@ -46,7 +46,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_failing_job_leaves_its_reason_and_the_others_run(words: list[str], tmp_path: Path) -> None:
-    result = command("xlm_train.train", *words, *SHORT, "data.slots=2,0,4", status=2)
+    result = command("xlm_train.commands.train", *words, *SHORT, "data.slots=2,0,4", status=2)
     for slots in (2, 4):
         run = tmp_path / f"sweep,data.slots={slots}"
         assert status_of(run)["status"] == "finished"
@@ -78,11 +78,11 @@ def test_a_failing_job_leaves_its_reason_and_the_others_run(words: list[str], tm
 @pytest.mark.slow
 def test_a_failed_job_is_run_again_alone(words: list[str], tmp_path: Path) -> None:
     """By the command that the sweep prints, here with the mistake mended: the job's own folder, and no other."""
-    command("xlm_train.train", *words, *SHORT, "data.slots=2,0", status=2)
+    command("xlm_train.commands.train", *words, *SHORT, "data.slots=2,0", status=2)
     before = files_of(tmp_path / "sweep,data.slots=2")
     alone = shlex.split(jobs_of(tmp_path)["sweep,data.slots=0"]["command"])
     assert alone[0] == "xlm-train"
-    command("xlm_train.train", *alone[1:], "data.slots=1")
+    command("xlm_train.commands.train", *alone[1:], "data.slots=1")
     failed = tmp_path / "sweep,data.slots=0"
     assert status_of(failed)["status"] == "finished"
     assert not (failed / "traceback.txt").exists()
@@ -92,7 +92,7 @@ def test_a_failed_job_is_run_again_alone(words: list[str], tmp_path: Path) -> No
 def test_a_signal_stops_the_sweep_and_the_same_command_goes_on(words: list[str], tmp_path: Path) -> None:
     words = [*words, "trainer.max_steps=60", "seed=1,2,3"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "xlm_train.train", *words], env=process_environment(), stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "xlm_train.commands.train", *words], env=process_environment(), stderr=subprocess.DEVNULL
     )
     first, second, third = (tmp_path / f"sweep,seed={seed}" for seed in (1, 2, 3))
     deadline = time.monotonic() + 120
@@ -107,7 +107,7 @@ def test_a_signal_stops_the_sweep_and_the_same_command_goes_on(words: list[str],
     assert [job["status"] for job in jobs_of(tmp_path).values()] == ["finished", "preempted", "not started"]
 
     before = files_of(first)
-    command("xlm_train.train", *words)
+    command("xlm_train.commands.train", *words)
     assert files_of(first) == before  # a finished job is left alone
     assert [status_of(run)["status"] for run in (first, second, third)] == ["finished"] * 3
     assert {job["steps"] for job in jobs_of(tmp_path).values()} == {60}
@@ -118,7 +118,7 @@ SEARCH = ["hparams_search=optuna", "hydra.sweeper.n_trials=3", "data.slots=2", *
 
 def test_a_search_minimises_the_validation_perplexity(words: list[str], tmp_path: Path) -> None:
     rates = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
-    command("xlm_train.train", *words, *SEARCH, rates, "schedule.warmup_updates=choice(0,1)")
+    command("xlm_train.commands.train", *words, *SEARCH, rates, "schedule.warmup_updates=choice(0,1)")
     jobs = jobs_of(tmp_path)
     assert len(jobs) == 3
     assert {job["status"] for job in jobs.values()} == {"finished"}
@@ -132,9 +132,9 @@ def test_a_search_minimises_the_validation_perplexity(words: list[str], tmp_path
 @pytest.mark.slow
 def test_a_search_started_again_goes_on(words: list[str], tmp_path: Path) -> None:
     """Two jobs more than the first time: the same first three are asked for, found finished, and left alone."""
-    command("xlm_train.train", *words, *SEARCH)
+    command("xlm_train.commands.train", *words, *SEARCH)
     before = {name: files_of(tmp_path / name) for name in jobs_of(tmp_path)}
-    command("xlm_train.train", *words, *SEARCH, "hydra.sweeper.n_trials=5")
+    command("xlm_train.commands.train", *words, *SEARCH, "hydra.sweeper.n_trials=5")
     assert len(jobs_of(tmp_path)) == 5
     assert {name: files_of(tmp_path / name) for name in before} == before
 
@@ -143,7 +143,7 @@ def test_a_search_started_again_goes_on(words: list[str], tmp_path: Path) -> Non
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_jobs_in_other_processes(launcher: str, words: list[str], tmp_path: Path) -> None:
     result = command(
-        "xlm_train.train", *words, *SHORT, "model.dropout=0.1,7,0.2", f"hydra/launcher={launcher}", status=2
+        "xlm_train.commands.train", *words, *SHORT, "model.dropout=0.1,7,0.2", f"hydra/launcher={launcher}", status=2
     )
     assert [job["status"] for job in jobs_of(tmp_path).values()] == ["finished", "failed", "finished"]
     assert status_of(tmp_path / "sweep,model.dropout=7")["problems"] == ["model.dropout=7 must be in [0, 1)"]
@@ -156,7 +156,7 @@ def test_a_signal_reaches_jobs_in_other_processes(launcher: str, words: list[str
     words = [*words, "trainer.max_steps=100000", "seed=1,2,3", f"hydra/launcher={launcher}"]
     words += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
     process = subprocess.Popen(
-        [sys.executable, "-m", "xlm_train.train", *words], env=process_environment(), stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "xlm_train.commands.train", *words], env=process_environment(), stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 240
     while not read_metrics(tmp_path / "sweep,seed=1/metrics.jsonl"):
@@ -175,7 +175,7 @@ def test_a_signal_reaches_jobs_in_other_processes(launcher: str, words: list[str
 def test_two_processes_a_job(words: list[str], tmp_path: Path) -> None:
     """Each job is one start of two processes that read one frozen config; the second diverges and leaves its traceback."""
     extra = ["trainer.max_steps=4", "trainer.devices=2", "optimizer.lr=1e-3,1e30", "schedule.warmup_updates=1"]
-    command("xlm_train.train", *words, *extra, status=2)
+    command("xlm_train.commands.train", *words, *extra, status=2)
     good, bad = tmp_path / "sweep,optimizer.lr=0.001", tmp_path / "sweep,optimizer.lr=1e+30"
     assert [job["status"] for job in jobs_of(tmp_path).values()] == ["finished", "failed"]
     for run, rate in ((good, "lr: 0.001"), (bad, "lr: 1.0e+30")):
@@ -191,9 +191,9 @@ def test_two_processes_a_job(words: list[str], tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_run_under_the_job_s_name_is_not_touched(words: list[str], tmp_path: Path) -> None:
     """A sweep that would go on with other runs' folders is refused, and they stay what they are."""
-    command("xlm_train.train", *words, *SHORT, "seed=1,2")
+    command("xlm_train.commands.train", *words, *SHORT, "seed=1,2")
     before = files_of(tmp_path / "sweep,seed=1")
-    result = command("xlm_train.train", *words, *SHORT, "seed=1,2", "optimizer.lr=5e-3", status=2)
+    result = command("xlm_train.commands.train", *words, *SHORT, "seed=1,2", "optimizer.lr=5e-3", status=2)
     assert "optimizer.lr: was 0.001, now 0.005" in result.stderr
     assert files_of(tmp_path / "sweep,seed=1") == before
 
@@ -219,7 +219,7 @@ def test_mistakes_are_found_before_any_job(arguments: list[str], message: str) -
     [("hydra/launcher=joblib", "sweep"), ("hydra/launcher=slurm", "sweep"), ("hparams_search=optuna", "optuna")],
 )
 def test_a_plugin_that_is_not_installed_is_named(word: str, extra: str) -> None:
-    program = "import sys; sys.modules['hydra_plugins'] = None; from xlm_train.train import main; main()"
+    program = "import sys; sys.modules['hydra_plugins'] = None; from xlm_train.commands.train import main; main()"
     result = subprocess.run(
         [sys.executable, "-c", program, "-m", "run_name=x", "seed=1,2", word],
         capture_output=True, text=True, env=process_environment(), timeout=100, check=False,

@@ -77,13 +77,13 @@ def test_preemption(number: signal.Signals, smoke: Callable[..., Path], corpus_f
     assert json.loads((run / "status.json").read_text())["status"] == "preempted"
     stopped = last(run)["progress"]["step"]
     assert 10 <= stopped < 60
-    command("xlm_train.train", *words)
+    command("xlm_train.commands.train", *words)
     assert_same_run(smoke("undisturbed", *extra), run)
 
 
 def start(*words: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "xlm_train.train", *words],
+        [sys.executable, "-m", "xlm_train.commands.train", *words],
         env=process_environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -138,30 +138,36 @@ def test_two_processes_preempted_between_reports_and_resumed(
     """Two real processes: the resumed run has the undisturbed one's weights and its reported losses, bit for bit."""
     common = ["experiment=smoke", f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "trainer.devices=2"]
     common += ["trainer.max_steps=60", "callbacks.metrics.every_n_steps=8", "callbacks.interruption.every_n_steps=3"]
-    command("xlm_train.train", *common, "run_name=undisturbed")
+    command("xlm_train.commands.train", *common, "run_name=undisturbed")
     process = start(*common, "run_name=preempted")
     wait_for_step(tmp_path / "preempted", 16, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
     stopped = last(tmp_path / "preempted")["progress"]["step"]
     assert stopped % 3 == 0
-    command("xlm_train.train", *common, "run_name=preempted")
+    command("xlm_train.commands.train", *common, "run_name=preempted")
     assert_same_run(tmp_path / "undisturbed", tmp_path / "preempted")
 
 
 def test_a_user_mistake_in_two_processes_is_said_plainly(corpus_folder: Path, tmp_path: Path) -> None:
     words = ["experiment=smoke", f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "trainer.devices=2"]
-    result = command("xlm_train.train", *words, "run_name=x", "init_from=nowhere.pt", status=2)
+    result = command("xlm_train.commands.train", *words, "run_name=x", "init_from=nowhere.pt", status=2)
     assert "nowhere.pt: cannot be read" in result.stderr
     assert "Traceback" not in result.stderr
     # the corrected command is not refused because of the failed one
-    command("xlm_train.train", *words, "run_name=x", "trainer.max_steps=1")
+    command("xlm_train.commands.train", *words, "run_name=x", "trainer.max_steps=1")
 
 
 def test_a_launcher_with_another_number_of_processes_is_refused(corpus_folder: Path, tmp_path: Path) -> None:
     words = ["experiment=smoke", f"data.path={corpus_folder}", f"paths.runs={tmp_path}"]
     result = command(
-        "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "xlm_train.train", *words, status=1
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "xlm_train.commands.train",
+        *words,
+        status=1,
     )
     assert "the launcher started 2 processes, but trainer.devices=1 x trainer.nodes=1 = 1" in result.stderr
 
@@ -254,11 +260,11 @@ def test_a_new_run_from_another_ones_weights(smoke: Callable[..., Path]) -> None
 
 def test_verify_says_what_is_in_a_folder(smoke: Callable[..., Path]) -> None:
     run = smoke("verified", "trainer.max_steps=20")
-    out = command("xlm_train.train", f"verify={run / 'checkpoints'}").stdout
+    out = command("xlm_train.commands.train", f"verify={run / 'checkpoints'}").stdout
     assert "step 10, 10 updates, 2,560 tokens" in out
     path = run / "checkpoints/step-00000020.pt"
     data = bytearray(path.read_bytes())
     data[3000] ^= 1
     path.write_bytes(data)
-    out = command("xlm_train.train", f"verify={run}", status=1).stdout
+    out = command("xlm_train.commands.train", f"verify={run}", status=1).stdout
     assert f"DAMAGED  {path}" in out

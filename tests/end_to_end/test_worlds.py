@@ -89,7 +89,7 @@ def test_with_shares_of_different_size_the_update_is_the_mean_over_all_tokens(co
 def test_more_processes_than_slots_are_refused(corpus_folder: Path, tmp_path: Path) -> None:
     """Before anything starts, by the command and by its name for it."""
     words = ["experiment=smoke", f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "data.slots=3"]
-    result = command("xlm_train.train", *words, "trainer.devices=4", status=2)
+    result = command("xlm_train.commands.train", *words, "trainer.devices=4", status=2)
     assert "at most 3 processes work" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -101,7 +101,7 @@ def test_200_steps_through_the_command(processes: int, config: Config, corpus_fo
     words = ("data.slots=4", "trainer.max_steps=200", "optimizer.lr=1e-2", "callbacks.metrics.every_n_steps=1")
     one = train_on(1, config("one", *words))
     where = (f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "run_name=several", f"trainer.devices={processes}")
-    command("xlm_train.train", "experiment=smoke", *where, *words)
+    command("xlm_train.commands.train", "experiment=smoke", *where, *words)
     assert largest_difference(one, tmp_path / "several") < BOUND
     assert_same_weights(one, tmp_path / "several")
 

@@ -71,7 +71,7 @@ class PrivateMounts:
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Start xlm-train there."""
         return subprocess.Popen(
-            self.wrap(sys.executable, "-m", "xlm_train.train", *words),
+            self.wrap(sys.executable, "-m", "xlm_train.commands.train", *words),
             env=process_environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

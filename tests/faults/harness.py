@@ -93,7 +93,9 @@ class Campaign:
 class Started:
     """A running training command and all the processes that descend from it."""
 
-    def __init__(self, words: Sequence[str], module: Sequence[str] = ("-m", "xlm_train.train"), **more: str) -> None:
+    def __init__(
+        self, words: Sequence[str], module: Sequence[str] = ("-m", "xlm_train.commands.train"), **more: str
+    ) -> None:
         self.mark = uuid.uuid4().hex
         self.time = time.time()
         self.output = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - read when something went wrong

@@ -22,7 +22,7 @@ TORCHRUN = (
     "--nproc-per-node=2",
     "--max-restarts=3",
     "-m",
-    "xlm_train.train",
+    "xlm_train.commands.train",
 )
 
 

@@ -44,7 +44,7 @@ def undisturbed(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> C
     @functools.cache
     def run(devices: int) -> Path:
         runs = tmp_path_factory.mktemp("undisturbed")
-        command("xlm_train.train", *words, f"paths.runs={runs}", "run_name=x", f"trainer.devices={devices}")
+        command("xlm_train.commands.train", *words, f"paths.runs={runs}", "run_name=x", f"trainer.devices={devices}")
         return runs / "x"
 
     return run

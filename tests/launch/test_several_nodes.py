@@ -94,7 +94,7 @@ def test_a_machine_cut_off_ends_the_run_and_the_same_line_goes_on(
     machines: Machines, words: list[str], tmp_path: Path
 ) -> None:
     words = [*words, "data.slots=4", "callbacks.checkpointing.every_n_steps=10", f"trainer.timeout_seconds={TIMEOUT}"]
-    command("xlm_train.train", *words, f"paths.runs={tmp_path}", "run_name=undisturbed", "trainer.devices=4")
+    command("xlm_train.commands.train", *words, f"paths.runs={tmp_path}", "run_name=undisturbed", "trainer.devices=4")
     words += [f"paths.runs={tmp_path}", "run_name=cut"]
     run, log = tmp_path / "cut", tmp_path / "log"
 

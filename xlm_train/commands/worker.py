@@ -15,8 +15,8 @@ def main() -> int:
 
     from omegaconf import OmegaConf
 
+    from xlm_train.commands.train import work
     from xlm_train.runtime.threads import wait_politely
-    from xlm_train.train import work
 
     wait_politely()
     config = OmegaConf.to_container(OmegaConf.load(sys.argv[1]))

@@ -5,7 +5,7 @@ works on a chunk of logits, or a moment later, in the backward pass of the last 
 the other, so it is one slot's activations, however many slots there are.
 
 What is kept is counted tensor by tensor from model.py and loss.py, and compared with what autograd really saves in
-tests/xlm_train/test_plan.py.
+tests/xlm_train/plan/test_plan.py.
 """
 
 from __future__ import annotations

@@ -273,7 +273,7 @@ def test_imported_files_evaluate_to_the_originals_numbers(
     run_command: Run, imported: Path, exported: Path, shared: Path, tmp_path: Path
 ) -> None:
     """The original's checkpoint on its own binarised text, straight and through transformers: the numbers it logged."""
-    from xlm_train.commands.evaluate import evaluate
+    from xlm_train.evaluation.corpus import evaluate
     from xlm_train.model.pretrained import open_checkpoint
 
     (golden,) = json.loads((shared / "goldens/train/log.json").read_text())["evals"][-1:]

@@ -140,10 +140,10 @@ def test_skip_and_rollback_are_the_run_that_never_read_the_step(run: Run, tmp_pa
 def test_two_processes_roll_back_alike(run: Run, corpus_folder: Path, tmp_path: Path) -> None:
     common = ["experiment=smoke", f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "trainer.devices=2"]
     common += ["callbacks.checkpointing.every_n_steps=5", "callbacks.guard.policy=rollback"]
-    command("xlm_train.train", *common, "run_name=two", f"debug.nan_steps=[{BAD}]")
+    command("xlm_train.commands.train", *common, "run_name=two", f"debug.nan_steps=[{BAD}]")
     (tmp_path / "never").mkdir()
     (tmp_path / "never/excluded.json").write_text(f"[{BAD}]")
-    command("xlm_train.train", *common, "run_name=never")
+    command("xlm_train.commands.train", *common, "run_name=never")
     assert last(tmp_path / "two")["progress"]["skipped"] == [BAD]
     assert_same(state(tmp_path / "two"), state(tmp_path / "never"))
 

@@ -18,8 +18,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from data_prep import bpe_table, fastbpe, learn_bpe
+from data_prep import fastbpe, learn_bpe
 from xlm_train.runtime.errors import UserError
+from xlm_train.text import bpe_table
 from xlm_train.text.bpe import BpeCodes, BpeEncoder, decode, decode_ids, read_limit
 from xlm_train.text.bpe_table import ManyWords
 from xlm_train.text.vocabulary import SPECIALS, UNK, Vocabulary, count_words

@@ -120,13 +120,13 @@ def trained(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """A run that was really trained, and its report really written."""
     runs = tmp_path_factory.mktemp("trained")
     common = (f"data.path={corpus_folder}", f"paths.runs={runs}", "run_name=r1")
-    command("xlm_train.train", "experiment=smoke", *common, "trainer.max_steps=20")
+    command("xlm_train.commands.train", "experiment=smoke", *common, "trainer.max_steps=20")
     return runs / "r1"
 
 
 def test_the_report_of_a_real_run(trained: Path, corpus_folder: Path) -> None:
     (trained / "report.html").unlink()
-    told = command("xlm_train.report", "run_name=r1", f"paths.runs={trained.parent}").stdout
+    told = command("xlm_train.commands.report", "run_name=r1", f"paths.runs={trained.parent}").stdout
     assert told.split() == [str(trained / "report.html"), str(trained / "report.md")]
     assert (trained / "plots/curves.png").read_bytes().startswith(b"\x89PNG")
     html_page, markdown = (trained / "report.html").read_text(), (trained / "report.md").read_text()
@@ -422,7 +422,7 @@ def test_runs_that_are_not_there(make_run: Callable[..., Path], tmp_path: Path) 
 
 def test_the_command_says_mistakes_plainly(make_run: Callable[..., Path]) -> None:
     runs = make_run("first", []).parent
-    result = command("xlm_train.report", "run_name=fisrt", f"paths.runs={runs}", status=2)
+    result = command("xlm_train.commands.report", "run_name=fisrt", f"paths.runs={runs}", status=2)
     assert "did you mean first?" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (runs / "fisrt").exists()
@@ -452,7 +452,7 @@ def test_colours_have_contrast_in_light_and_dark() -> None:
         assert contrast(colours["warned-text"], colours["warned"]) >= 4.5
         for pair in page.PALETTE:
             assert contrast(pair[number_of_mode], colours["back"]) >= 3, pair
-    report = (Path(page.__file__).parent / "report/report.css").read_text()
+    report = (Path(page.__file__).parent / "report.css").read_text()
     assert all(f".k{n} {{ stroke: var(--c{n}) }}" in report for n in range(len(page.PALETTE)))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from xlm_train import loss as loss_module
+from xlm_train.model.ops import linear_cross_entropy as loss_module
 from xlm_train.model.ops.linear_cross_entropy import linear_cross_entropy
 
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from xlm_train.commands.evaluate import evaluate, main
+from xlm_train.commands.evaluate import main
 from xlm_train.data.corpus import Corpus
 from xlm_train.evaluation import ngram
+from xlm_train.evaluation.corpus import evaluate
 from xlm_train.model.pretrained import open_checkpoint
 from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime import checkpoint_file

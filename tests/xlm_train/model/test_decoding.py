@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from xlm_train.commands.generate import CachedTexts, Sampling, choose, continue_texts, generate, main, window_start
+from xlm_train.commands.generate import main
+from xlm_train.model.decoding import CachedTexts, Sampling, choose, continue_texts, generate, window_start
 from xlm_train.model.pretrained import open_checkpoint
 from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime.errors import ConfigError

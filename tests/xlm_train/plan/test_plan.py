@@ -355,7 +355,7 @@ def test_all_mistakes_are_reported_together() -> None:
 
 def test_the_command(tmp_path: Path) -> None:
     words = ["experiment=clm_ende_1024", "cluster=a100_8", f"out={tmp_path / 'new' / 'plan'}"]
-    result = command("xlm_train.plan", *words, cwd=tmp_path)
+    result = command("xlm_train.commands.plan", *words, cwd=tmp_path)
     plan = json.loads((tmp_path / "new/plan/plan.json").read_text())
     assert plan["cluster"]["accelerator"].startswith("A100")
     for word in ("parameters", "output softmax", "Memory of a device", "tokens/s", "Network", "kWh", "Notes"):
@@ -366,7 +366,7 @@ def test_the_command(tmp_path: Path) -> None:
 def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     words = ["experiment=clm_ende_1024", "plan.region=mars", "out=file", "data.slots=2"]
-    result = command("xlm_train.plan", *words, status=2, cwd=tmp_path)
+    result = command("xlm_train.commands.plan", *words, status=2, cwd=tmp_path)
     assert "3 problems" in result.stderr
     assert "Traceback" not in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,264 @@
+"""Perplexity and accuracy of a checkpoint on a corpus, or sentence by sentence on raw text."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xlm_train.runtime.errors import CheckpointError, CorpusError, TextError
+from xlm_train.runtime.files import atomic_write
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from xlm_train.data.corpus import Corpus, TokenStream
+    from xlm_train.evaluation.perplexity import Score
+    from xlm_train.model.pretrained import TrainedModel
+
+
+MEASURES = ("perplexity", "accuracy", "perplexity_per_word", "bits_per_character")
+
+
+class Progress:
+    """What has been scored, with rate and time left, on the terminal; nothing where the output is no terminal."""
+
+    def __init__(self) -> None:
+        self.shown = sys.stderr.isatty()
+        self.start = self.last = time.perf_counter()
+
+    def begin(self) -> None:
+        """Start counting a new text."""
+        self.start = self.last = time.perf_counter()
+
+    def show(self, what: str, done: int, total: int | None) -> None:
+        """done, total: tokens."""
+        now = time.perf_counter()
+        if not self.shown or (now - self.last < 0.5 and done != total):
+            return
+        self.last = now
+        rate = done / max(now - self.start, 1e-9)
+        left = "" if total is None else f" of {total:,}, {(total - done) / max(rate, 1e-9):,.0f} s left"
+        print(
+            f"\r{what}: {done:,} tokens{left}, {rate:,.0f} tokens/s \033[K",
+            end="\n" if done == total else "",
+            file=sys.stderr,
+        )
+
+
+def evaluate(
+    trained: TrainedModel,
+    corpus: Corpus,
+    split: str = "test",
+    baselines: bool = False,
+    batch_tokens: int = 8192,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Score a split of a corpus as the original does: one stream a language, in order, in windows of `trained.bptt`.
+
+    baselines: also those of `xlm_train.evaluation.ngram`, from the corpus's train split. Returns what `xlm-eval` writes as
+    JSON (docs/evaluation.md lists the fields). Raises CorpusError where the corpus was made with another vocabulary,
+    has a language that the checkpoint does not know, or lacks the split; CheckpointError where the model's scores are
+    not finite.
+    """
+    from xlm_train.evaluation.ngram import estimate, score
+    from xlm_train.evaluation.perplexity import Score
+
+    check_match(trained, corpus)
+    languages = [lang for lang in corpus.languages if corpus.has(split, lang)] or list(corpus.languages)
+    streams = {lang: corpus.stream(split, lang) for lang in languages}
+    training = {lang: corpus.stream("train", lang) for lang in languages} if baselines else {}
+
+    start, measured = time.perf_counter(), {}
+    for lang, stream in streams.items():
+        sums = _score_stream(trained, stream, trained.text.language(lang), batch_tokens, f"{split}.{lang}", progress)
+        counts = {key: stream.statistics[key] for key in ("tokens", "unknown", "words", "characters", "sentences")}
+        measured[lang] = measures(Score.from_sums(sums), counts, trained)
+    seconds = time.perf_counter() - start
+    for lang, stream in training.items():
+        unigram, bigram = score(*estimate(stream, corpus.n_words), streams[lang], trained.bptt)
+        measured[lang] |= {"unigram_perplexity": unigram, "bigram_perplexity": bigram}
+    return {
+        **_origin(trained),
+        "corpus": {"path": str(corpus.path), "lineage": corpus.lineage},
+        "split": split,
+        "bptt": trained.bptt,
+        "languages": measured,
+        "mean": mean(measured),
+        "tokens_per_second": sum(m["predicted_tokens"] for m in measured.values()) / seconds,
+    }
+
+
+def score_text(
+    trained: TrainedModel,
+    files: Mapping[str, str],
+    out: Path,
+    batch_tokens: int = 8192,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Score raw text sentence by sentence (one a line), each by itself, from the eos before it to its own.
+
+    files: language code -> text file, plain or compressed. The scores of each line go to `<out without
+    .json>.LANG.jsonl`; the totals are returned. Raises UserError where a language is not known to the checkpoint or a
+    file cannot be read.
+    """
+    from xlm_train.text.reader import file_problems
+
+    if problems := [problem for file in files.values() for problem in file_problems(file)]:
+        raise TextError(problems)
+    numbers = {lang: trained.text.language(lang, f"text.{lang}={file}") for lang, file in files.items()}
+    start, measured, written = time.perf_counter(), {}, {}
+    for lang, file in files.items():
+        written[lang] = out.with_suffix(f".{lang}.jsonl")
+        measured[lang] = _score_file(trained, lang, numbers[lang], file, written[lang], batch_tokens, progress)
+    seconds = time.perf_counter() - start
+    return {
+        **_origin(trained),
+        "text": dict(files),
+        "files": {lang: str(path) for lang, path in written.items()},
+        "context": trained.context,
+        "languages": measured,
+        "mean": mean(measured),
+        "tokens_per_second": sum(m["predicted_tokens"] for m in measured.values()) / seconds,
+    }
+
+
+def measures(score: Score, counts: Mapping[str, Any], trained: TrainedModel) -> dict[str, Any]:
+    """The figures of one language. counts: tokens (eos included), unknown, words, characters, sentences of its text.
+
+    characters is None in a corpus imported from the original's binarised files, which do not tell them; then
+    bits_per_character is None too.
+
+    Per word and per character, the loss of all tokens, the ends of sentences included, is shared out over the words
+    before BPE and the characters of the raw text: these compare between vocabularies, perplexity per token does not.
+    """
+    from xlm_train.evaluation.perplexity import exponential
+
+    if not math.isfinite(score.total_loss):
+        raise CheckpointError(f"{trained.path}: its model gives scores that are not finite: training had diverged")
+    nats, characters = score.loss * counts["tokens"], counts["characters"]
+    return {
+        "perplexity": score.perplexity,
+        "accuracy": score.accuracy,
+        "perplexity_per_word": exponential(nats / max(1, counts["words"])),
+        "bits_per_character": None if characters is None else nats / math.log(2) / max(1, characters),
+        "loss": score.loss,
+        "predicted_tokens": score.predicted,
+        **counts,
+    }
+
+
+def mean(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    """Arithmetic means over languages: what the original stops and chooses checkpoints by. None: not known."""
+    columns = {key: [m[key] for m in measured.values()] for key in MEASURES}
+    return {key: None if None in values else math.fsum(values) / len(values) for key, values in columns.items()}
+
+
+def check_match(trained: TrainedModel, corpus: Corpus) -> None:
+    """Raise CorpusError unless the corpus's ids mean the same words to the model, in languages that it knows.
+
+    Words are compared, not counts: a model keeps the vocabulary it was trained with, other text gives other counts.
+    """
+    from xlm_train.text.vocabulary import Vocabulary
+
+    problems = [
+        f"{corpus.path}: has the language {lang}; {trained.path} knows {', '.join(trained.text.languages)}"
+        for lang in corpus.languages
+        if lang not in trained.text.languages
+    ]
+    ours, theirs = trained.text.vocabulary.words, Vocabulary.from_file(corpus.vocab_path).words
+    if ours != theirs:
+        differing = (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
+        place = next(differing, min(len(ours), len(theirs)))
+        problems.append(
+            f"{corpus.path}: was made with another vocabulary ({len(theirs):,} words) than {trained.path}"
+            f" ({len(ours):,}; they differ from id {place} on): prepare the text with the model's"
+            " (xlm-prep codes=FILE vocab=FILE)"
+        )
+    if problems:
+        raise CorpusError(problems)
+
+
+def _origin(trained: TrainedModel) -> dict[str, Any]:
+    return {
+        "checkpoint": {
+            "path": str(trained.path),
+            "sha256": trained.sha256,
+            "step": trained.step,
+            "trained_on": trained.lineage.get("corpus"),
+        }
+    }
+
+
+def _score_stream(
+    trained: TrainedModel,
+    stream: TokenStream,
+    language: int,
+    batch_tokens: int,
+    what: str,
+    progress: Progress | None,
+) -> Tensor:
+    """The sums of `scoring.score_windows` over a whole stream, with progress."""
+    import torch
+
+    from xlm_train.evaluation.perplexity import score_windows
+
+    if progress is not None:
+        progress.begin()
+    bptt = trained.bptt
+    n_windows, batch = stream.n_windows(bptt), max(1, batch_tokens // bptt)
+    total = torch.zeros(3, dtype=torch.float64, device=trained.device)
+    for start in range(0, n_windows, 8 * batch):
+        windows = range(start, min(start + 8 * batch, n_windows))
+        total += score_windows(trained.model, stream, bptt, language, windows, batch, trained.device)
+        if progress is not None:
+            progress.show(what, windows.stop * (bptt - 1), n_windows * (bptt - 1))
+    return total
+
+
+def _score_file(
+    trained: TrainedModel,
+    lang: str,
+    language: int,
+    file: str,
+    out: Path,
+    batch_tokens: int,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    import numpy as np
+
+    from xlm_train.evaluation.perplexity import Score, score_sentences
+    from xlm_train.text.reader import read_lines
+    from xlm_train.text.vocabulary import UNK
+
+    if progress is not None:
+        progress.begin()
+    total = Score(0.0, 0, 0)
+    counts = dict.fromkeys(("tokens", "unknown", "words", "characters", "sentences"), 0)
+    with atomic_write(out) as target:
+        for lines in read_lines(file):
+            encoded = trained.text.encode(lines, lang)
+            sentences = np.split(encoded.ids.astype(np.int64), encoded.starts[1:])
+            scores = score_sentences(trained.model, sentences, language, trained.context, batch_tokens, trained.device)
+            for number, (ids, score) in enumerate(zip(sentences, scores, strict=True), start=counts["sentences"] + 1):
+                record = {
+                    "line": number,
+                    "score": -score.total_loss,
+                    "tokens": score.predicted,
+                    "unknown": int((ids == UNK).sum()),
+                    "perplexity": score.perplexity,
+                }
+                target.write(json.dumps(record).encode() + b"\n")
+                total += score
+            counts["tokens"] += len(encoded.ids)
+            counts["unknown"] += sum(encoded.unknown.values())
+            counts["words"] += encoded.words
+            counts["characters"] += sum(map(len, lines))
+            counts["sentences"] += len(lines)
+            if progress is not None:
+                progress.show(f"text.{lang}", counts["tokens"], None)
+    return measures(total, counts, trained)

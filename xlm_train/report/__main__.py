@@ -1,3 +1,0 @@
-from xlm_train.report import main
-
-main()
