@@ -54,7 +54,7 @@ def compose(corpus: str, folder: str) -> dict[str, Any]:
 def framework(turns: Turns, corpus: str) -> None:
     """A real run that waits for its next turn before every second step; each turn yields the seconds of a step's parts."""
     from xlm_train.data.datamodule import StepBatches
-    from xlm_train.runtime.signals import StopFlag
+    from xlm_train.runtime.processes import StopFlag
     from xlm_train.train import train
     from xlm_train.training import callbacks
     from xlm_train.training.module import CausalLanguageModel
@@ -111,9 +111,9 @@ def bare(corpus: str) -> Callable[[], None]:
     from benchmarks.start import loader
     from benchmarks.step import update
     from xlm_train.model.transformer import XLM, ModelShape
-    from xlm_train.runtime.device import keep_memory
+    from xlm_train.runtime.device import disable_malloc_trim
 
-    keep_memory()
+    disable_malloc_trim()
     config = compose(corpus, "unused")
     arguments = {name: value for name, value in config["model"].items() if name != "recompute"}
     torch.manual_seed(config["seed"])

@@ -30,9 +30,9 @@ def loss(how: str, tokens: int, words: int) -> Callable[[], float]:
     """A call is forward and backward; gradients of hidden states, weight and bias are formed and dropped."""
     from xlm_train.model.ops.linear_cross_entropy import linear_cross_entropy
     from xlm_train.model.transformer import ModelShape
-    from xlm_train.runtime.device import keep_memory
+    from xlm_train.runtime.device import disable_malloc_trim
 
-    keep_memory()  # for all: the comparison is of the losses
+    disable_malloc_trim()  # for all: the comparison is of the losses
     torch.manual_seed(0)
     hidden = torch.randn(tokens, DIM).requires_grad_()
     rows = ModelShape(n_words=words, vocab_multiple=8).n_rows if how == "ours" else words

@@ -109,9 +109,9 @@ def work(rank: int) -> None:
     from torch.nn.parallel import DistributedDataParallel
 
     from xlm_train.model.transformer import XLM, ModelShape
-    from xlm_train.runtime.device import keep_memory
+    from xlm_train.runtime.device import disable_malloc_trim
 
-    keep_memory()
+    disable_malloc_trim()
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"tcp://{ADDRESSES[0]}:29577", rank=rank, world_size=2)
     torch.manual_seed(0)

@@ -56,10 +56,10 @@ def ours(
     """
     from xlm_train.data.noise import seed_noise
     from xlm_train.model.ops import matmul
-    from xlm_train.runtime.device import keep_memory
+    from xlm_train.runtime.device import disable_malloc_trim
 
     if allocator:
-        keep_memory()
+        disable_malloc_trim()
     torch.manual_seed(0)
     model = XLM(SHAPE, recompute=recompute)
     if compiled:
@@ -190,9 +190,9 @@ def transformers(streams: int) -> Callable[[], float]:
 def roof(streams: int, torch_mm: bool = False) -> Callable[[], None]:
     """The matrix products of a step and nothing else, by the faster library here, or by torch.mm."""
     from xlm_train.model.ops import matmul
-    from xlm_train.runtime.device import keep_memory
+    from xlm_train.runtime.device import disable_malloc_trim
 
-    keep_memory()
+    disable_malloc_trim()
     if torch_mm:
         matmul.ONEDNN = False
     N, T, E = streams * (BPTT - 1), BPTT - 1, DIM // N_HEADS

@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from xlm_train.runtime.threads import SPINS
+from xlm_train.runtime.device import SPINS
 
 
 @dataclass(frozen=True)

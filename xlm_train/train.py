@@ -13,11 +13,11 @@ import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import ConfigError, UserError
 from xlm_train.runtime.files import atomic_write
 from xlm_train.runtime.launcher import STARTED
-from xlm_train.runtime.processes import processes, rank, say
-from xlm_train.runtime.signals import StopFlag
+from xlm_train.runtime.processes import StopFlag, processes, rank
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,7 +68,7 @@ def train(config: dict[str, Any], flag: StopFlag) -> int:
     """
     import torch
 
-    from xlm_train.runtime.device import keep_memory
+    from xlm_train.runtime.device import disable_malloc_trim
     from xlm_train.runtime.processes import is_first_process
     from xlm_train.training.anomaly import BadNumbers
     from xlm_train.training.trainer import quiet_lightning
@@ -81,7 +81,7 @@ def train(config: dict[str, Any], flag: StopFlag) -> int:
             f" trainer.nodes={settings['nodes']} = {world}: make them equal"
         )
     quiet_lightning()
-    keep_memory()
+    disable_malloc_trim()
     if settings["threads"] is not None:
         torch.set_num_threads(settings["threads"])
 
@@ -118,7 +118,7 @@ def train(config: dict[str, Any], flag: StopFlag) -> int:
         if status != "preempted":  # then there is no time for it
             leave_report(run)
     goes_on = "; the same command goes on from here" if status == "preempted" else ""
-    say(f"{status} after {progress.step:,} steps; checkpoints in {run.checkpoints}{goes_on}")
+    log(f"{status} after {progress.step:,} steps; checkpoints in {run.checkpoints}{goes_on}")
     return 0
 
 
@@ -129,7 +129,7 @@ def leave_report(run: RunFolder) -> None:
 
         write_report(run.path)
     except Exception as error:
-        say(f"warning: no report was written: {type(error).__name__}: {error}; xlm-report writes it again")
+        log(f"warning: no report was written: {type(error).__name__}: {error}; xlm-report writes it again")
 
 
 def open_job(config: dict[str, Any]) -> Job:
@@ -184,7 +184,7 @@ def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
 
     found = checkpoint_file.newest(run.checkpoints, run.foreign)
     for path, why in found.damaged:
-        say(f"warning: {path} is passed over: {why}")
+        log(f"warning: {path} is passed over: {why}")
     if found.damaged and found.content is None:
         raise UserError(
             [
@@ -234,7 +234,7 @@ def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
         agreement.connect(member(rank, device, common), settings["start_timeout_seconds"], settings["timeout_seconds"])
         members = agreement.members
         for line in table(members) if len(members) > 1 else []:
-            say(line)
+            log(line)
         if is_first_process():
             hosts, devices = {m.host: 0 for m in members}, [m.device for m in members]
             started = {"processes": len(members), "hosts": list(hosts), "devices": devices, "parents": parents}
@@ -252,7 +252,7 @@ def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
     )  # fmt: skip
     batches.start, batches.stop = step, max_steps
     if stopped:
-        say("this run has stopped: validation no longer improved; a larger callbacks.validation.patience goes on")
+        log("this run has stopped: validation no longer improved; a larger callbacks.validation.patience goes on")
         batches.stop = step
 
     report_every = when["metrics"]["every_n_steps"]
@@ -278,15 +278,15 @@ def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
         when["interruption"]["every_n_steps"], settings["max_hours"], flag, agreement, checkpointing, job.started
     )
 
-    say(
+    log(
         f"run {run.path}: {count_parameters(module.model):,} parameters, {counted(processes(), 'process')}, "
         f"{order.slots} slots x {order.slot_streams} streams x {data['bptt']} tokens = {job.tokens_per_step:,} tokens a step, "
         + (f"from step {step:,} of {max_steps:,}" if step else f"{max_steps:,} steps")
     )
     for change in run.changes:
-        say(f"changed since the last start: {change}")
+        log(f"changed since the last start: {change}")
     for warning in advice(config, job.tokens_per_step):
-        say(f"warning: {warning}")
+        log(f"warning: {warning}")
     if is_first_process():
         run.write_config()
         run.write_status("running")
@@ -347,7 +347,7 @@ def report_bad_step(job: Job, bad: BadStep, action: str) -> None:
         out.write(decoded(bad, job.corpus, job.order, job.config["data"]["bptt"]).encode())
     if action != "stop":
         job.run.record(action, bad.step)
-        say(
+        log(
             f"warning: step {bad.step}: {bad.reason}: left out by callbacks.guard.policy={action}; its text is in {file}"
         )
 

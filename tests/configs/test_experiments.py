@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from xlm_train.model.transformer import XLM, ModelShape, count_parameters
-from xlm_train.runtime.signals import StopFlag
+from xlm_train.runtime.processes import StopFlag
 from xlm_train.train import train
 
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "configs/experiment").glob("*.yaml"))

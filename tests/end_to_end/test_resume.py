@@ -26,7 +26,7 @@ from tests.end_to_end.worlds import (
 )
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import UserError
-from xlm_train.runtime.signals import StopFlag
+from xlm_train.runtime.processes import StopFlag
 from xlm_train.train import train
 
 Config = Callable[..., dict[str, Any]]

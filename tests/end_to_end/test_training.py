@@ -23,7 +23,7 @@ from tests.conftest import command, process_environment
 from tests.end_to_end.worlds import assert_same, assert_same_run, last
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import ConfigError, UserError
-from xlm_train.runtime.signals import StopFlag
+from xlm_train.runtime.processes import StopFlag
 from xlm_train.train import train
 from xlm_train.training.loggers import read_metrics
 

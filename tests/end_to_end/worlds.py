@@ -118,7 +118,7 @@ def _process(config: dict[str, Any], rank: int, world: int, port: int, watched: 
         }
     torch.set_num_threads(1)
     _watch(rank, watched / f"rank-{rank}.jsonl", death)
-    from xlm_train.runtime.signals import StopFlag
+    from xlm_train.runtime.processes import StopFlag
     from xlm_train.train import train
 
     sys.exit(train(config, StopFlag()))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import process_environment
-from xlm_train.runtime.signals import StopFlag
+from xlm_train.runtime.processes import StopFlag
 from xlm_train.train import train
 
 # Checkpoints at steps 5, 10, 15 and 20, reports between them.

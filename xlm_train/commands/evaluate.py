@@ -74,9 +74,9 @@ def main(config: DictConfig) -> int:
 
     from xlm_train.data.corpus import Corpus
     from xlm_train.model.pretrained import open_checkpoint
-    from xlm_train.runtime.device import keep_memory
+    from xlm_train.runtime.device import disable_malloc_trim
 
-    keep_memory()
+    disable_malloc_trim()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     trained = open_checkpoint(settings.checkpoint, settings.device, settings.bptt)

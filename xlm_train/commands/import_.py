@@ -100,7 +100,7 @@ def main(config: DictConfig) -> int:
 def write_checkpoint(imported: Imported, out: Path) -> int:
     """Write the checkpoint and its codes and vocabulary; say what it is."""
     from xlm_train.runtime import checkpoint_file
-    from xlm_train.runtime.whole_folder import whole_folder
+    from xlm_train.runtime.files import whole_folder
 
     content: dict[str, Any] = imported.content
     name = checkpoint_file.name_of(content["progress"]["step"])
@@ -123,7 +123,7 @@ def write_checkpoint(imported: Imported, out: Path) -> int:
 def import_corpus(files: dict[tuple[str, str], Path], settings: ImportConfig, codes: str, out: Path) -> int:
     """Write a corpus folder from the original's binarised files; say what is in it."""
     from xlm_train.interop.original.corpus_folder import write_corpus
-    from xlm_train.runtime.whole_folder import whole_folder
+    from xlm_train.runtime.files import whole_folder
 
     languages = settings.languages or sorted({language for _, language in files})
     if missing := {language for _, language in files} - {*languages}:

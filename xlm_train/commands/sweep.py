@@ -29,22 +29,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.config.command import (
-    EXIT_FAILED,
-    EXIT_PREEMPTED,
-    EXIT_USER_ERROR,
-    config_folder,
-    overrides_of,
-    with_extra,
-)
-from xlm_train.runtime.errors import ConfigError, UserError
+from xlm_train.config.command import config_folder, overrides_of, with_extra
+from xlm_train.runtime.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_USER_ERROR, ConfigError, UserError
 from xlm_train.runtime.files import atomic_write, read_json, write_json
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from xlm_train.runtime.processes import StopFlag
     from xlm_train.runtime.run_folder import RunFolder
-    from xlm_train.runtime.signals import StopFlag
 
 LOOK_EVERY = 0.5  # seconds, for the `stop` file: it may lie on a network filesystem
 DONE = ("finished", "stopped")  # what a start of the same command would not change

@@ -6,12 +6,12 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.config.command import EXIT_PREEMPTED, EXIT_USER_ERROR, command, in_sweep, sweep_suffix
-from xlm_train.runtime.errors import ConfigError, UserError
+from xlm_train.config.command import command, in_sweep, sweep_suffix
+from xlm_train.runtime.console import log
+from xlm_train.runtime.device import limit_openmp_spin
+from xlm_train.runtime.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, ConfigError, UserError
 from xlm_train.runtime.launcher import is_worker, launch
-from xlm_train.runtime.processes import end_with_parent, processes, rank, say
-from xlm_train.runtime.signals import StopFlag
-from xlm_train.runtime.threads import wait_politely
+from xlm_train.runtime.processes import StopFlag, end_with_parent, processes, rank
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,7 +40,7 @@ def main(config: DictConfig) -> int:
 
     from xlm_train.config.train import corpus_problems, problems_of
 
-    wait_politely()
+    limit_openmp_spin()
 
     if config.verify is not None:
         from xlm_train.commands.verify import verify
@@ -66,7 +66,7 @@ def main(config: DictConfig) -> int:
         from xlm_train.commands.sweep import is_done
 
         if is_done(run):
-            say(f"{run.path}: {run.read_status()} already")
+            log(f"{run.path}: {run.read_status()} already")
             return 0
     if resolved["trainer"]["devices"] * resolved["trainer"]["nodes"] > 1:
         status = launch(resolved, run, FLAG)

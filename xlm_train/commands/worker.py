@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from xlm_train.runtime.processes import end_with_parent
-from xlm_train.runtime.signals import StopFlag
+from xlm_train.runtime.processes import StopFlag, end_with_parent
 
 
 def main() -> int:
@@ -16,9 +15,9 @@ def main() -> int:
     from omegaconf import OmegaConf
 
     from xlm_train.commands.train import work
-    from xlm_train.runtime.threads import wait_politely
+    from xlm_train.runtime.device import limit_openmp_spin
 
-    wait_politely()
+    limit_openmp_spin()
     config = OmegaConf.to_container(OmegaConf.load(sys.argv[1]))
     return work({str(key): value for key, value in config.items()}, flag)  # type: ignore[union-attr]
 

@@ -15,17 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.runtime.errors import ConfigError, UserError
+from xlm_train.runtime.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, ConfigError, UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from xlm_train.runtime.signals import StopFlag
+    from xlm_train.runtime.processes import StopFlag
 
-EXIT_FAILED = 1
-EXIT_USER_ERROR = 2
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 HYDRA_PLUGINS = {"optuna": "optuna", "joblib": "sweep", "submitit": "sweep"}  # what messages call them -> our extra
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlm_train.config.schema import field_problems, fits
-from xlm_train.plan.settings import GRAMS_CO2_PER_KWH
-from xlm_train.runtime.energy import METERS
+from xlm_train.runtime.energy import GRAMS_CO2_PER_KWH, METERS
 from xlm_train.runtime.run_folder import flatten
 from xlm_train.training.anomaly import LEAST, POLICIES
 from xlm_train.training.compression import COMPRESSIONS

@@ -54,8 +54,7 @@ def export_transformers(
     from xlm_train.interop.model_card import model_card
     from xlm_train.interop.transformers import check
     from xlm_train.interop.transformers import folder as transformers_folder
-    from xlm_train.runtime.files import atomic_write
-    from xlm_train.runtime.whole_folder import whole_folder
+    from xlm_train.runtime.files import atomic_write, whole_folder
 
     facts = gather(checkpoint, content, evaluation, said, n_parameters(content))
     unknown = sample.keys() - facts.languages.keys()
@@ -79,8 +78,7 @@ def export_transformers(
 def export_original(content: dict[str, Any], out: Path, with_optimizer: bool) -> dict[str, Any]:
     """Write checkpoint.pth as the original does, with codes and vocab beside it. Returns the folder's record."""
     from xlm_train.interop.original.checkpoint import export_checkpoint
-    from xlm_train.runtime.files import atomic_write
-    from xlm_train.runtime.whole_folder import whole_folder
+    from xlm_train.runtime.files import atomic_write, whole_folder
 
     warnings = [] if content["text"]["codes"] else ["the checkpoint holds no BPE codes: none are written (codes=FILE)"]
     with whole_folder(out) as folder:
@@ -102,8 +100,7 @@ def export_corpus(corpus: Any, out: Path) -> dict[str, Any]:
     import numpy as np
 
     from xlm_train.interop.original.binarised import BinarisedText, write_binarised
-    from xlm_train.runtime.files import atomic_write
-    from xlm_train.runtime.whole_folder import whole_folder
+    from xlm_train.runtime.files import atomic_write, whole_folder
     from xlm_train.text.vocabulary import Vocabulary
 
     vocabulary = Vocabulary.from_file(corpus.vocab_path)

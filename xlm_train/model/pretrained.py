@@ -10,6 +10,7 @@ import torch
 
 from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime import checkpoint_file
+from xlm_train.runtime.device import resolve_device
 from xlm_train.runtime.errors import ConfigError
 from xlm_train.text.reader import TextReader
 
@@ -64,12 +65,3 @@ def open_checkpoint(path: str | Path, device: str = "auto", bptt: int | None = N
         bptt=bptt,
         device=place,
     )
-
-
-def resolve_device(device: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` as a device. Raises ConfigError for others, and for a GPU that is not there."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device={device}: must be auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda: this PyTorch sees no GPU; device=cpu works everywhere")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")

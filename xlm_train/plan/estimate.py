@@ -14,7 +14,8 @@ from xlm_train.model.flops import Flops, flops_per_token
 from xlm_train.plan.memory import peak_memory, setting_of
 from xlm_train.plan.network_model import COMPRESSIONS, Gradient, Link, StepTime, make_buckets, step_time
 from xlm_train.plan.probe import Speed, measure, vocabulary_seconds
-from xlm_train.plan.settings import GRAMS_CO2_PER_KWH, Cluster, PlanSettings
+from xlm_train.plan.settings import Cluster, PlanSettings
+from xlm_train.runtime.energy import GRAMS_CO2_PER_KWH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -185,9 +186,9 @@ def _speed(config: dict[str, Any], cluster: Cluster, plan: PlanSettings, shape: 
     if plan.probe or cluster.peak_tflops[precision] is None:
         import torch
 
-        from xlm_train.runtime.device import keep_memory
+        from xlm_train.runtime.device import disable_malloc_trim
 
-        keep_memory()  # as training does
+        disable_malloc_trim()  # as training does
         if config["trainer"]["threads"] is not None:
             torch.set_num_threads(config["trainer"]["threads"])
         threads = torch.get_num_threads()

@@ -7,31 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from xlm_train.config.schema import field_problems
+from xlm_train.runtime.energy import GRAMS_CO2_PER_KWH
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-# Grams of CO2 equivalents per kWh generated, life cycle, 2023: Ember and Energy Institute through Our World in Data,
-# "Carbon intensity of electricity generation"; world, Norway, Poland, Sweden: Ember (2024) through Statista.
-# United States: CO2 alone, 760 lb/MWh in 2023 (Statista, "Power sector carbon intensity in the United States").
-GRAMS_CO2_PER_KWH = {
-    "world": 481,
-    "australia": 549,
-    "belgium": 138,
-    "brazil": 98,
-    "canada": 170,
-    "china": 582,
-    "denmark": 152,
-    "finland": 79,
-    "france": 56,
-    "germany": 381,
-    "india": 713,
-    "ireland": 291,
-    "norway": 30,
-    "poland": 662,
-    "sweden": 41,
-    "united_states": 345,
-}
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.config.command import EXIT_PREEMPTED
+from xlm_train.runtime.errors import EXIT_PREEMPTED
 from xlm_train.runtime.files import atomic_write, read_json, write_json
 
 if TYPE_CHECKING:

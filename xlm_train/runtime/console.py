@@ -1,6 +1,16 @@
-"""Numbers as a person reads them. Imports nothing."""
+"""What the console shows: lines of the first process, numbers as a person reads them. Imports nothing heavy."""
 
 from __future__ import annotations
+
+import sys
+
+from xlm_train.runtime.processes import is_first_process
+
+
+def log(text: str) -> None:
+    """Print a line to standard error, from the first process only."""
+    if is_first_process():
+        print(text, file=sys.stderr, flush=True)
 
 
 def counted(number: int, noun: str) -> str:

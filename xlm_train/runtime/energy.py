@@ -8,9 +8,30 @@ import time
 from pathlib import Path
 from typing import Any
 
-from xlm_train.plan.settings import GRAMS_CO2_PER_KWH
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import read_json, write_json
+
+# Grams of CO2 equivalents per kWh generated, life cycle, 2023: Ember and Energy Institute through Our World in Data,
+# "Carbon intensity of electricity generation"; world, Norway, Poland, Sweden: Ember (2024) through Statista.
+# United States: CO2 alone, 760 lb/MWh in 2023 (Statista, "Power sector carbon intensity in the United States").
+GRAMS_CO2_PER_KWH = {
+    "world": 481,
+    "australia": 549,
+    "belgium": 138,
+    "brazil": 98,
+    "canada": 170,
+    "china": 582,
+    "denmark": 152,
+    "finland": 79,
+    "france": 56,
+    "germany": 381,
+    "india": 713,
+    "ireland": 291,
+    "norway": 30,
+    "poland": 662,
+    "sweden": 41,
+    "united_states": 345,
+}
 
 METERS = ("estimate", "codecarbon")
 WATTS_PER_CORE = 10.0  # assumed where nothing is known of a CPU: a laptop's under load

@@ -1,8 +1,13 @@
-"""Errors that a user can mend. Everything else is a bug and keeps its traceback."""
+"""Errors that a user can fix, and the exit statuses. Everything else is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+
+EXIT_FAILED = 1
+EXIT_USER_ERROR = 2
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class UserError(Exception):

@@ -12,11 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.config.command import EXIT_USER_ERROR
-from xlm_train.runtime.errors import ConfigError
+from xlm_train.runtime.errors import EXIT_USER_ERROR, ConfigError
 from xlm_train.runtime.files import atomic_write
-from xlm_train.runtime.processes import end_with_parent
-from xlm_train.runtime.signals import StopFlag
+from xlm_train.runtime.processes import StopFlag, end_with_parent
 
 if TYPE_CHECKING:
     from xlm_train.runtime.run_folder import RunFolder

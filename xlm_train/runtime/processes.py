@@ -1,4 +1,4 @@
-"""Which of the run's processes this is, known before Lightning and torch.distributed are up."""
+"""Which of the run's processes this is, and the signals that ask it to leave. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+from types import FrameType
 
 PR_SET_PDEATHSIG = 1  # from prctl.h
 
@@ -33,7 +34,24 @@ def is_first_process() -> bool:
     return rank() == 0
 
 
-def say(text: str) -> None:
-    """A line to the console, from the first process only."""
-    if is_first_process():
-        print(text, file=sys.stderr, flush=True)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
+
+class StopFlag:
+    """Whether one of SIGTERM, SIGINT, SIGUSR1, SIGHUP has come since `install`. A second SIGINT raises KeyboardInterrupt."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._interrupted = False
+
+    def install(self) -> None:
+        """Take the signals over, until the process ends: one that comes again at the very end must not kill it either."""
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, self._received)
+
+    def _received(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._interrupted:
+            raise KeyboardInterrupt
+        self._interrupted |= number == signal.SIGINT
+        self.is_set = True

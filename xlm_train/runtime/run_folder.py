@@ -16,9 +16,9 @@ from typing import IO, Any
 
 from omegaconf import OmegaConf
 
+from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import ConfigError
 from xlm_train.runtime.files import atomic_write, read_json, write_json
-from xlm_train.runtime.processes import say
 
 # What makes two starts the same run. Everything else (devices, length, logging, paths) may change between starts.
 IDENTITY = (
@@ -129,7 +129,7 @@ class RunFolder:
         except BlockingIOError as error:
             raise ConfigError(f"run_name={self.path.name}: another process is training in {self.path}") from error
         except OSError as error:  # a network file system without locks
-            say(f"warning: {self.path} cannot be locked ({error.strerror}): do not start this run twice at a time")
+            log(f"warning: {self.path} cannot be locked ({error.strerror}): do not start this run twice at a time")
         for folder in (self.path, self.checkpoints):
             for left_over in folder.glob(".*.tmp"):  # of a process killed in the middle of a write
                 left_over.unlink()
@@ -168,7 +168,7 @@ class RunFolder:
                     file.write(b"\n")
                 file.write(line.encode() + b"\n")
         except OSError as error:  # the run is worth more than its diary
-            say(f"warning: {self.path / 'events.jsonl'}: {event} is not recorded: {error.strerror}")
+            log(f"warning: {self.path / 'events.jsonl'}: {event} is not recorded: {error.strerror}")
 
     def tracking_id(self) -> str:
         """What this run is called at a tracking service: the same over all restarts."""

@@ -12,10 +12,9 @@ from typing import Any
 
 from pytorch_lightning.loggers.logger import Logger
 
-from xlm_train.runtime.console import compact, duration
+from xlm_train.runtime.console import compact, duration, log
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import atomic_write
-from xlm_train.runtime.processes import say
 from xlm_train.runtime.run_folder import RunFolder
 
 
@@ -92,7 +91,7 @@ def make_loggers(config: Mapping[str, Any], run: RunFolder, step: int) -> list[L
         except Exception as error:
             if isinstance(error, UserError):
                 raise
-            say(f"warning: logger.{name} cannot start and is left out: {type(error).__name__}: {error}")
+            log(f"warning: logger.{name} cannot start and is left out: {type(error).__name__}: {error}")
             continue
         loggers.append(logger)
     return loggers

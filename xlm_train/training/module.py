@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from xlm_train.data.datamodule import SlotBatch, StepBatch
 from xlm_train.data.noise import seed_noise
 from xlm_train.model.transformer import XLM
-from xlm_train.runtime import sync
+from xlm_train.runtime import device as host
 from xlm_train.training.anomaly import BadNumbers, BadStep, Guard, TrainingStopped
 from xlm_train.training.compression import register
 from xlm_train.training.loss_buffer import Ledger
@@ -177,7 +177,7 @@ class CausalLanguageModel(pl.LightningModule):
         Raises BadNumbers where the policy is not to skip.
         """
         scaler = self.progress.loss_scale
-        if scaler is None and not sync.is_free_to_read(norm) and not self.guard.at_once:
+        if scaler is None and not host.is_free_to_read(norm) and not self.guard.at_once:
             return True  # judged at the next report
         finite = math.isfinite(norm.item())
         if scaler is not None:
@@ -208,6 +208,6 @@ class CausalLanguageModel(pl.LightningModule):
     def _clip(self, gradients: Sequence[Tensor], norm: Tensor, scale: float) -> None:
         """Scale gradients back by the loss scale and down to `clip_norm`, in one pass."""
         factor = (self.clip_norm / (norm + 1e-6)).clamp(max=1.0) / scale
-        if sync.is_free_to_read(factor) and factor == 1.0:
+        if host.is_free_to_read(factor) and factor == 1.0:
             return  # a pass over all gradients is not free
         torch._foreach_mul_(list(gradients), factor)

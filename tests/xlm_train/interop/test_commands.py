@@ -15,7 +15,7 @@ from xlm_train.data.corpus import Corpus
 from xlm_train.interop.original import torch_files
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import UserError
-from xlm_train.runtime.whole_folder import whole_folder
+from xlm_train.runtime.files import whole_folder
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -302,7 +302,7 @@ def test_training_goes_on_from_an_import(
     from omegaconf import OmegaConf
 
     from xlm_train.config.command import config_folder
-    from xlm_train.runtime.signals import StopFlag
+    from xlm_train.runtime.processes import StopFlag
     from xlm_train.train import train
 
     shape = {"dim": 64, "ffn_dim": 256, "n_heads": 4, "max_positions": 512, "dropout": 0.0, "attention_dropout": 0.0}

@@ -393,12 +393,12 @@ def test_a_probe_can_be_forbidden() -> None:
 CHILD = """
 import json, sys, time
 import torch
-from xlm_train.runtime.device import keep_memory
+from xlm_train.runtime.device import disable_malloc_trim
 from xlm_train.model.transformer import ModelShape
 from xlm_train.plan.probe import RealStep
 
 torch.set_num_threads(1)
-keep_memory()
+disable_malloc_trim()
 
 def highest():
     with open("/proc/self/status") as status:
@@ -433,9 +433,9 @@ def test_against_this_machine(arguments: dict[str, Any], streams: int, positions
     import time
 
     from xlm_train.plan.probe import measure
-    from xlm_train.runtime.device import keep_memory
+    from xlm_train.runtime.device import disable_malloc_trim
 
-    keep_memory()
+    disable_malloc_trim()
     shape = ModelShape(**arguments)
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, json.dumps([arguments, streams, positions, slots])],

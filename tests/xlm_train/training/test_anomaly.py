@@ -19,7 +19,7 @@ from tests.xlm_train.conftest import CorpusMaker
 from xlm_train.config.train import problems_of
 from xlm_train.data.corpus import Corpus
 from xlm_train.data.order import Order, language_shares
-from xlm_train.runtime.signals import StopFlag
+from xlm_train.runtime.processes import StopFlag
 from xlm_train.train import train
 from xlm_train.training.anomaly import Guard, TrainingStopped, robust_z
 from xlm_train.training.loggers import read_metrics

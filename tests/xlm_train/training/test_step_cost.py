@@ -102,7 +102,7 @@ def waits_of_a_run(plugins: Any = None, **options: Any) -> Counter[str]:
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xlm_train.runtime.sync.is_free_to_read", lambda tensor: False)
+    monkeypatch.setattr("xlm_train.runtime.host.is_free_to_read", lambda tensor: False)
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
@@ -136,10 +136,10 @@ def test_each_kind_of_wait_is_seen(wait: Any) -> None:
 
 STEP_IN_A_PROCESS = """
 import resource, statistics, sys, torch
-from xlm_train.runtime.device import keep_memory
+from xlm_train.runtime.device import disable_malloc_trim
 from xlm_train.model.transformer import XLM, ModelShape
 if sys.argv[1] == "kept":
-    assert keep_memory()
+    assert disable_malloc_trim()
 torch.manual_seed(0)
 model = XLM(ModelShape(n_words=35_000, dim=256, n_layers=1, n_heads=4, ffn_dim=256, max_positions=32))
 optimizer = torch.optim.AdamW(model.parameters(), fused=True)

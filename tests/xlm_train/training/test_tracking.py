@@ -12,7 +12,7 @@ from pytorch_lightning.loggers.logger import Logger
 
 from xlm_train.report.advice import advice
 from xlm_train.runtime.energy import Energy
-from xlm_train.runtime.signals import StopFlag
+from xlm_train.runtime.processes import StopFlag
 from xlm_train.train import train
 from xlm_train.training.loggers import progress_bar, read_metrics
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from xlm_train.model.ops.matmul import product, product_into
-from xlm_train.runtime import sync
+from xlm_train.runtime import device as host
 
 CHUNK_ELEMENTS = 2**25  # logits held at once: 128 MiB in float32
 
@@ -81,7 +81,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # loss scale) is applied here in the accumulators' own precision: in float16 it would underflow or overflow.
         hidden_grad, weight_grad, bias_grad = gradients = ctx.gradients
         ctx.gradients = None
-        if not sync.is_free_to_read(grad) or grad != 1.0:  # a pass over (V, D) is not free
+        if not host.is_free_to_read(grad) or grad != 1.0:  # a pass over (V, D) is not free
             for gradient in gradients:
                 if gradient is not None:
                     gradient *= grad

@@ -13,8 +13,8 @@ import pytorch_lightning as pl
 import torch
 
 from xlm_train.runtime import checkpoint_file
+from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import CheckpointError
-from xlm_train.runtime.processes import say
 from xlm_train.training.callbacks.metrics import Metrics
 from xlm_train.training.callbacks.validation import Validation
 from xlm_train.training.module import CausalLanguageModel
@@ -137,7 +137,7 @@ class Checkpointing(pl.Callback):
             self._link_best(best_step)
             self._remove_old(best_step)
         except OSError as error:  # the checkpoint itself is safe
-            say(f"warning: {self.folder}: best.pt or old checkpoints are not up to date: {error}")
+            log(f"warning: {self.folder}: best.pt or old checkpoints are not up to date: {error}")
 
     def _link_best(self, best_step: int | None) -> None:
         """Let `best.pt` be a link to the best validation's checkpoint."""

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import resource
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
 from xlm_train.data.datamodule import StepBatches
+from xlm_train.runtime.console import log
+from xlm_train.runtime.device import peak_memory_gb
 from xlm_train.runtime.energy import Energy
-from xlm_train.runtime.processes import say
 from xlm_train.training.loggers import LocalLogger
 from xlm_train.training.loss_buffer import mean_by_language
 from xlm_train.training.module import CausalLanguageModel
@@ -29,9 +27,9 @@ def send(trainer: pl.Trainer, metrics: Mapping[str, float], step: int) -> None:
                 logger.log_metrics(finite, step)
             except Exception as error:  # whatever a tracker raises: training is worth more than its record
                 if isinstance(logger, LocalLogger):  # the next report may find room on the disk again
-                    say(f"warning: {type(logger).__name__}: the report of step {step:,} is lost: {error}")
+                    log(f"warning: {type(logger).__name__}: the report of step {step:,} is lost: {error}")
                     continue
-                say(f"warning: {type(logger).__name__} failed and is left out from here on: {error}")
+                log(f"warning: {type(logger).__name__} failed and is left out from here on: {error}")
                 trainer.loggers = [other for other in trainer.loggers if other is not logger]
 
 
@@ -114,14 +112,3 @@ class Metrics(pl.Callback):
             metrics["energy/kwh"] = self.energy.kwh()
         self._begin(step)
         send(trainer, metrics, step)
-
-
-def peak_memory_gb(device: torch.device) -> float:
-    """Peak memory of this process in GB (10^9 bytes): of its GPU where it has one, else resident memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    status = Path("/proc/self/status")
-    if status.is_file():  # Linux: ru_maxrss there begins with the parent's peak
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(peak.split()[1]) * 1024 / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9

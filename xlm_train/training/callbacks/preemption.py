@@ -8,7 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from xlm_train.runtime.control_group import Agreement
-from xlm_train.runtime.signals import StopFlag
+from xlm_train.runtime.processes import StopFlag
 from xlm_train.training.anomaly import TrainingStopped
 from xlm_train.training.callbacks.checkpointing import Checkpointing
 from xlm_train.training.module import CausalLanguageModel

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from xlm_train.runtime.console import log
 from xlm_train.runtime.control_group import Agreement
-from xlm_train.runtime.processes import say
 from xlm_train.training.module import CausalLanguageModel
 
 SLOW = 1.5  # times the median
@@ -38,7 +38,7 @@ class Stragglers(pl.Callback):
             if rank in self.suspected and rank not in self.named:
                 self.named.add(rank)
                 host = self.agreement.members[rank].host
-                say(f"warning: rank {rank} on {host} takes {times:.1f} times as long as the others: all wait for it")
+                log(f"warning: rank {rank} on {host} takes {times:.1f} times as long as the others: all wait for it")
                 if trainer.is_global_zero:
                     self.record(rank, host, times)
         self.suspected = set(slow)
