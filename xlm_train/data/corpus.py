@@ -162,6 +162,16 @@ class Corpus:
     def codes_path(self) -> Path:
         return self.path / self.manifest["codes"]["file"]
 
+    @property
+    def text(self) -> dict[str, Any]:
+        """What a checkpoint needs in order to read new text: languages, vocabulary, codes, how text was tokenised."""
+        return {
+            "languages": self.languages,
+            "vocab": self.vocab_path.read_bytes().decode(),
+            "codes": self.codes_path.read_bytes().decode(),
+            **self.manifest["text"],
+        }
+
     def stream(self, split: str, language: str) -> TokenStream:
         """Raises CorpusError where the corpus has no such split or language, or the split is empty."""
         found = self._streams.get((split, language))

@@ -46,3 +46,9 @@ def flops_per_token(shape: ModelShape, positions: int, recompute: bool) -> Mappi
         part: Flops(count, 2 * count, count if recompute and part in in_blocks else 0)
         for part, count in forward.items()
     }
+
+
+def training_flops_per_token(shape: ModelShape, bptt: int, recompute: bool) -> float:
+    """Return the FLOPs of a training step per token read, in windows of `bptt` tokens, each predicting one less."""
+    parts = flops_per_token(shape, bptt - 1, recompute)
+    return sum(part.total for part in parts.values()) * (bptt - 1) / bptt

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from xlm_train.runtime.control_group import Member, differences, problems_of, table
+from xlm_train.runtime.control_group import RankInfo, differences, problems_of, table
 from xlm_train.training.callbacks.stragglers import slow_ones
 
-GPUS = [Member(rank, f"node{rank // 4}", 100 + rank, "V100", f"uuid{rank}", "2.13.0", "abc") for rank in range(8)]
+GPUS = [RankInfo(rank, f"node{rank // 4}", 100 + rank, "V100", f"uuid{rank}", "2.13.0", "abc") for rank in range(8)]
 
 
 def test_a_healthy_run_is_one_line_a_host() -> None:
