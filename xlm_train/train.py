@@ -6,6 +6,7 @@ import functools
 import gc
 import os
 import time
+from pathlib import Path
 
 import hydra.utils
 import torch
@@ -16,7 +17,7 @@ from xlm_train.data.corpus import Corpus
 from xlm_train.data.datamodule import CorpusDataModule, order_of
 from xlm_train.model.transformer import XLM, count_parameters
 from xlm_train.report import write_report
-from xlm_train.report.recipe import advice
+from xlm_train.report.advice import advice
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.console import counted, log
 from xlm_train.runtime.control_group import ControlGroup, is_lost_peer
@@ -81,7 +82,7 @@ def fit(config: TrainConfig, corpus: Corpus, run: RunContext) -> tuple[str, int]
         trainer, module, data, newest = assemble(config, corpus, run)
         began_at = 0 if newest is None else checkpoint_file.step_of(newest)
         try:
-            trainer.fit(module, data, ckpt_path=newest, weights_only=True)
+            trainer.fit(module, data, ckpt_path=newest)
             break
         except NonFiniteOrSpike as error:
             roll_back(error, module.detector, run.folder, corpus, data.order, data.bptt, began_at)
@@ -91,7 +92,7 @@ def fit(config: TrainConfig, corpus: Corpus, run: RunContext) -> tuple[str, int]
         gc.collect()  # the attempt's model and its gradient buffers, before the next one's are made
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    status, reason = run.outcome(module.state.step, data.stop)
+    status, reason = run.outcome(module.state.step, module.stop)
     if is_first_process():
         run.folder.write_status(status, reason=reason, **module.state.counts())
         run.folder.record(status, module.state.step, reason=reason)
@@ -100,7 +101,7 @@ def fit(config: TrainConfig, corpus: Corpus, run: RunContext) -> tuple[str, int]
 
 def assemble(
     config: TrainConfig, corpus: Corpus, run: RunContext
-) -> tuple[Trainer, LanguageModel, CorpusDataModule, str | None]:
+) -> tuple[Trainer, LanguageModel, CorpusDataModule, Path | None]:
     """Put the parts of one attempt together, and find the checkpoint that it resumes."""
     folder, settings = run.folder, config.trainer
     on_gpus = settings.accelerator != "cpu" and torch.cuda.is_available()
@@ -110,9 +111,7 @@ def assemble(
         text, config.data.bptt, config.data.lang_alpha, config.data.slots, config.data.slot_streams, config.seed
     )
     objective = hydra.utils.instantiate(config.objective)(text, corpus.languages, config.data.bptt)
-    data = CorpusDataModule(
-        corpus, order, objective.batch, config.data.bptt, config.steps, rank(), processes(), on_gpus
-    )
+    data = CorpusDataModule(corpus, order, objective.batch, config.data.bptt, rank(), processes(), on_gpus)
 
     found = folder.newest_checkpoint()
     shape = config.model.shape(corpus.n_words, len(corpus.languages))
@@ -125,11 +124,12 @@ def assemble(
     make_optimizer = hydra.utils.instantiate(config.optimizer, _convert_="all")
     schedule = hydra.utils.instantiate(config.schedule)
     module = LanguageModel(
-        XLM(shape, config.model.recompute, config.model.ops),
+        XLM(shape, config.model.recompute),
         objective,
         make_optimizer if settings.sharding is None else sharded(make_optimizer),
         # Hydra's kind of partial examines its target at each call: 0.4 ms a step
         functools.partial(schedule.func, *schedule.args, **schedule.keywords),
+        stop=config.steps,
         slots=config.data.slots,
         clip_norm=settings.clip_norm,
         seed=config.seed,
@@ -154,7 +154,7 @@ def assemble(
     log(
         f"run {folder.path}: {count_parameters(module.model):,} parameters, {counted(processes(), 'process')}, "
         f"{order.slots} slots x {order.slot_streams} streams x {data.bptt} tokens = {data.tokens_per_step:,} tokens a step, "
-        + (f"from step {step:,} of {data.stop:,}" if step else f"{data.stop:,} steps")
+        + (f"from step {step:,} of {module.stop:,}" if step else f"{module.stop:,} steps")
     )
     for change in folder.changes:
         log(f"changed since the last start: {change}")
@@ -178,7 +178,7 @@ def assemble(
         compression=settings.gradient_compression,
         start_timeout=settings.start_timeout_seconds,
         report_every=getattr(callbacks.get("metrics"), "every_n_steps", 50),
-        validate_every=getattr(callbacks.get("validation"), "every_n_steps", data.stop),
+        validate_every=getattr(callbacks.get("validation"), "every_n_steps", module.stop),
         opened=None if found.path is None or found.content is None else (found.path, found.content),
     )
-    return trainer, module, data, None if found.path is None else str(found.path)
+    return trainer, module, data, found.path

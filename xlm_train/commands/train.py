@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xlm_train.config.command import command, in_sweep, sweep_suffix
 from xlm_train.runtime.console import log
 from xlm_train.runtime.device import limit_openmp_spin
-from xlm_train.runtime.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, ConfigError, UserError
+from xlm_train.runtime.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
 from xlm_train.runtime.launcher import is_worker, launch
 from xlm_train.runtime.processes import StopFlag, end_with_parent, processes, rank
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-from xlm_train.train import is_lost_peer, train
+    from xlm_train.config.train import TrainConfig
+
 
 EXIT_LOST = 1  # another process of the run is gone: a restart may help
 
@@ -36,47 +37,43 @@ FLAG = StopFlag()
 )
 def main(config: DictConfig) -> int:
     """Check everything, then train here, in this worker, or in as many processes as there are devices."""
-    from omegaconf import OmegaConf
-
-    from xlm_train.config.train import corpus_problems, problems_of
-
-    limit_openmp_spin()
-
+    limit_openmp_spin()  # before torch is loaded
     if config.verify is not None:
         from xlm_train.commands.verify import verify
 
         return verify(config.verify)
-    path = OmegaConf.select(config, "data.path", throw_on_missing=False)
-    if problems := [*problems_of(config), *corpus_problems(path)]:
-        raise ConfigError(problems)
+    from xlm_train.config.train import read_train_config
+
     config.run_name += sweep_suffix()
-    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    checked = read_train_config(config)
     if is_worker():
         if "TORCHELASTIC_RUN_ID" in os.environ:
             end_with_parent()
-        return work(resolved, FLAG)
+        return work(checked, FLAG)
 
     from xlm_train.data.corpus import Corpus
-    from xlm_train.runtime.run_folder import RunFolder
+    from xlm_train.train import open_run, train
 
-    lineage = Corpus(resolved["data"]["path"]).lineage
-    # everything a user can mend is found here, once, before any worker starts
-    run = RunFolder(resolved["paths"]["runs"], resolved["run_name"], resolved, lineage)
+    # everything a user can fix is found here, once, before any worker starts
+    run = open_run(checked, Corpus(checked.data.path))
     if in_sweep():
         from xlm_train.commands.sweep import is_done
 
         if is_done(run):
             log(f"{run.path}: {run.read_status()} already")
             return 0
-    if resolved["trainer"]["devices"] * resolved["trainer"]["nodes"] > 1:
-        status = launch(resolved, run, FLAG)
+    if checked.trainer.world_size > 1:
+        status = launch(checked.resolved, run, FLAG)
     else:
-        status = train(resolved, FLAG)
+        status = train(checked, FLAG)
     return EXIT_PREEMPTED if status == 0 and run.read_status() == "preempted" else status
 
 
-def work(config: dict[str, Any], flag: StopFlag) -> int:
+def work(config: TrainConfig, flag: StopFlag) -> int:
     """One of several processes: train, and say plainly what went wrong. Returns the exit status."""
+    from xlm_train.runtime.control_group import is_lost_peer
+    from xlm_train.train import train
+
     where = f"[process {rank()}] " if processes() > 1 else ""
     try:
         return train(config, flag)

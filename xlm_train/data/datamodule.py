@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pytorch_lightning as pl
@@ -59,7 +60,7 @@ class StepBatch:
 
 
 class StepBatches(IterableDataset[StepBatch]):
-    """Batches of steps start .. stop-1 for one process.
+    """Batches of one process from a step on, without an end: the module says when a run is over.
 
     Reading is copying a few pages out of the page cache: microseconds, so it happens in the training process, without
     workers.
@@ -70,7 +71,6 @@ class StepBatches(IterableDataset[StepBatch]):
         languages: code -> id.
         numbers: slots of a step that this process takes.
         start: first step.
-        stop: step after the last.
         pin: hand over pinned memory, for a GPU.
     """
 
@@ -80,8 +80,7 @@ class StepBatches(IterableDataset[StepBatch]):
         make_batch: Callable[[Slot, np.random.Generator], Batch],
         languages: Mapping[str, int],
         numbers: range,
-        start: int,
-        stop: int,
+        start: int = 0,
         pin: bool = False,
     ) -> None:
         self.order = order
@@ -89,7 +88,6 @@ class StepBatches(IterableDataset[StepBatch]):
         self.languages = languages
         self.numbers = numbers
         self.start = start
-        self.stop = stop
         self.pin = pin
         self.seconds = 0.0  # spent reading, since somebody set it to 0
 
@@ -107,7 +105,7 @@ class StepBatches(IterableDataset[StepBatch]):
         return batch.pin_memory() if self.pin else batch
 
     def __iter__(self) -> Iterator[StepBatch]:
-        for step in range(self.start, self.stop):
+        for step in itertools.count(self.start):
             begun = time.perf_counter()
             batch = self.read(step)
             self.seconds += time.perf_counter() - begun
@@ -142,7 +140,6 @@ class CorpusDataModule(pl.LightningDataModule):
         order: which windows make up a step.
         make_batch: what the objective makes of a slot.
         bptt: tokens of a window.
-        stop: steps of the whole run.
         rank: of this process.
         world_size: number of processes.
         pin: hand over pinned memory, for a GPU.
@@ -154,7 +151,6 @@ class CorpusDataModule(pl.LightningDataModule):
         order: Order,
         make_batch: Callable[[Slot, np.random.Generator], Batch],
         bptt: int,
-        stop: int,
         rank: int = 0,
         world_size: int = 1,
         pin: bool = False,
@@ -164,7 +160,6 @@ class CorpusDataModule(pl.LightningDataModule):
         self.order = order
         self.make_batch = make_batch
         self.bptt = bptt
-        self.stop = stop
         self.numbers = slots_of_rank(order.slots, rank, world_size)
         self.pin = pin
         self.batches: StepBatches | None = None
@@ -186,11 +181,14 @@ class CorpusDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[StepBatch]:
         """Return the batches from the next step on."""
-        start = self.trainer.lightning_module.state.step if self.trainer is not None else 0
-        self.batches = StepBatches(
-            self.order, self.make_batch, self.languages, self.numbers, start, self.stop, self.pin
-        )
+        module: Any = self.trainer.lightning_module if self.trainer is not None else None
+        start = 0 if module is None else module.state.step
+        self.batches = StepBatches(self.order, self.make_batch, self.languages, self.numbers, start, self.pin)
         return DataLoader(self.batches, batch_size=None)
+
+    def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
+        """Copy from pinned memory, which does not wait for the step before."""
+        return batch.to(device, non_blocking=True)
 
     def seconds_reading(self) -> float:
         """Return the seconds spent reading since the last call."""

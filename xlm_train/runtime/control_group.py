@@ -39,7 +39,7 @@ class RankInfo:
         pid: process id there.
         device: name of its device.
         device_id: what is the same only for the same device; None for a CPU.
-        torch: version of torch.
+        torch_version: its torch.
         run: digest of config, corpus and checkpoint, which all processes must have alike.
     """
 
@@ -48,7 +48,7 @@ class RankInfo:
     pid: int
     device: str
     device_id: str | None
-    torch: str
+    torch_version: str
     run: str
 
     @classmethod
@@ -141,7 +141,7 @@ def problems_of(members: Sequence[RankInfo]) -> list[str]:
                 f"ranks {_list(ranks)} share one device on {host}: give each its own (one task a GPU; srun --gpus-per-node,"
                 " or trainer.devices = GPUs of a node)"
             )
-    if differ := differences(members, "torch"):
+    if differ := differences(members, "torch_version"):
         problems.append(f"the processes do not have the same torch ({differ})")
     return problems
 

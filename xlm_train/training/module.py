@@ -39,6 +39,7 @@ class LanguageModel(pl.LightningModule):
         objective: what is learned from a slot.
         make_optimizer: parameters -> optimizer.
         schedule: update number -> learning rate.
+        stop: steps of the whole run, skipped ones included (Lightning's max_steps counts updates).
         slots: slots of a global step.
         clip_norm: largest norm of the whole gradient.
         seed: of the dropout noise.
@@ -57,6 +58,7 @@ class LanguageModel(pl.LightningModule):
         objective: Objective,
         make_optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer],
         schedule: Callable[[int], float],
+        stop: int,
         slots: int,
         clip_norm: float,
         seed: int,
@@ -72,6 +74,7 @@ class LanguageModel(pl.LightningModule):
         self.objective = objective
         self.make_optimizer = make_optimizer
         self.schedule = schedule
+        self.stop = stop
         self.slots = slots
         self.clip_norm = clip_norm
         self.seed = seed
@@ -85,6 +88,10 @@ class LanguageModel(pl.LightningModule):
         self.learning_rate = 0.0  # of the last attempt
         self._step_callbacks: list[StepCallback] = []
 
+    @property
+    def _callbacks(self) -> list[pl.Callback]:
+        return self.trainer.callbacks  # type: ignore[attr-defined, no-any-return]
+
     # Lightning's hooks, in the order in which they come
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -97,7 +104,7 @@ class LanguageModel(pl.LightningModule):
             states = {"optimizer_states": [self._with_own_settings(self.optimizer_state)]}
             self.trainer.strategy.load_optimizer_state_dict(states)
             self.optimizer_state = None  # give the memory back
-        ours: list[Any] = [callback for callback in self.trainer.callbacks if isinstance(callback, StepCallback)]
+        ours = [callback for callback in self._callbacks if isinstance(callback, StepCallback)]
         self._step_callbacks = sorted(ours, key=lambda callback: callback.phase)
 
     def _with_own_settings(self, state: dict[str, Any]) -> dict[str, Any]:
@@ -109,21 +116,22 @@ class LanguageModel(pl.LightningModule):
             start += count
         return {"state": state["state"], "param_groups": groups}
 
+    def _stop_at_the_end(self) -> None:
+        if self.state.step >= self.stop:
+            self.trainer.should_stop = True
+
     def on_train_start(self) -> None:
-        """Let DDP lay out its buckets before the first step, by one reduction of throw-away gradients.
+        """Leave at once where all is done. Let DDP lay out its buckets before the first step, by one reduction of throw-away gradients.
 
         DDP lays them out again, by the order in which gradients arrived, before its second reduction. Above two
         processes that changes the order of sums, so a resumed run would differ from an undisturbed one in its first
         step.
         """
+        self._stop_at_the_end()
         if isinstance(self.trainer.model, DistributedDataParallel):
             nothing = self.objective.empty_batch().to(self.device)
             self.manual_backward(self.objective.loss(self.model, nothing) * 0.0)
             self.trainer.model.zero_grad(set_to_none=True)
-
-    def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
-        """Copy from pinned memory, which does not wait for the step before."""
-        return batch.to(device, non_blocking=True)
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         """Attempt one update."""
@@ -151,6 +159,7 @@ class LanguageModel(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: StepBatch, batch_idx: int) -> None:
         """Report, validate, leave, save: see phases.py."""
+        self._stop_at_the_end()
         for callback in self._step_callbacks:
             callback.on_step_end(self.trainer, self)  # type: ignore[arg-type]
 
@@ -173,6 +182,13 @@ class LanguageModel(pl.LightningModule):
             or own[name].shape != checkpoint["state_dict"][name].shape
         ]:
             raise CheckpointError(f"the checkpoint does not fit this run: {', '.join(differing[:3])} and so on")
+        if "loops" not in checkpoint:  # written before version 3: all that Lightning must know is the count of updates
+            loops = self.trainer.fit_loop.state_dict()
+            updates = checkpoint["train_state"]["updates"]
+            loops["epoch_loop.manual_optimization.optim_step_progress"]["total"] |= dict(
+                ready=updates, completed=updates
+            )
+            checkpoint["loops"] = {"fit_loop": loops}
         self.state.restore(checkpoint["train_state"], checkpoint["metrics"])
 
     # The parts of a step
@@ -215,9 +231,9 @@ class LanguageModel(pl.LightningModule):
         Alone, the next backward pass hands over its own buffers as gradients: no pass over them to zero, none to add.
         Under DDP they are views of its buckets, and stay.
         """
-        for hooked in (*self.trainer.callbacks, self):
-            arguments = (optimizer.optimizer,) if hooked is self else (self.trainer, self, optimizer.optimizer)
-            hooked.on_before_zero_grad(*arguments)
+        for callback in self._callbacks:
+            callback.on_before_zero_grad(self.trainer, self, optimizer.optimizer)
+        self.on_before_zero_grad(optimizer.optimizer)
         optimizer.zero_grad(set_to_none=self.trainer.world_size == 1)
 
     def _is_good(self, norm: Tensor) -> bool:

@@ -118,15 +118,12 @@ class Trainer(pl.Trainer):
         self._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         self.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
+    callbacks: list[pl.Callback]
+
     @property
     def data(self) -> CorpusDataModule:
         """The run's data."""
         return self.datamodule  # type: ignore[attr-defined, no-any-return]
-
-    @property
-    def max_attempts(self) -> int:
-        """Steps of the whole run, skipped ones included; Lightning's max_steps counts updates."""
-        return self.data.stop
 
     def save_checkpoint(self, *arguments: Any, **options: Any) -> None:
         """Save, but never a run that has gone bad: losses are reduced and checked first. A collective."""

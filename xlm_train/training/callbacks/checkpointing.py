@@ -56,10 +56,7 @@ class Checkpointing(StepCallback):
         """Save where a checkpoint is due."""
         state = module.state
         if (
-            state.step % self.every_n_steps == 0
-            or state.step == trainer.max_attempts
-            or state.best_step == state.step
-            or trainer.should_stop
+            state.step % self.every_n_steps == 0 or state.best_step == state.step or trainer.should_stop
         ) and state.step != self.saved_step:
             self._save(trainer, module)
 

@@ -73,7 +73,7 @@ class Metrics(StepCallback):
     def on_step_end(self, trainer: Trainer, module: LanguageModel) -> None:
         """Report where that is due. A collective; waits for the device."""
         step = module.state.step
-        if step % self.every_n_steps == 0 or step == trainer.max_attempts:
+        if step % self.every_n_steps == 0 or step == module.stop:
             module.reduce_losses()
             metrics = self._losses(trainer, module) | self._speed(trainer, module)
             metrics["memory/peak_gb"] = peak_memory_gb(module.device)
@@ -105,10 +105,10 @@ class Metrics(StepCallback):
         seconds = max(time.perf_counter() - self._since - sum(trainer.run.pauses.values()), 1e-9)
         per_step = seconds / max(state.step - self._since_step, 1)
         metrics = {
-            "progress/steps": trainer.max_attempts,
+            "progress/steps": module.stop,
             "progress/updates": state.updates,
             "progress/tokens": state.step * tokens,
-            "progress/seconds_left": (trainer.max_attempts - state.step) * per_step,
+            "progress/seconds_left": (module.stop - state.step) * per_step,
             "speed/tokens_per_second": tokens / per_step,
             "speed/seconds_per_step": per_step,
             "speed/data_wait": trainer.data.seconds_reading() / seconds,

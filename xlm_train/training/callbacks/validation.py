@@ -79,7 +79,7 @@ class Validation(StepCallback):
     def on_step_end(self, trainer: Trainer, module: LanguageModel) -> None:
         """Validate where that is due. A collective."""
         state = module.state
-        if not self.streams or (state.step % self.every_n_steps and state.step != trainer.max_attempts):
+        if not self.streams or (state.step % self.every_n_steps and state.step != module.stop):
             return
         begun = time.perf_counter()
         with trainer.validation(module):
