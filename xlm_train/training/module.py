@@ -185,9 +185,10 @@ class LanguageModel(pl.LightningModule):
         if "loops" not in checkpoint:  # written before version 3: all that Lightning must know is the count of updates
             loops = self.trainer.fit_loop.state_dict()
             updates = checkpoint["train_state"]["updates"]
-            loops["epoch_loop.manual_optimization.optim_step_progress"]["total"] |= dict(
-                ready=updates, completed=updates
-            )
+            loops["epoch_loop.manual_optimization.optim_step_progress"]["total"] |= {
+                "ready": updates,
+                "completed": updates,
+            }
             checkpoint["loops"] = {"fit_loop": loops}
         self.state.restore(checkpoint["train_state"], checkpoint["metrics"])
 
