@@ -83,6 +83,15 @@ def command(
     return result
 
 
+def train_here(config: dict[str, Any]) -> int:
+    """Train in this process with a composed and resolved config; returns the exit status."""
+    from xlm_train.config.train import from_resolved
+    from xlm_train.runtime.processes import StopFlag
+    from xlm_train.train import train
+
+    return train(from_resolved(config), StopFlag())
+
+
 def process_environment(**more: str) -> dict[str, str]:
     """Environment for a process of this checkout, one thread a process."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **more}

@@ -90,7 +90,7 @@ def write(path: str | Path, content: Mapping[str, Any]) -> str:
     with atomic_write(path) as file:
         writer = _HashingWriter(file)
         try:
-            torch.save({**content, "format": FORMAT, "version": VERSION}, writer)  # type: ignore[arg-type]
+            torch.save({"format": FORMAT, "version": VERSION, **content}, writer)  # type: ignore[arg-type]
         except Exception:
             if writer.failure is not None:
                 raise writer.failure from None

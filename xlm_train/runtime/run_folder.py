@@ -82,6 +82,8 @@ class RunFolder:
             if not isinstance(previous, dict):
                 raise ConfigError(f"{self.config_file}: is damaged: not a config")
             self._compare({str(key): value for key, value in previous.items()})
+        if not self.starts_again and (self.path / "excluded.json").is_file():
+            self.excluded = set(read_json(self.path / "excluded.json"))
 
     def _compare(self, previous: dict[str, Any]) -> None:
         different = self._differences(previous, identity=True)
@@ -99,8 +101,6 @@ class RunFolder:
                 ]
             )
         self.changes = self._differences(previous, identity=False)
-        if not self.starts_again and (self.path / "excluded.json").is_file():
-            self.excluded = set(read_json(self.path / "excluded.json"))
 
     def _differences(self, previous: dict[str, Any], identity: bool) -> list[str]:
         """Lines `key: was A, now B` for the values that differ, among identity keys or among all others."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import train_here
 from xlm_train.data.corpus import Corpus
 from xlm_train.interop.original import torch_files
 from xlm_train.runtime import checkpoint_file
@@ -302,8 +303,6 @@ def test_training_goes_on_from_an_import(
     from omegaconf import OmegaConf
 
     from xlm_train.config.command import config_folder
-    from xlm_train.runtime.processes import StopFlag
-    from xlm_train.train import train
 
     shape = {"dim": 64, "ffn_dim": 256, "n_heads": 4, "max_positions": 512, "dropout": 0.0, "attention_dropout": 0.0}
     overrides = [
@@ -323,7 +322,7 @@ def test_training_goes_on_from_an_import(
     with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
         config = OmegaConf.to_container(compose("train", overrides), resolve=True)
     before = checkpoint_file.load(imported)
-    assert train(config, StopFlag()) == 0  # type: ignore[arg-type]
+    assert train_here(config) == 0  # type: ignore[arg-type]
     after = checkpoint_file.load(tmp_path / "more/checkpoints/step-00000002.pt")
     assert after["lineage"]["parents"] == [*before["lineage"]["parents"], before["sha256"]]
     (group,) = after["optimizer"]["param_groups"]
