@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import select, stages
-from data_prep.meter import Meter, waiting
 from data_prep.settings import Settings
-from data_prep.text import Text, Texts
+from data_prep.text import UNITS, Text, Texts
 from data_prep.work import Work, load
+from xlm_train.runtime.console import Progress, waiting
 from xlm_train.runtime.errors import UserError
 
 
@@ -75,15 +75,15 @@ def _has_more_than(train: Text, sets: list[select.Hashes]) -> bool:
 
 def leave_out(settings: Settings, texts: Texts) -> None:
     """Count duplicates, and training sentences that the given test sets have too; leave them out where asked to."""
-    meter = Meter("select", sum(sum(text.bytes) for text in texts.values()))
+    progress = Progress("select", sum(sum(text.bytes) for text in texts.values()), UNITS)
     for key, text in texts.items():
         numbers = range(len(text.pieces))
         counter = select.DuplicateCounter()
         for number in numbers:
             counter.add(text.hashes(number))
-            meter.add(text.bytes[number], text.bytes[number], text.lines[number])
+            progress.add(text.bytes[number], text.bytes[number] / 1e6, text.lines[number])
         text.counts |= {"duplicates": counter.duplicates, "duplicates_exact": counter.exact}
-        gone = {"too_long": text.left.long_lines, "duplicates": 0, "test_overlap": 0}
+        gone = {"too_long": text.dropped_lines.long_lines, "duplicates": 0, "test_overlap": 0}
         if key[0] == "train":
             gone["test_overlap"] = _overlap(settings, texts, text)
             if settings.deduplicate:
@@ -93,7 +93,7 @@ def leave_out(settings: Settings, texts: Texts) -> None:
             if not any(text.n_kept(number) for number in numbers):
                 raise UserError(f"{text.name}: no line is left of it")
         text.counts["dropped"] = gone
-    meter.end()
+    progress.end()
 
 
 def _overlap(settings: Settings, texts: Texts, train: Text) -> int:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.meter import say
 from data_prep.work import Job, Result, Workers
+from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import UserError
 
 EXECUTORS = ("processes", "local", "slurm")
@@ -67,7 +67,7 @@ class Tasks(Workers):
     def ahead(self, function: Callable[[Job], Result], make_jobs: Callable[[], Iterable[Job]]) -> None:
         name = f"{function.__name__}-{secrets.token_hex(4)}"  # datatrove would skip tasks it finds done under a name
         pipeline: list[Any] = [Share(function, make_jobs)]  # type: ignore[arg-type]
-        say(f"{self.tasks} tasks of {function.__name__} on datatrove's {self.executor} executor: {self.logs / name}")
+        log(f"{self.tasks} tasks of {function.__name__} on datatrove's {self.executor} executor: {self.logs / name}")
         if self.executor == "local":
             from datatrove.executor.local import LocalPipelineExecutor
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from data_prep import fastbpe
 from xlm_train.runtime.errors import UserError
-from xlm_train.text.bpe import END_OF_WORD, BpeCodes
+from xlm_train.text.bpe_codes import END_OF_WORD, BpeCodes
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer, models

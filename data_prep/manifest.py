@@ -1,4 +1,4 @@
-"""manifest.json: what a binarised corpus holds, and the hash lineage from raw text to its shards."""
+"""The manifest of a finished corpus."""
 
 from __future__ import annotations
 
@@ -13,18 +13,15 @@ from typing import Any
 
 from data_prep import fastbpe, statistics
 from data_prep.binarise import Binarised
-from data_prep.settings import SPLITS, Key, Settings
+from data_prep.settings import Key, Settings
 from data_prep.text import BpeFiles, Text, Texts
-from data_prep.work import digest, load, load_json
+from data_prep.work import load, load_json
+from xlm_train.data.manifest import FORMAT, SPLITS, VERSION, lineage
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import sha256_of
-from xlm_train.text.bpe import BpeCodes
+from xlm_train.text.bpe_codes import BpeCodes
 from xlm_train.text.tokenise import RULES_VERSION
 from xlm_train.text.vocabulary import Vocabulary
-
-FORMAT = "xlm_train.corpus"
-VERSION = 1
-FILE = "manifest.json"
 
 PIPELINE_VERSION = "1"
 """Raised when a change here, in BPE or in binarising changes any output byte."""
@@ -115,41 +112,13 @@ def _counts(
         "tokens_per_word": round(pieces / max(words, 1), 6),
         "unknown_rate": round(unknown / max(pieces, 1), 9),
         "length": statistics.percentiles(binarised.lengths),
-        "lines": sum(text.lines) + text.left.long_lines,
+        "lines": sum(text.lines) + text.dropped_lines.long_lines,
         "empty": raw.empty,
         **text.counts,
         "special_words": dict(special),
-        "raw": {**raw.totals(), "bom": text.left.bom} if own else None,
+        "raw": {**raw.totals(), "bom": text.dropped_lines.bom} if own else None,
         "scripts": statistics.script_shares(raw.scripts),
         "shards": binarised.shards,
         "inputs": text.inputs,
     }
     return (raw if own else None), entry
-
-
-def lineage(manifest: Mapping[str, Any]) -> str:
-    """One hash over all that determines the corpus's bytes: inputs, settings, tools; and over the bytes it came to.
-
-    No time, path or file name has a part in it, nor has the version of Python, whose effect is in the bytes.
-    """
-    splits = {
-        split: {
-            language: {
-                "inputs": [entry["sha256"] for entry in counts["inputs"]],
-                "shards": [[shard["sha256"], shard["index_sha256"]] for shard in counts["shards"]],
-            }
-            for language, counts in per_language.items()
-        }
-        for split, per_language in manifest["splits"].items()
-    }
-    return digest(
-        manifest["format"],
-        manifest["version"],
-        manifest["languages"],
-        manifest["vocabulary"]["sha256"],
-        manifest["codes"]["sha256"],
-        splits,
-        manifest["text"],
-        manifest["settings"],
-        {name: found for name, found in manifest["tools"].items() if name != "python"},
-    )

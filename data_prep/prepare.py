@@ -18,21 +18,19 @@ from data_prep import learn_bpe, manifest, report, select, stages, statistics
 from data_prep.assign import hold_out, leave_out
 from data_prep.binarise import Binarised, binarise
 from data_prep.distributed import workers_for
-from data_prep.meter import Meter, say, waiting
 from data_prep.publish import finished_corpus, locked, publish
 from data_prep.settings import Key, Settings, read_settings
-from data_prep.sources import Reading
-from data_prep.sources import cut as cut_lines
-from data_prep.text import BpeFiles, Text, Texts
+from data_prep.text import UNITS, BpeFiles, Text, Texts
 from data_prep.work import Work, Workers
 from xlm_train.config.command import command
-from xlm_train.runtime.errors import UserError
+from xlm_train.runtime.console import Progress, log, waiting
+from xlm_train.runtime.errors import EXIT_INTERRUPTED, UserError
+from xlm_train.text.files import ReadStats
+from xlm_train.text.lines import cut as cut_lines
 from xlm_train.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-INTERRUPTED = 130  # what shells report of a process that Ctrl-C ended
 
 
 @command(
@@ -57,8 +55,8 @@ def main(config: DictConfig) -> int:
     try:
         prepare(read_settings({str(key): value for key, value in request.items()}))
     except KeyboardInterrupt:
-        say("interrupted; the same command goes on from here")
-        return INTERRUPTED
+        log("interrupted; the same command goes on from here")
+        return EXIT_INTERRUPTED
     return 0
 
 
@@ -75,7 +73,7 @@ def prepare(settings: Settings) -> dict[str, Any]:
     ):
         finished = finished_corpus(settings, tools)
         if finished is not None:
-            say(f"{settings.out} holds exactly this corpus already: nothing to do")
+            log(f"{settings.out} holds exactly this corpus already: nothing to do")
             return finished
         work = Work(folder, tools)
         texts = tokenise(settings, work, workers)
@@ -104,24 +102,25 @@ def tokenise(settings: Settings, work: Work, workers: Workers) -> Texts:
     texts = {key: Text(*key) for key in settings.sources}
     sizes = [source.size for sources in settings.sources.values() for source in sources]
     workers.ahead(stages.tokenise_piece, functools.partial(jobs_to_tokenise, settings, work))
-    meter = Meter("tokenise", None if None in sizes else sum(size for size in sizes if size))
+    total = None if None in sizes else sum(size for size in sizes if size)
+    progress = Progress("tokenise", total, UNITS)
 
     def missing() -> Iterator[stages.TokeniseJob]:
         for job, done in pieces_to_tokenise(settings, work, texts):
             size = len(job.piece.data)
             if job.out.exists():
-                meter.skip(done, size)
+                progress.skip(done, size / 1e6)
             else:
                 yield job
-                meter.add(done, size, job.piece.data.count(b"\n"))
+                progress.add(done, size / 1e6, job.piece.data.count(b"\n"))
 
     for _ in workers.map(stages.tokenise_piece, missing()):
         pass
-    meter.end()
+    progress.end()
     for text in texts.values():
-        if text.left.long_lines and text.split in settings.parallel:
+        if text.dropped_lines.long_lines and text.split in settings.parallel:
             raise UserError(
-                f"{text.name}: line {text.left.first_long_line} is longer than max_line_bytes="
+                f"{text.name}: line {text.dropped_lines.first_long_line} is longer than max_line_bytes="
                 f"{settings.max_line_bytes}; parallel text cannot leave lines out: "
                 f"raise max_line_bytes, or take {text.split} out of parallel"
             )
@@ -141,14 +140,16 @@ def pieces_to_tokenise(settings: Settings, work: Work, texts: Texts) -> Iterator
         text = texts[split, language]
         shaped_by = (language, settings.lowercase, settings.remove_accents, settings.decode_errors)
         for source in sources:
-            reading = Reading()
+            stats = ReadStats()
             done = 0
-            for piece in cut_lines(source.chunks(reading), settings.piece_bytes, settings.max_line_bytes, text.left):
+            for piece in cut_lines(
+                source.chunks(stats), settings.piece_bytes, settings.max_line_bytes, text.dropped_lines
+            ):
                 out = work.path("tokenised", hashlib.sha256(piece.data).hexdigest(), *shaped_by)
                 text.add(out, piece.data.count(b"\n"), len(piece.data))
-                yield stages.TokeniseJob(out, piece, source.name, *shaped_by), reading.done - done
-                done = reading.done
-            text.inputs.append({"path": source.name, "bytes": reading.done, "sha256": reading.sha256})
+                yield stages.TokeniseJob(out, piece, source.name, *shaped_by), stats.done - done
+                done = stats.done
+            text.inputs.append({"path": source.name, "bytes": stats.done, "sha256": stats.sha256})
 
 
 def jobs_to_tokenise(settings: Settings, work: Work) -> Iterator[stages.TokeniseJob]:
@@ -261,16 +262,16 @@ def binarise_all(
         suffix="",
     )
     folder.mkdir(parents=True, exist_ok=True)
-    meter = Meter("binarise", sum(sum(text.bytes) for text in texts.values()))
+    progress = Progress("binarise", sum(sum(text.bytes) for text in texts.values()), UNITS)
     corpus = {}
     for key, text in texts.items():
         line_bytes = sum(text.bytes) // max(sum(text.lines), 1)
 
         def count(sentences: int, line_bytes: int = line_bytes) -> None:
-            meter.add(sentences * line_bytes, sentences * line_bytes, sentences)
+            progress.add(sentences * line_bytes, sentences * line_bytes / 1e6, sentences)
 
         corpus[key] = binarise(encoded[key], text.name, folder, dtype, settings.shard_tokens, count)
-    meter.end()
+    progress.end()
     return corpus, folder
 
 
@@ -289,19 +290,19 @@ def run(name: str, function: Callable[[Any], None], jobs: Iterable[Sized], total
     if not jobs:
         return
     workers.ahead(function, functools.partial(list, [sized.job for sized in jobs]))
-    meter = Meter(name, total)
+    progress = Progress(name, total, UNITS)
 
     def missing() -> Iterator[Any]:
         for sized in jobs:
             if sized.job.out.exists():
-                meter.skip(sized.bytes, sized.bytes)
+                progress.skip(sized.bytes, sized.bytes / 1e6)
             else:
                 yield sized.job
-                meter.add(sized.bytes, sized.bytes, sized.lines)
+                progress.add(sized.bytes, sized.bytes / 1e6, sized.lines)
 
     for _ in workers.map(function, missing()):
         pass
-    meter.end()
+    progress.end()
 
 
 # ---- 4. the finished corpus

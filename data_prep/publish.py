@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep import manifest
-from data_prep.meter import say
 from data_prep.settings import OURS, Settings
-from data_prep.sources import Reading
+from xlm_train.data import manifest
+from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import atomic_write, fsync_folder, read_json, sha256_of, write_json
+from xlm_train.text.files import ReadStats
 
 
 @contextlib.contextmanager
@@ -77,14 +77,14 @@ def finished_corpus(settings: Settings, tools: Mapping[str, str]) -> dict[str, A
     }:
         return None
     for (split, language), sources in settings.sources.items():
-        say(f"comparing {split}.{language} with what {settings.out} was made from")
+        log(f"comparing {split}.{language} with what {settings.out} was made from")
         entry = found["splits"].get(split, {}).get(language)
         checksums = []
         for source in sources:
-            reading = Reading()
-            for _ in source.chunks(reading):
+            stats = ReadStats()
+            for _ in source.chunks(stats):
                 pass
-            checksums.append(reading.sha256)
+            checksums.append(stats.sha256)
         if entry is None or [known["sha256"] for known in entry["inputs"]] != checksums:
             return None
     small = {entry["file"]: entry["sha256"] for entry in (found["codes"], found["vocabulary"])}

@@ -15,7 +15,7 @@ from data_prep.distributed import EXECUTORS, check_executor
 from data_prep.sources import Source, sources_of
 from data_prep.sources.parquet import ParquetFile
 from xlm_train.runtime.errors import ConfigError, UserError
-from xlm_train.text.bpe import BpeCodes, read_limit
+from xlm_train.text.bpe_codes import BpeCodes, as_piece, read_limit
 from xlm_train.text.files import TextFile
 from xlm_train.text.tokenise import Tokeniser
 from xlm_train.text.vocabulary import SPECIALS, Vocabulary
@@ -317,13 +317,13 @@ def _bpe_problems(settings: Settings) -> list[str]:
         except UserError as error:
             problems += [f"vocab: {problem}" for problem in error.problems]
     if codes is not None and vocab is not None:
-        made = producible(codes)
+        made = {as_piece(left + right) for left, right, _ in codes.merges}
         words = vocab.words[len(SPECIALS) :]
-        foreign = [word for word in words if word not in made and len(word.removesuffix("@@")) > 1]
-        if len(foreign) > (1 - AGREEMENT) * len(words):
+        mismatched = [word for word in words if word not in made and len(word.removesuffix("@@")) > 1]
+        if len(mismatched) > (1 - AGREEMENT) * len(words):
             problems.append(
-                f"vocab={settings.vocab}: does not belong to codes={settings.codes}: {len(foreign):,} of its "
-                f"{len(words):,} entries, such as {foreign[0]}, cannot be made with them"
+                f"vocab={settings.vocab}: does not belong to codes={settings.codes}: {len(mismatched):,} of its "
+                f"{len(words):,} entries, such as {mismatched[0]}, cannot be made with them"
             )
     return problems
 
@@ -348,15 +348,6 @@ def _language_vocab_problems(settings: Settings) -> list[str]:
     if settings.codes is None:
         problems.append("language_vocab: needs the codes it was made with (codes=FILE)")
     return problems
-
-
-def producible(codes: BpeCodes) -> set[str]:
-    """Every token of more than one character that these codes can make, as it stands in a vocabulary."""
-    made = set()
-    for left, right, _ in codes.merges:
-        symbol = left + right
-        made.add(symbol.removesuffix("</w>") if symbol.endswith("</w>") else symbol + "@@")
-    return made
 
 
 def _text_bytes(source: Source) -> int:

@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.select import Hashes, sampled_copies, sentence_hashes
-from data_prep.sources import Piece
 from data_prep.statistics import RawCounts
 from data_prep.work import compress, decompress, load, save
 from xlm_train.runtime.errors import TextError
-from xlm_train.text.bpe import BpeCodes, BpeEncoder, CutText, read_limit
+from xlm_train.text.bpe import BpeEncoder, CutText
+from xlm_train.text.bpe_codes import BpeCodes, read_limit
+from xlm_train.text.lines import Piece
 from xlm_train.text.tokenise import Tokeniser
 from xlm_train.text.vocabulary import LINE_END, Vocabulary, count_words
 

@@ -23,7 +23,6 @@ SCRIPTS = (
     "Katakana",
     "Hangul",
 )
-OTHER_SCRIPT = len(SCRIPTS)
 NO_LETTER = len(SCRIPTS) + 1
 SCRIPT_NAMES = (*SCRIPTS, "other letters", "no letters")
 

@@ -11,9 +11,13 @@ from numpy.typing import NDArray
 
 from data_prep.select import Hashes
 from data_prep.settings import Key
-from data_prep.sources import Left
 from data_prep.stages import Selection
-from data_prep.work import digest, load
+from data_prep.work import load
+from xlm_train.runtime.files import digest
+from xlm_train.text.lines import DroppedLines
+
+UNITS = {"MB": 1, "lines": 0}
+"""What progress of the preparation is shown in: raw text."""
 
 
 @dataclass
@@ -30,7 +34,7 @@ class Text:
     bytes: list[int] = field(default_factory=list)
     dropped: list[NDArray[np.uint8] | None] = field(default_factory=list)
     inputs: list[dict[str, Any]] = field(default_factory=list)
-    left: Left = field(default_factory=Left)
+    dropped_lines: DroppedLines = field(default_factory=DroppedLines)
     counts: dict[str, Any] = field(default_factory=dict)
 
     @property

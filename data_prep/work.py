@@ -26,16 +26,10 @@ import zstandard
 from numpy.typing import NDArray
 
 from xlm_train.runtime.errors import UserError
-from xlm_train.runtime.files import atomic_write
+from xlm_train.runtime.files import atomic_write, digest
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-
-
-def digest(*parts: Any) -> str:
-    """Hash of some values, as hex: of their canonical JSON."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def save(path: Path, **arrays: NDArray[Any] | bytes | Mapping[str, Any]) -> None:

@@ -12,11 +12,7 @@ from data_prep.sources.hub import HubDataset
 from data_prep.sources.parquet import ParquetFile
 from data_prep.sources.sgm import SgmFile
 from data_prep.sources.wikipedia import WikiExtractor
-from xlm_train.text.files import TextFile
-from xlm_train.text.lines import Left, Piece, cut
-from xlm_train.text.source import Reading, Source
-
-__all__ = ["Left", "Piece", "Reading", "Source", "cut", "sources_of"]
+from xlm_train.text.files import Source, TextFile
 
 HUB_KEYS = {"dataset", "config", "split", "column", "revision"}
 

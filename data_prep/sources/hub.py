@@ -8,7 +8,7 @@ from typing import Any
 
 from data_prep.sources.parquet import BATCH_ROWS, lines_of
 from xlm_train.runtime.errors import TextError
-from xlm_train.text.source import Reading
+from xlm_train.text.files import ReadStats
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class HubDataset:
             return [f"{self.name}: column '{self.column}' holds {type(first[self.column]).__name__}, not text"]
         return []
 
-    def chunks(self, reading: Reading) -> Iterator[bytes]:
+    def chunks(self, stats: ReadStats) -> Iterator[bytes]:
         try:
             for batch in self._open().select_columns([self.column]).iter(batch_size=BATCH_ROWS):
                 data = lines_of(row.encode("utf-8", "surrogatepass") for row in batch[self.column] if row)
-                reading.add(data)
+                stats.add(data)
                 yield data
         except Exception as error:
             raise TextError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xlm_train.runtime.errors import TextError
-from xlm_train.text.source import CHUNK_BYTES, Reading
+from xlm_train.text.files import CHUNK_BYTES, ReadStats
 
 BATCH_ROWS = 256
 
@@ -48,7 +48,7 @@ class ParquetFile:
             return [f"{self.path}: cannot be read: {error.strerror or error}"]
         return []
 
-    def chunks(self, reading: Reading) -> Iterator[bytes]:
+    def chunks(self, stats: ReadStats) -> Iterator[bytes]:
         import pyarrow
         import pyarrow.parquet
 
@@ -58,17 +58,17 @@ class ParquetFile:
                 rows = 0
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=[self.column], use_threads=False):
                     rows += len(batch)
-                    reading.done = before.st_size * rows // file.metadata.num_rows
+                    stats.done = before.st_size * rows // file.metadata.num_rows
                     yield lines_of(
                         batch.column(0).cast(pyarrow.large_binary()).to_pylist()
                     )  # bytes: bad UTF-8 is counted later
             with open(self.path, "rb") as whole:
                 while data := whole.read(CHUNK_BYTES):
-                    reading.digest.update(data)
+                    stats.digest.update(data)
             after = self.path.stat()
         except (pyarrow.ArrowException, OSError) as error:
             raise TextError(f"{self.path}: is damaged or cannot be read: {error}") from error
-        reading.done = before.st_size
+        stats.done = before.st_size
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise TextError(f"{self.path}: changed while it was read; run again when it is complete")
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xlm_train.runtime.errors import TextError
-from xlm_train.text.files import TextFile
-from xlm_train.text.source import Reading
+from xlm_train.text.files import ReadStats, TextFile
 
 SEGMENT = re.compile(rb"<seg[^>]*>(.*?)</seg>", re.DOTALL | re.IGNORECASE)
 MAX_BYTES = 1 << 28
@@ -40,8 +39,8 @@ class SgmFile:
             problems = [f"{self.path}: holds no <seg> elements"]
         return problems
 
-    def chunks(self, reading: Reading) -> Iterator[bytes]:
-        data = b"".join(TextFile(self.path).chunks(reading))
+    def chunks(self, stats: ReadStats) -> Iterator[bytes]:
+        data = b"".join(TextFile(self.path).chunks(stats))
         opened = len(re.findall(rb"<seg[\s>]", data, re.IGNORECASE))
         segments = SEGMENT.findall(data)
         if opened != len(segments):

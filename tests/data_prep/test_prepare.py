@@ -33,7 +33,8 @@ from data_prep.settings import read_settings
 from xlm_train.config.command import config_folder
 from xlm_train.data.corpus import Corpus
 from xlm_train.runtime.errors import ConfigError, TextError, UserError
-from xlm_train.text.bpe import BpeCodes, BpeEncoder, read_limit
+from xlm_train.text.bpe import BpeEncoder
+from xlm_train.text.bpe_codes import BpeCodes, read_limit
 from xlm_train.text.tokenise import Tokeniser
 from xlm_train.text.vocabulary import EOS, UNK, Vocabulary
 
@@ -135,7 +136,8 @@ def test_the_corpus_is_the_text_tokenised_and_encoded(tmp_path: Path, texts: dic
             raw = read_text(texts[split][language])
             tokens = Tokeniser(language).tokenise(raw)
             limit = None if split == "train" else read_limit(out / f"vocab.{language}")
-            expected = BpeEncoder(codes, limit).encode_lines(tokens)
+            encoder = BpeEncoder(codes, limit)
+            expected = [" ".join(map(encoder.encode_text, line.split(" "))) for line in tokens]
             vocabulary = Vocabulary.from_file(out / "vocab")
             known = [" ".join(p if p in vocabulary else "<unk>" for p in line.split(" ")) for line in expected]
             assert lines_of(out, split, language) == known

@@ -1,4 +1,4 @@
-"""The three Moses steps before tokenisation, on blocks of lines (`xlm_train.text.moses_block`).
+"""The three Moses steps before tokenisation, on blocks of lines (`xlm_train.text.tokenise`).
 
 replace-unicode-punctuation.perl | normalize-punctuation.perl -l LANGUAGE | remove-non-printing-char.perl
 
@@ -14,10 +14,11 @@ from __future__ import annotations
 import re
 from collections.abc import Set
 
-from xlm_train.text.moses_block import single_spaces
 from xlm_train.text.moses_unicode import OTHER
 
 NBSP = "\u00a0"
+
+_SPACES = re.compile("  +")
 
 # replace-unicode-punctuation: one character for one or more of ASCII. The two full stops, which also take the
 # spaces after them, are apart.
@@ -70,8 +71,11 @@ def replace_unicode_punctuation(block: str, unusual: Set[str]) -> str:
 def normalise_punctuation(block: str, language: str, unusual: Set[str]) -> str:
     """Quotation marks, brackets and their spaces, in the order of normalize-punctuation.perl.
 
-    `language` decides what becomes of a quotation mark beside commas and full stops, and of a no-break space
-    inside a number. The block must have been through `replace_unicode_punctuation`.
+    Args:
+        block: Lines that have been through `replace_unicode_punctuation`.
+        language: Decides what becomes of a quotation mark beside commas and full stops, and of a no-break space
+            inside a number.
+        unusual: Every character of the block outside printable ASCII.
     """
     if "\r" in unusual:
         block = block.replace("\r", "")
@@ -138,3 +142,8 @@ def remove_non_printing(block: str, unusual: Set[str]) -> str:
         if character in OTHER:
             block = block.replace(character, " ")
     return block
+
+
+def single_spaces(block: str) -> str:
+    """Every run of spaces made one space."""
+    return _SPACES.sub(" ", block) if "  " in block else block
