@@ -23,7 +23,15 @@ POLL_SECONDS = 10
 
 
 def check_executor(executor: str, slurm: Mapping[str, Any]) -> None:
-    """Raise UserError where `executor` could not run: datatrove missing, or what Slurm must be told."""
+    """Check that an executor can run.
+
+    Args:
+        executor: One of EXECUTORS.
+        slurm: Arguments of datatrove's Slurm executor.
+
+    Raises:
+        UserError: datatrove is not installed, or Slurm lacks what it must be told.
+    """
     if executor == "processes":
         return
     try:
@@ -38,7 +46,12 @@ def check_executor(executor: str, slurm: Mapping[str, Any]) -> None:
 
 
 class Share:
-    """One task's part of a stage: of the jobs that `make_jobs` gives, those whose work file falls to its rank."""
+    """One task's part of a stage: those of the jobs whose work file falls to its rank.
+
+    Args:
+        function: Does a job.
+        make_jobs: Gives all jobs of the stage.
+    """
 
     def __init__(self, function: Callable[[Any], None], make_jobs: Callable[[], Iterable[Any]]) -> None:
         self.function = function
@@ -48,13 +61,22 @@ class Share:
         return f"xlm-prep: {self.function.__name__}"
 
     def __call__(self, data: object, rank: int, world_size: int) -> None:
+        """Do what is missing of this task's part; datatrove calls it with no `data`."""
         for job in self.make_jobs():
             if int(job.out.stem[:12], 16) % world_size == rank and not job.out.exists():
                 self.function(job)
 
 
 class Tasks(Workers):
-    """Workers whose stages run as `tasks` tasks of a datatrove executor; what is left after that runs in here."""
+    """Workers whose stages run as tasks of a datatrove executor; what is left after that runs in this process.
+
+    Args:
+        executor: `local` or `slurm`.
+        tasks: Shares that each stage is cut into.
+        workers: Processes of the local executor.
+        slurm: Arguments of datatrove's Slurm executor.
+        logs: Folder for datatrove's logs.
+    """
 
     def __init__(self, executor: str, tasks: int, workers: int, slurm: Mapping[str, Any], logs: Path) -> None:
         super().__init__(1)
@@ -65,6 +87,7 @@ class Tasks(Workers):
         self.logs = logs
 
     def ahead(self, function: Callable[[Job], Result], make_jobs: Callable[[], Iterable[Job]]) -> None:
+        """Do the jobs of a stage as datatrove's tasks, and wait for them."""
         name = f"{function.__name__}-{secrets.token_hex(4)}"  # datatrove would skip tasks it finds done under a name
         pipeline: list[Any] = [Share(function, make_jobs)]  # type: ignore[arg-type]
         log(f"{self.tasks} tasks of {function.__name__} on datatrove's {self.executor} executor: {self.logs / name}")
@@ -87,7 +110,7 @@ class Tasks(Workers):
 
 
 def _wait_for(launched: Any, logs: Path) -> None:
-    """Wait until all tasks of a launched Slurm job are done. Raises UserError where the job has ended without."""
+    """Wait until all tasks of a launched Slurm job are done; UserError where the job has ended without."""
     while missing := len(launched.get_incomplete_ranks(skip_completed=True)):
         queue = subprocess.run(["squeue", "-h", "-j", str(launched.job_id)], capture_output=True, text=True)
         if not queue.stdout.strip() and launched.get_incomplete_ranks(skip_completed=True):

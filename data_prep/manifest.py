@@ -46,7 +46,19 @@ def describe(
     corpus: Mapping[Key, Binarised],
     bpe: BpeFiles,
 ) -> dict[str, Any]:
-    """The manifest of a finished corpus, as it is written. Raises UserError where no sentence is left in a split."""
+    """The manifest of a finished corpus, as it is written.
+
+    Args:
+        settings: What was asked for.
+        tools: Versions, as `tools` gives them.
+        texts: Tokenised text by split and language.
+        encoded: Its work files of ids, piece by piece.
+        corpus: Its shards.
+        bpe: Codes and vocabularies.
+
+    Raises:
+        UserError: No sentence is left of a split.
+    """
     codes, vocabulary = BpeCodes.from_file(bpe.codes), Vocabulary.from_file(bpe.vocab)
     splits: dict[str, dict[str, Any]] = {}
     warnings: list[str] = []

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     ],
 )
 def main(config: DictConfig) -> int:
+    """Prepare a corpus as the command line says."""
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue
 
@@ -61,9 +62,13 @@ def main(config: DictConfig) -> int:
 
 
 def prepare(settings: Settings) -> dict[str, Any]:
-    """Make the corpus and return its manifest.
+    """Make the corpus. What was in its folder before stays whole until the new one is.
 
-    Raises UserError. What was in settings.out before stays whole until the new corpus is.
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: The text cannot be read, or gives no such corpus.
     """
     tools = manifest.tools(settings)
     folder = settings.out / ".work"
@@ -197,7 +202,19 @@ def get_codes(settings: Settings, work: Work, workers: Workers, texts: Texts) ->
 def cut_up(
     name: str, work: Work, workers: Workers, texts: Texts, codes: Path, limits: Mapping[str, Path] | None
 ) -> dict[Key, list[Path]]:
-    """Some text cut into BPE pieces. limits: each language's own vocabulary, to undo merges whose result it lacks."""
+    """Cut text into BPE pieces.
+
+    Args:
+        name: Of the stage, for its progress.
+        work: Where the work files are.
+        workers: Do the jobs.
+        texts: The text, by split and language.
+        codes: File of the BPE codes.
+        limits: Each language's own vocabulary, to undo merges whose result it lacks; None: no limit.
+
+    Returns:
+        The work files of pieces, for each text in its order.
+    """
     made: dict[Key, list[Path]] = {key: [] for key in texts}
 
     def jobs() -> Iterator[Sized]:

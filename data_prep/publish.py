@@ -23,7 +23,8 @@ from xlm_train.text.files import ReadStats
 def locked(out: Path) -> Iterator[None]:
     """Make the folder and keep other runs out of it. The system lifts the lock when this process ends, however it does.
 
-    Raises UserError where the folder cannot be made or written to, or another run holds it.
+    Raises:
+        UserError: The folder cannot be made or written to, or another run holds it.
     """
     path = out / ".lock"
     try:
@@ -48,7 +49,15 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def finished_corpus(settings: Settings, tools: Mapping[str, str]) -> dict[str, Any] | None:
-    """The manifest of the corpus in settings.out if it is what these settings would make. Reads the inputs to know."""
+    """The manifest of the corpus in the output folder, if it is what these settings would make; reads the inputs to know.
+
+    Args:
+        settings: What is asked for.
+        tools: Versions of all that shapes the bytes.
+
+    Raises:
+        UserError: The folder's manifest.json is of something else.
+    """
     path = settings.out / manifest.FILE
     if not path.exists():
         return None
@@ -96,11 +105,20 @@ def finished_corpus(settings: Settings, tools: Mapping[str, str]) -> dict[str, A
 
 
 def publish(settings: Settings, result: dict[str, Any], folder: Path, files: Mapping[str, Path]) -> None:
-    """Put the shards in `folder` and the small `files` in their places, the manifest last; clear the work folder.
+    """Put a finished corpus in its place, the manifest last; clear the work folder.
 
     What stood there before is whole until here. From the removal of the old manifest to the writing of the new there
     is none, which every reader takes for unfinished; killed in between, the same command finds all work done and comes
     back here.
+
+    Args:
+        settings: What was asked for.
+        result: The manifest.
+        folder: Holds the shards.
+        files: The small files, by their names in the corpus.
+
+    Raises:
+        UserError: A shard was changed meanwhile.
     """
     out = settings.out
     shards = _shards(result)

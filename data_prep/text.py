@@ -24,7 +24,16 @@ UNITS = {"MB": 1, "lines": 0}
 class Text:
     """The tokenised text of one split and language: its work files, and which of their lines stay.
 
-    dropped: per piece the lines that do not, one bit a line; None: all stay.
+    Args:
+        split: As `train`.
+        language: Its code.
+        pieces: The work files.
+        lines: Of each piece.
+        bytes: Of raw text of each piece.
+        dropped: Per piece the lines that do not stay, one bit a line; None: all stay.
+        inputs: Path, size and hash of each source, for the manifest.
+        dropped_lines: What cutting the sources left out.
+        counts: More for the manifest.
     """
 
     split: str
@@ -39,19 +48,26 @@ class Text:
 
     @property
     def name(self) -> str:
+        """Split and language, as `train.en`."""
         return f"{self.split}.{self.language}"
 
     def add(self, piece: Path, lines: int, size: int) -> None:
+        """Add a piece: its work file, its lines and the bytes of its raw text."""
         self.pieces.append(piece)
         self.lines.append(lines)
         self.bytes.append(size)
         self.dropped.append(None)
 
     def hashes(self, number: int) -> Hashes:
+        """Hashes of the lines of a piece."""
         return load(self.pieces[number], "hashes")
 
     def drop(self, number: int, lines: NDArray[np.int64]) -> int:
-        """Leave out some lines of a piece. Returns how many of them had stayed till now."""
+        """Leave out some lines of a piece.
+
+        Returns:
+            How many of them had stayed till now.
+        """
         kept = self.kept(number)
         if kept is None:
             kept = np.ones(self.lines[number], dtype=bool)
@@ -62,14 +78,17 @@ class Text:
         return gone
 
     def kept(self, number: int) -> NDArray[np.bool_] | None:
+        """Which lines of a piece stay; None: all."""
         bits = self.dropped[number]
         return None if bits is None else np.unpackbits(bits, count=self.lines[number]) == 0
 
     def n_kept(self, number: int) -> int:
+        """How many lines of a piece stay."""
         kept = self.kept(number)
         return self.lines[number] if kept is None else int(kept.sum())
 
     def selection(self, number: int) -> Selection:
+        """The lines of a piece that stay."""
         return Selection(self.pieces[number], self.dropped[number])
 
     def identity(self, number: int) -> str:

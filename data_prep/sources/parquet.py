@@ -14,20 +14,28 @@ BATCH_ROWS = 256
 
 @dataclass(frozen=True)
 class ParquetFile:
-    """Rows of `column`. A row may hold many lines (an article): blank ones, which part paragraphs, are left out."""
+    """Rows of one column. A row may hold many lines (an article): blank ones, which part paragraphs, are left out.
+
+    Args:
+        path: Of the file.
+        column: Which of its columns.
+    """
 
     path: Path
     column: str = "text"
 
     @property
     def name(self) -> str:
+        """The path."""
         return str(self.path)
 
     @property
     def size(self) -> int:
+        """Bytes of the file."""
         return self.path.stat().st_size
 
     def check(self) -> list[str]:
+        """Problems that the file's description of itself shows."""
         try:
             import pyarrow
             import pyarrow.parquet
@@ -49,6 +57,7 @@ class ParquetFile:
         return []
 
     def chunks(self, stats: ReadStats) -> Iterator[bytes]:
+        """The text, some rows at a time; what is hashed is the file."""
         import pyarrow
         import pyarrow.parquet
 
@@ -59,9 +68,8 @@ class ParquetFile:
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=[self.column], use_threads=False):
                     rows += len(batch)
                     stats.done = before.st_size * rows // file.metadata.num_rows
-                    yield lines_of(
-                        batch.column(0).cast(pyarrow.large_binary()).to_pylist()
-                    )  # bytes: bad UTF-8 is counted later
+                    # As bytes: bad UTF-8 is counted later.
+                    yield lines_of(batch.column(0).cast(pyarrow.large_binary()).to_pylist())
             with open(self.path, "rb") as whole:
                 while data := whole.read(CHUNK_BYTES):
                     stats.digest.update(data)

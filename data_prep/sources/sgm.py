@@ -19,19 +19,25 @@ class SgmFile:
     """One line a segment, in the file's order.
 
     Entities such as &amp; stay as they are, as the original's script leaves them. The file is read whole: it is small.
+
+    Args:
+        path: Of the file.
     """
 
     path: Path
 
     @property
     def name(self) -> str:
+        """The path."""
         return str(self.path)
 
     @property
     def size(self) -> int:
+        """Bytes of the file."""
         return self.path.stat().st_size
 
     def check(self) -> list[str]:
+        """Problems that the file shows."""
         problems = TextFile(self.path).check()
         if not problems and self.size > MAX_BYTES:
             problems = [f"{self.path}: is too large for a test set in SGML ({self.size:,} bytes)"]
@@ -40,6 +46,7 @@ class SgmFile:
         return problems
 
     def chunks(self, stats: ReadStats) -> Iterator[bytes]:
+        """The text, all at once."""
         data = b"".join(TextFile(self.path).chunks(stats))
         opened = len(re.findall(rb"<seg[\s>]", data, re.IGNORECASE))
         segments = SEGMENT.findall(data)

@@ -21,23 +21,30 @@ class WikiExtractor:
     """All files of one such folder, in the order of their names, as one input.
 
     Marks (<doc ...>, </doc>) and blank lines are left out, as the original's script for Wikipedia does; titles stay.
+
+    Args:
+        folder: Where AA, AB ... are.
     """
 
     folder: Path
 
     @staticmethod
     def files_in(folder: Path) -> list[Path]:
+        """The files that WikiExtractor wrote into a folder."""
         return sorted(path for path in folder.rglob("wiki_*") if FILE.fullmatch(path.name))
 
     @property
     def name(self) -> str:
+        """The path of the folder."""
         return str(self.folder)
 
     @property
     def size(self) -> int:
+        """Bytes of all files."""
         return sum(path.stat().st_size for path in self.files_in(self.folder))
 
     def check(self) -> list[str]:
+        """Problems that the first and the last file show."""
         files = self.files_in(self.folder)
         return [
             problem
@@ -46,6 +53,7 @@ class WikiExtractor:
         ]
 
     def chunks(self, stats: ReadStats) -> Iterator[bytes]:
+        """The text, file by file; what is hashed are the names and hashes of the files."""
         for path in self.files_in(self.folder):
             yield from self._text_of(path, stats)
 

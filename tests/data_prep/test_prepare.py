@@ -447,6 +447,19 @@ def test_nasty_bytes_are_treated_and_counted(tmp_path: Path, texts: dict[str, di
     assert words[2:5] == ["mit Trenner und Ende", "", "ohne Zeilenende"]
 
 
+def test_lines_of_white_space_are_empty_sentences(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
+    """As in the original, which splits lines of pieces at any white space."""
+    lines = ["Anfang.", " ", "\u00a0", "\u3000", "\u2028", "\u00a0\u00a0", "\t", "Ende."]
+    write(Path(texts["train"]["de"][0]), lines)
+    manifest = run(tmp_path / "out", texts)
+    ids = np.concatenate([shard.tokens for shard in Corpus(tmp_path / "out").stream("train", "de").shards])
+    ends = np.flatnonzero(ids == EOS)[: len(lines)]
+    assert np.diff(ends)[:-1].tolist() == [1] * (len(lines) - 2)
+    assert UNK not in ids
+    assert words_of(tmp_path / "out", "train", "de")[: len(lines)] == ["Anfang .", *[""] * (len(lines) - 2), "Ende ."]
+    assert manifest["splits"]["train"]["de"]["unknown"] == 0
+
+
 def test_decode_errors_can_stop_with_the_place(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
     path = Path(texts["train"]["de"][0])
     head = b"\xef\xbb\xbfeins\n" + b"y" * 900 + b"\nzwei\n" * 200
@@ -523,7 +536,7 @@ def test_a_file_for_training_and_test_is_an_error(tmp_path: Path, texts: dict[st
 
 def test_codes_and_vocabulary_must_belong_together(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
     run(tmp_path / "one", texts)
-    vocab = tmp_path / "foreign"
+    vocab = tmp_path / "mismatched"
     vocab.write_text(
         "".join(f"{word} {50 - number}\n" for number, word in enumerate(["alpha", "beta", "gamma", "delta"]))
     )
@@ -535,7 +548,7 @@ def test_codes_and_vocabulary_must_belong_together(tmp_path: Path, texts: dict[s
     assert "no_such" in problems(tmp_path / "out", texts, codes=str(tmp_path / "no_such"))
 
 
-def test_foreign_files_in_the_output_are_not_overwritten(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
+def test_files_of_something_else_in_the_output_are_not_overwritten(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "codes").write_text("mine\n")
@@ -615,7 +628,7 @@ def test_killed_after_every_single_write_it_ends_with_the_same_bytes(
 
         def work(
             writes: int = attempt % 4 + 1,
-        ) -> None:  # a shard is three writes, and begins anew if they are not done
+        ) -> None:  # a shard is three writes, and begins again if they are not done
             killed_after(writes)
             run(out, texts, **changes)
 

@@ -1,6 +1,6 @@
-"""Bytes in, pieces of whole lines out: the one place where text is cut, the same for every source.
+r"""Bytes in, pieces of whole lines out: the one place where text is cut, the same for every source.
 
-Only `\\n` ends a line. A piece is the unit of work of the whole preparation: its borders depend on the text and on
+Only `\n` ends a line. A piece is the unit of work of the whole preparation: its borders depend on the text and on
 `piece_bytes` alone, never on how the bytes arrived, so that a restarted run meets the same pieces again.
 """
 

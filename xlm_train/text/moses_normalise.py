@@ -1,8 +1,8 @@
-"""The three Moses steps before tokenisation, on blocks of lines (`xlm_train.text.tokenise`).
+r"""The three Moses steps before tokenisation, on blocks of lines (`xlm_train.text.tokenise`).
 
 replace-unicode-punctuation.perl | normalize-punctuation.perl -l LANGUAGE | remove-non-printing-char.perl
 
-The first two read bytes in perl, so that their ``\\d`` and ``\\s`` are ASCII's. No sequence of UTF-8 that they name
+The first two read bytes in perl, so that their ``\d`` and ``\s`` are ASCII's. No sequence of UTF-8 that they name
 can begin inside another character, therefore the rules are the same on characters.
 
 `unusual` is everywhere a set that holds every character of the block outside printable ASCII; characters that
@@ -113,7 +113,7 @@ def normalise_punctuation(block: str, language: str, unusual: Set[str]) -> str:
 
 
 def _quote_before_full_stops(block: str) -> str:
-    """perl's ``s/(\\.+)"(\\s*[^<])/"$1$2/g`` on a line that still has its newline.
+    r"""The effect of perl's ``s/(\.+)"(\s*[^<])/"$1$2/g`` on a line that still has its newline.
 
     The end of the line therefore counts as the character after the quotation mark. That character is consumed:
     in ``a." ."b`` the second full stop is no longer there to be matched. Written as a loop because the regular
