@@ -23,7 +23,7 @@ from xlm_train.text.bpe_codes import BpeCodes
 from xlm_train.text.tokenise import RULES_VERSION
 from xlm_train.text.vocabulary import Vocabulary
 
-PIPELINE_VERSION = "1"
+PIPELINE_VERSION = "2"
 """Raised when a change here, in BPE or in binarising changes any output byte."""
 
 
