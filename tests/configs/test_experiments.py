@@ -77,5 +77,5 @@ def test_the_run(
 
 def test_the_model_has_the_published_size(compose: Callable[..., dict[str, Any]]) -> None:
     config = compose("train", "experiment=clm_ende_1024", "data.path=x")
-    arguments = {key: value for key, value in config["model"].items() if key != "recompute"}
+    arguments = {key: value for key, value in config["model"].items() if key not in ("recompute", "ops")}
     assert count_parameters(XLM(ModelShape(n_words=64699, n_langs=2, **arguments))) == 142_422_203

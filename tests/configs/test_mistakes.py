@@ -72,9 +72,9 @@ def test_typing_mistakes_are_found_before_anything_runs() -> None:
     assert "there are demo, tiny, xlm_1024" in problems["model=xlm"]
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate", "generate", "export", "import_checkpoint"])
+@pytest.mark.parametrize("module", ["train", "evaluate", "generate", "export", "import_"])
 def test_commands_refuse_unknown_overrides(module: str, tmp_path: Path) -> None:
-    result = command(f"xlm_train.{module}", "no_such_key=1", status=2, cwd=tmp_path)
+    result = command(f"xlm_train.commands.{module}", "no_such_key=1", status=2, cwd=tmp_path)
     assert "no_such_key=1: there is no 'no_such_key'" in result.stderr
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []

@@ -10,11 +10,12 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from xlm_train.config.train import ClusterConfig
 from xlm_train.model.flops import Flops, flops_per_token
 from xlm_train.plan.memory import peak_memory, setting_of
 from xlm_train.plan.network_model import COMPRESSIONS, Gradient, Link, StepTime, make_buckets, step_time
 from xlm_train.plan.probe import Speed, measure, vocabulary_seconds
-from xlm_train.plan.settings import Cluster, PlanSettings
+from xlm_train.plan.settings import PlanSettings
 from xlm_train.runtime.energy import GRAMS_CO2_PER_KWH
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def gradients_of(parameters: Mapping[str, tuple[int, ...]], n_layers: int) -> li
     return bias + blocks + rest
 
 
-def speed_of_cluster(cluster: Cluster, precision: str, efficiency: float) -> Speed:
+def speed_of_cluster(cluster: ClusterConfig, precision: str, efficiency: float) -> Speed:
     """A stated speed: one share of the peak for all products; what is not a product is in that share."""
     peak = cluster.peak_tflops[precision]
     assert peak is not None
@@ -97,12 +98,12 @@ def make_plan(config: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
     """
     from xlm_train.model.transformer import ModelShape
 
-    plan, cluster = PlanSettings(**config["plan"]), Cluster(**config["cluster"])
+    plan, cluster = PlanSettings(**config["plan"]), ClusterConfig(**config["cluster"])
     data = config["data"]
     shape = ModelShape(
         n_words=corpus.n_words if corpus else plan.n_words,
         n_langs=len(corpus.languages) if corpus else plan.n_langs,
-        **{name: value for name, value in config["model"].items() if name != "recompute"},
+        **{name: value for name, value in config["model"].items() if name not in ("recompute", "ops")},
     )
     parameters = parameter_shapes(shape)
     count = sum(math.prod(size) for size in parameters.values())
@@ -180,7 +181,7 @@ def make_plan(config: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
     return result
 
 
-def _speed(config: dict[str, Any], cluster: Cluster, plan: PlanSettings, shape: ModelShape) -> tuple[Speed, str]:
+def _speed(config: dict[str, Any], cluster: ClusterConfig, plan: PlanSettings, shape: ModelShape) -> tuple[Speed, str]:
     """The devices' speed and where it is known from."""
     precision, data = config["trainer"]["precision"], config["data"]
     if plan.probe or cluster.peak_tflops[precision] is None:
@@ -206,7 +207,7 @@ def _speed(config: dict[str, Any], cluster: Cluster, plan: PlanSettings, shape: 
 
 
 def _network(
-    cluster: Cluster,
+    cluster: ClusterConfig,
     shape: ModelShape,
     parameters: Mapping[str, tuple[int, ...]],
     chosen: str | None,
@@ -250,7 +251,7 @@ def _network(
 
 def _budget(config: dict[str, Any], plan: PlanSettings, corpus: Corpus | None, tokens_step: int) -> dict[str, Any]:
     """How long to train, and who says so."""
-    from xlm_train.train import steps_of
+    from xlm_train.config.train import steps_of
 
     if plan.tokens is not None:
         steps, source = -(-plan.tokens // tokens_step), "plan.tokens"
@@ -280,7 +281,7 @@ def _data(corpus: Corpus | None, tokens: int, alpha: float) -> dict[str, Any] | 
     }
 
 
-def _notes(config: dict[str, Any], cluster: Cluster, plan: dict[str, Any], shape: ModelShape, count: int) -> list[str]:
+def _notes(config: dict[str, Any], cluster: ClusterConfig, plan: dict[str, Any], shape: ModelShape, count: int) -> list[str]:
     """What a person should know or change, with the overrides."""
     notes, data, trainer = [], config["data"], config["trainer"]
     if not plan["memory"]["fits"]:
@@ -311,7 +312,7 @@ def _notes(config: dict[str, Any], cluster: Cluster, plan: dict[str, Any], shape
     return notes
 
 
-def _what_fits(config: dict[str, Any], cluster: Cluster, shape: ModelShape, count: int, available: float) -> str:
+def _what_fits(config: dict[str, Any], cluster: ClusterConfig, shape: ModelShape, count: int, available: float) -> str:
     """The largest slot that fits at the same tokens a step, without and with recomputing."""
     data, model = config["data"], config["model"]
     for recompute in (model["recompute"], True):
