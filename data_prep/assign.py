@@ -17,7 +17,7 @@ def hold_out(settings: Settings, work: Work, texts: Texts) -> None:
     """Move sentences from the training text to the splits that are not given: all copies leave it, one is kept."""
     if not settings.held_out:
         return
-    with waiting("hold out", f"{settings.holdout_sentences:,} sentences each for {' and '.join(settings.held_out)}"):
+    with waiting("hold out", f"{settings.holdout.sentences:,} sentences each for {' and '.join(settings.held_out)}"):
         for language in settings.languages:
             _hold_out(settings, work, texts, language)
 
@@ -26,11 +26,11 @@ def _hold_out(settings: Settings, work: Work, texts: Texts, language: str) -> No
     splits = settings.held_out
     train = texts["train", language]
     numbers = range(len(train.pieces))
-    wanted = [settings.holdout_sentences] * len(splits)
+    wanted = [settings.holdout.sentences] * len(splits)
     sets = select.held_out((train.hashes(number) for number in numbers), wanted, settings.seed)
     if len(sets[-1]) < wanted[-1] or not _has_more_than(train, sets):
         raise UserError(
-            f"holdout.sentences={settings.holdout_sentences}: train.{language} has too few different sentences "
+            f"holdout.sentences={settings.holdout.sentences}: train.{language} has too few different sentences "
             f"to hold out that many for {' and '.join(splits)}; lower it, or give "
             f"{' and '.join(f'{split}.{language}' for split in splits)}"
         )
@@ -42,7 +42,7 @@ def _hold_out(settings: Settings, work: Work, texts: Texts, language: str) -> No
             [piece.name for piece in train.pieces],
             split,
             splits,
-            settings.holdout_sentences,
+            settings.holdout.sentences,
             settings.seed,
         )
         first = select.FirstSeen(hashes)

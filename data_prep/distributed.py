@@ -7,6 +7,7 @@ the work files there. The bytes are those of a run on one machine.
 
 from __future__ import annotations
 
+import os
 import secrets
 import subprocess
 import time
@@ -120,6 +121,16 @@ def _wait_for(launched: Any, logs: Path) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def workers_for(executor: str, tasks: int, workers: int, slurm: Mapping[str, Any], work: Path) -> Workers:
-    """What runs the jobs: processes of this machine, or datatrove's tasks."""
+def workers_for(executor: str, tasks: int, workers: int | None, slurm: Mapping[str, Any], work: Path) -> Workers:
+    """What runs the jobs: processes of this machine, or datatrove's tasks.
+
+    Args:
+        executor: One of EXECUTORS.
+        tasks: Shares that datatrove cuts each stage into.
+        workers: Processes; None: as many as there are cores that this process may use.
+        slurm: Arguments of datatrove's Slurm executor.
+        work: The work folder.
+    """
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Workers(workers) if executor == "processes" else Tasks(executor, tasks, workers, slurm, work / "datatrove")

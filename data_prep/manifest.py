@@ -33,8 +33,10 @@ def tools(settings: Settings) -> dict[str, str]:
     found |= {name: version(name) for name in ("numpy", "sacremoses")}
     if settings.lowercase or settings.remove_accents:
         found["unicode"] = unicodedata.unidata_version
-    if settings.codes is None:
-        found |= {"fastBPE": fastbpe.VERSION} if settings.engine == "fastbpe" else {"tokenizers": version("tokenizers")}
+    if settings.codes_file is None:
+        found |= (
+            {"fastBPE": fastbpe.VERSION} if settings.bpe.engine == "fastbpe" else {"tokenizers": version("tokenizers")}
+        )
     return found
 
 
@@ -62,9 +64,9 @@ def describe(
     codes, vocabulary = BpeCodes.from_file(bpe.codes), Vocabulary.from_file(bpe.vocab)
     splits: dict[str, dict[str, Any]] = {}
     warnings: list[str] = []
-    if settings.codes is None and len(codes) < settings.n_codes:
-        warnings.append(f"only {len(codes):,} of {settings.n_codes:,} codes could be learned: the text is small")
-    if settings.vocab_limit and not settings.limited:
+    if settings.codes_file is None and len(codes) < settings.bpe.n_codes:
+        warnings.append(f"only {len(codes):,} of {settings.bpe.n_codes:,} codes could be learned: the text is small")
+    if settings.bpe.vocab_limit and not settings.limited:
         warnings.append(
             "no vocabulary limit: there is neither training text nor language_vocab.LANG=FILE to know each language's own "
             "vocabulary from; the original's recipe limits validation and test sets (bpe.vocab_limit=[] is without)"

@@ -45,16 +45,8 @@ if TYPE_CHECKING:
 )
 def main(config: DictConfig) -> int:
     """Prepare a corpus as the command line says."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import MissingMandatoryValue
-
     try:
-        request = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        raise UserError("out=FOLDER: is not given: where should the corpus go?") from error
-    assert isinstance(request, dict)
-    try:
-        prepare(read_settings({str(key): value for key, value in request.items()}))
+        prepare(read_settings(config))
     except KeyboardInterrupt:
         log("interrupted; the same command goes on from here")
         return EXIT_INTERRUPTED
@@ -71,14 +63,14 @@ def prepare(settings: Settings) -> dict[str, Any]:
         UserError: The text cannot be read, or gives no such corpus.
     """
     tools = manifest.tools(settings)
-    folder = settings.out / ".work"
+    folder = settings.folder / ".work"
     with (
-        locked(settings.out),
+        locked(settings.folder),
         workers_for(settings.executor, settings.tasks, settings.workers, settings.slurm, folder) as workers,
     ):
         finished = finished_corpus(settings, tools)
         if finished is not None:
-            log(f"{settings.out} holds exactly this corpus already: nothing to do")
+            log(f"{settings.folder} holds exactly this corpus already: nothing to do")
             return finished
         work = Work(folder, tools)
         texts = tokenise(settings, work, workers)
@@ -168,13 +160,13 @@ def jobs_to_tokenise(settings: Settings, work: Work) -> Iterator[stages.Tokenise
 
 def get_codes(settings: Settings, work: Work, workers: Workers, texts: Texts) -> Path:
     """The file of BPE codes: the given one, or learned from a sample of the training text."""
-    if settings.codes:
-        return work.copy("codes", settings.codes.read_bytes())
+    if settings.codes_file:
+        return work.copy("codes", settings.codes_file.read_bytes())
     train = [texts["train", language] for language in settings.learning_order]
     sentences = {text.language: sum(map(text.n_kept, range(len(text.pieces)))) for text in train}
     shares = (
-        select.sample_shares(sentences, settings.alpha, settings.sample_sentences)
-        if settings.sample == "alpha"
+        select.sample_shares(sentences, settings.bpe.alpha, settings.bpe.sample_sentences)
+        if settings.bpe.sample == "alpha"
         else None
     )
     counted: list[Path] = []
@@ -190,12 +182,12 @@ def get_codes(settings: Settings, work: Work, workers: Workers, texts: Texts) ->
                 first += text.n_kept(number)
 
     run("words", stages.count_piece_words, jobs(), sum(sum(text.bytes) for text in train), workers)
-    path = work.path("codes", [file.name for file in counted], settings.n_codes, settings.engine, suffix="")
+    path = work.path("codes", [file.name for file in counted], settings.bpe.n_codes, settings.bpe.engine, suffix="")
     if not path.exists():
         counts = stages.total(counted)
-        what = f"{settings.n_codes:,} codes from {counts.total():,} words, {len(counts):,} of them different"
+        what = f"{settings.bpe.n_codes:,} codes from {counts.total():,} words, {len(counts):,} of them different"
         with waiting("learn", what):
-            learn_bpe.learn(counts, settings.n_codes, settings.engine).write(path)
+            learn_bpe.learn(counts, settings.bpe.n_codes, settings.bpe.engine).write(path)
     return path
 
 
@@ -235,13 +227,13 @@ def get_vocabularies(settings: Settings, work: Work, codes: Path, cut: Mapping[K
     counts = {
         language: stages.total(files)
         for (split, language), files in cut.items()
-        if split == "train" and not (settings.vocab and settings.language_vocab)
+        if split == "train" and not (settings.vocab_file and settings.language_vocab_files)
     }
     own = {language: Vocabulary.from_counts(found).to_text().encode() for language, found in counts.items()}
-    own |= {language: file.read_bytes() for language, file in settings.language_vocab.items()}
+    own |= {language: file.read_bytes() for language, file in settings.language_vocab_files.items()}
     limits = {language: work.copy(f"vocab.{language}", own[language]) for language in sorted(own)}
-    if settings.vocab:
-        joint = settings.vocab.read_bytes()
+    if settings.vocab_file:
+        joint = settings.vocab_file.read_bytes()
     else:
         joint = Vocabulary.from_counts(sum(counts.values(), Counter())).to_text().encode()
     return BpeFiles(codes, work.copy("vocab", joint), limits)
@@ -332,7 +324,7 @@ def show(settings: Settings, result: dict[str, Any]) -> None:
         print(f"warning: {warning}")
     words = result["vocabulary"]["entries"]
     print(
-        f"{settings.out}: {result['codes']['merges']:,} codes, {words:,} vocabulary entries, "
+        f"{settings.folder}: {result['codes']['merges']:,} codes, {words:,} vocabulary entries, "
         f"lineage {result['lineage'][:12]}; plots in report.html"
     )
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.settings import OURS, Settings
+from data_prep.checks import OURS
+from data_prep.settings import Settings
 from xlm_train.data import manifest
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import UserError
@@ -58,24 +59,24 @@ def finished_corpus(settings: Settings, tools: Mapping[str, str]) -> dict[str, A
     Raises:
         UserError: The folder's manifest.json is of something else.
     """
-    path = settings.out / manifest.FILE
+    path = settings.folder / manifest.FILE
     if not path.exists():
         return None
     found = read_json(path)
     if not isinstance(found, dict) or found.get("format") != manifest.FORMAT:
-        raise UserError(f"out={settings.out}: its manifest.json is not of a binarised corpus; name another folder")
+        raise UserError(f"out={settings.folder}: its manifest.json is not of a binarised corpus; name another folder")
     same = (
         found.get("settings") == settings.that_shape_the_corpus()
         and {name: found["tools"][name] for name in found["tools"] if name != "python"} == tools
         and found["text"] == {"lowercase": settings.lowercase, "remove_accents": settings.remove_accents}
         and all(
             _checksum(given) in (None, found[kind]["sha256"])
-            for kind, given in (("codes", settings.codes), ("vocabulary", settings.vocab))
+            for kind, given in (("codes", settings.codes_file), ("vocabulary", settings.vocab_file))
             if given
         )
         and all(
             _checksum(given) == found["language_vocabularies"].get(language, {}).get("sha256")
-            for language, given in settings.language_vocab.items()
+            for language, given in settings.language_vocab_files.items()
         )
     )
     if not same:
@@ -86,7 +87,7 @@ def finished_corpus(settings: Settings, tools: Mapping[str, str]) -> dict[str, A
     }:
         return None
     for (split, language), sources in settings.sources.items():
-        log(f"comparing {split}.{language} with what {settings.out} was made from")
+        log(f"comparing {split}.{language} with what {settings.folder} was made from")
         entry = found["splits"].get(split, {}).get(language)
         checksums = []
         for source in sources:
@@ -98,9 +99,9 @@ def finished_corpus(settings: Settings, tools: Mapping[str, str]) -> dict[str, A
             return None
     small = {entry["file"]: entry["sha256"] for entry in (found["codes"], found["vocabulary"])}
     small |= {entry["file"]: entry["sha256"] for entry in found["language_vocabularies"].values()}
-    if any(_checksum(settings.out / name) != known for name, known in (small | _shards(found)).items()):
+    if any(_checksum(settings.folder / name) != known for name, known in (small | _shards(found)).items()):
         return None
-    shutil.rmtree(settings.out / ".work", ignore_errors=True)
+    shutil.rmtree(settings.folder / ".work", ignore_errors=True)
     return found
 
 
@@ -120,7 +121,7 @@ def publish(settings: Settings, result: dict[str, Any], folder: Path, files: Map
     Raises:
         UserError: A shard was changed meanwhile.
     """
-    out = settings.out
+    out = settings.folder
     shards = _shards(result)
     lost = [
         name for name, checksum in shards.items() if not (folder / name).exists() and _checksum(out / name) != checksum

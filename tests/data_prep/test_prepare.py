@@ -23,7 +23,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from data_prep import fastbpe
 from data_prep.distributed import Share
@@ -72,13 +72,14 @@ def texts(tmp_path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def request(out: Path, texts: dict[str, dict[str, Any]], **changes: Any) -> dict[str, Any]:
+def request(out: Path, texts: dict[str, dict[str, Any]], **changes: Any) -> DictConfig:
     """A request as the command line makes it: the shipped configuration with changes; `bpe__n_codes` is bpe.n_codes."""
     config = OmegaConf.load(config_folder() / "prep.yaml")
+    del config["hydra"], config["defaults"]
     config = OmegaConf.merge(config, {"out": str(out), "workers": 1, "bpe": {"n_codes": 60}, **texts})
     for key, value in changes.items():
         OmegaConf.update(config, key.replace("__", "."), value, force_add=True)
-    return dict(OmegaConf.to_container(config))  # type: ignore[arg-type]
+    return config  # type: ignore[return-value]
 
 
 def run(out: Path, texts: dict[str, dict[str, Any]], **changes: Any) -> dict[str, Any]:
@@ -382,10 +383,9 @@ def test_parallel_sets_stay_aligned_or_are_refused(tmp_path: Path, texts: dict[s
 # ---- the shipped corpora
 
 
-def composed(out: Path, name: str, *more: str) -> dict[str, Any]:
+def composed(out: Path, name: str, *more: str) -> DictConfig:
     with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
-        config = compose("prep", overrides=[f"corpus={name}", f"out={out}", "bpe.n_codes=60", "workers=1", *more])
-    return dict(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+        return compose("prep", overrides=[f"corpus={name}", f"out={out}", "bpe.n_codes=60", "workers=1", *more])
 
 
 def test_news_crawl_is_prepared_as_it_is_published(tmp_path: Path) -> None:
@@ -515,7 +515,7 @@ def test_all_mistakes_are_found_together(tmp_path: Path, texts: dict[str, dict[s
         "bpe.alpha=much: must be a number",
         "decode_errors=ignore: must be one of replace, stop",
         "workers=0: must be a whole number",
-        "deduplicate=yes: must be one of False, True",
+        "deduplicate=yes: must be true or false",
         "parallel=train: train cannot be parallel text",
         "parallel=nothing: must be among train, valid, test",
         f"vocab={tmp_path / 'vocab'}: needs the codes it was made with",
@@ -523,6 +523,14 @@ def test_all_mistakes_are_found_together(tmp_path: Path, texts: dict[str, dict[s
     ):
         assert expected in found
     assert not (tmp_path / "out").exists()
+
+
+def test_keys_that_do_not_exist_are_mistakes(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
+    found = problems(tmp_path / "out", texts, shard_token=5, bpe__ncodes=3, train="x.txt", parallel="nothing")
+    assert "shard_token=5: there is no 'shard_token' (did you mean shard_tokens" in found
+    assert "bpe.ncodes=3: there is no 'bpe.ncodes' (did you mean bpe.n_codes" in found
+    assert "train=x.txt: which language? give train.en=... (any language code)" in found
+    assert "parallel=nothing: must be among train, valid, test" in found
 
 
 def test_no_text_at_all_is_an_error(tmp_path: Path) -> None:
@@ -548,7 +556,9 @@ def test_codes_and_vocabulary_must_belong_together(tmp_path: Path, texts: dict[s
     assert "no_such" in problems(tmp_path / "out", texts, codes=str(tmp_path / "no_such"))
 
 
-def test_files_of_something_else_in_the_output_are_not_overwritten(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
+def test_files_of_something_else_in_the_output_are_not_overwritten(
+    tmp_path: Path, texts: dict[str, dict[str, Any]]
+) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "codes").write_text("mine\n")
@@ -832,7 +842,7 @@ def test_the_command_reports_mistakes_without_a_traceback(tmp_path: Path, texts:
     assert "Traceback" not in done.stderr + done.stdout
     unnamed = subprocess.run([*COMMAND, "train.en=x"], capture_output=True, text=True, cwd=tmp_path, env=ENV)
     assert unnamed.returncode == 2
-    assert "out=FOLDER: is not given" in unnamed.stderr
+    assert "out has no value: give out=..." in unnamed.stderr
     assert "Traceback" not in unnamed.stderr
 
 

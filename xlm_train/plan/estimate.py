@@ -281,7 +281,9 @@ def _data(corpus: Corpus | None, tokens: int, alpha: float) -> dict[str, Any] | 
     }
 
 
-def _notes(config: dict[str, Any], cluster: ClusterConfig, plan: dict[str, Any], shape: ModelShape, count: int) -> list[str]:
+def _notes(
+    config: dict[str, Any], cluster: ClusterConfig, plan: dict[str, Any], shape: ModelShape, count: int
+) -> list[str]:
     """What a person should know or change, with the overrides."""
     notes, data, trainer = [], config["data"], config["trainer"]
     if not plan["memory"]["fits"]:
