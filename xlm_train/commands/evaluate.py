@@ -16,7 +16,7 @@ from xlm_train.runtime.files import write_json
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-from xlm_train.evaluation.corpus import Progress, evaluate, score_text
+from xlm_train.evaluation.corpus import evaluate, score_text
 
 SPLITS = ("train", "valid", "test")
 
@@ -85,10 +85,11 @@ def main(config: DictConfig) -> int:
     if corpus is not None and corpus.lineage != trained.lineage.get("corpus"):
         name = f"{corpus.path.resolve().name}.{name}"  # beside the scores on its own corpus, not over them
     out = trained.path.with_suffix(f".{name}.json") if settings.out is None else Path(settings.out)
+    progress = sys.stderr.isatty()
     if corpus is not None:
-        result = evaluate(trained, corpus, settings.split, settings.baselines, settings.batch_tokens, Progress())
+        result = evaluate(trained, corpus, settings.split, settings.baselines, settings.batch_tokens, progress)
     else:
-        result = score_text(trained, settings.text, out, settings.batch_tokens, Progress())
+        result = score_text(trained, settings.text, out, settings.batch_tokens, progress)
     write_json(out, result)
     print(table(result))
     files = ", ".join(map(str, [out, *result.get("files", {}).values()]))

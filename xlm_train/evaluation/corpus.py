@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xlm_train.runtime.console import Progress
 from xlm_train.runtime.errors import CheckpointError, CorpusError, TextError
 from xlm_train.runtime.files import atomic_write
 
@@ -24,30 +24,7 @@ if TYPE_CHECKING:
 MEASURES = ("perplexity", "accuracy", "perplexity_per_word", "bits_per_character")
 
 
-class Progress:
-    """What has been scored, with rate and time left, on the terminal; nothing where the output is no terminal."""
-
-    def __init__(self) -> None:
-        self.shown = sys.stderr.isatty()
-        self.start = self.last = time.perf_counter()
-
-    def begin(self) -> None:
-        """Start counting a new text."""
-        self.start = self.last = time.perf_counter()
-
-    def show(self, what: str, done: int, total: int | None) -> None:
-        """done, total: tokens."""
-        now = time.perf_counter()
-        if not self.shown or (now - self.last < 0.5 and done != total):
-            return
-        self.last = now
-        rate = done / max(now - self.start, 1e-9)
-        left = "" if total is None else f" of {total:,}, {(total - done) / max(rate, 1e-9):,.0f} s left"
-        print(
-            f"\r{what}: {done:,} tokens{left}, {rate:,.0f} tokens/s \033[K",
-            end="\n" if done == total else "",
-            file=sys.stderr,
-        )
+TOKENS = {"tokens": 0}  # the unit that progress is shown in
 
 
 def evaluate(
@@ -56,7 +33,7 @@ def evaluate(
     split: str = "test",
     baselines: bool = False,
     batch_tokens: int = 8192,
-    progress: Progress | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Score a split of a corpus as the original does: one stream a language, in order, in windows of `trained.bptt`.
 
@@ -98,7 +75,7 @@ def score_text(
     files: Mapping[str, str],
     out: Path,
     batch_tokens: int = 8192,
-    progress: Progress | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Score raw text sentence by sentence (one a line), each by itself, from the eos before it to its own.
 
@@ -200,23 +177,22 @@ def _score_stream(
     language: int,
     batch_tokens: int,
     what: str,
-    progress: Progress | None,
+    progress: bool,
 ) -> Tensor:
     """The sums of `scoring.score_windows` over a whole stream, with progress."""
     import torch
 
     from xlm_train.evaluation.perplexity import score_windows
 
-    if progress is not None:
-        progress.begin()
     bptt = trained.bptt
     n_windows, batch = stream.n_windows(bptt), max(1, batch_tokens // bptt)
+    shown = Progress(what, n_windows * (bptt - 1), TOKENS, shown=progress)
     total = torch.zeros(3, dtype=torch.float64, device=trained.device)
     for start in range(0, n_windows, 8 * batch):
         windows = range(start, min(start + 8 * batch, n_windows))
         total += score_windows(trained.model, stream, bptt, language, windows, batch, trained.device)
-        if progress is not None:
-            progress.show(what, windows.stop * (bptt - 1), n_windows * (bptt - 1))
+        shown.add(len(windows) * (bptt - 1), len(windows) * (bptt - 1))
+    shown.end()
     return total
 
 
@@ -227,7 +203,7 @@ def _score_file(
     file: str,
     out: Path,
     batch_tokens: int,
-    progress: Progress | None,
+    progress: bool,
 ) -> dict[str, Any]:
     import numpy as np
 
@@ -235,8 +211,7 @@ def _score_file(
     from xlm_train.text.reader import read_lines
     from xlm_train.text.vocabulary import UNK
 
-    if progress is not None:
-        progress.begin()
+    shown = Progress(f"text.{lang}", None, TOKENS, shown=progress)
     total = Score(0.0, 0, 0)
     counts = dict.fromkeys(("tokens", "unknown", "words", "characters", "sentences"), 0)
     with atomic_write(out) as target:
@@ -259,6 +234,6 @@ def _score_file(
             counts["words"] += encoded.words
             counts["characters"] += sum(map(len, lines))
             counts["sentences"] += len(lines)
-            if progress is not None:
-                progress.show(f"text.{lang}", counts["tokens"], None)
+            shown.add(len(encoded.ids), len(encoded.ids))
+    shown.end()
     return measures(total, counts, trained)

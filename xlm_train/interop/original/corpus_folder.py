@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.manifest import FILE, FORMAT, VERSION, lineage
+from xlm_train.data.manifest import FILE, FORMAT, VERSION, lineage
 from xlm_train.interop.original.binarised import BinarisedText, read_binarised
 from xlm_train.runtime.errors import ConfigError
 from xlm_train.runtime.files import atomic_write, sha256_of, write_json
