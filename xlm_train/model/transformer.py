@@ -334,11 +334,13 @@ class XLM(nn.Module):
 
 @torch.no_grad()
 def initialise(model: XLM) -> None:
-    """Initial weights as the original's.
+    """Give a model its initial weights.
 
-    Embeddings normal with deviation D^-0.5 and a zero row for padding; Linear layers and the output bias uniform
+    Embeddings are normal with deviation D^-0.5 and a zero row for padding; Linear layers and the output bias uniform
     in +-1/sqrt(fan-in) (PyTorch's default for Linear); LayerNorm 1 and 0. Sinusoidal positions are fixed, sine on
-    even and cosine on odd columns (Vaswani et al. 2017, section 3.5).
+    even and cosine on odd columns.
+
+    Source: the original's model/transformer.py; positions: Vaswani et al. 2017, section 3.5.
     """
     shape = model.shape
     for table in (model.embeddings, model.position_embeddings, model.lang_embeddings):
