@@ -84,9 +84,23 @@ class TokenStream:
 class Corpus:
     """An opened corpus folder.
 
-    languages: code -> id, in id order. Streams are reached by `stream(split, language)`.
-    Raises CorpusError naming the file where the folder is missing, unfinished, of a foreign format, or where a file's
-    size or type is not what the manifest says. `verify` compares checksums too (reads every byte).
+    Attribute `languages` holds code -> id in id order; streams are reached by `stream(split, language)`. `verify` compares
+    checksums too (reads every byte).
+
+    Args:
+        path: The folder that xlm-prep or xlm-import wrote.
+
+    Raises:
+        CorpusError: The folder is missing, unfinished or of another format, or a file's size or type is not what the
+            manifest says; each problem names its file.
+
+    Example:
+        >>> corpus = xlm_train.data.Corpus("corpus")
+        >>> corpus.languages
+        {'de': 0, 'en': 1}
+        >>> stream = corpus.stream("train", "en")
+        >>> stream.windows(np.arange(2), bptt=16).shape  # the first two windows of 16 tokens
+        (2, 16)
     """
 
     def __init__(self, path: str | Path) -> None:

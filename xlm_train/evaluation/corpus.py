@@ -37,10 +37,21 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a split of a corpus as the original does: one stream a language, in order, in windows of `trained.bptt`.
 
-    baselines: also those of `xlm_train.evaluation.ngram`, from the corpus's train split. Returns what `xlm-eval` writes as
-    JSON (docs/evaluation.md lists the fields). Raises CorpusError where the corpus was made with another vocabulary,
-    has a language that the checkpoint does not know, or lacks the split; CheckpointError where the model's scores are
-    not finite.
+    Args:
+        trained: The opened checkpoint.
+        corpus: Made with the checkpoint's vocabulary.
+        split: train, valid or test.
+        baselines: Also those of `xlm_train.evaluation.ngram`, from the corpus's train split.
+        batch_tokens: Tokens that go through the model at once.
+        progress: Shows on the terminal what has been scored.
+
+    Returns:
+        What `xlm-eval` writes as JSON; docs/evaluation.md lists the fields.
+
+    Raises:
+        CorpusError: The corpus was made with another vocabulary, has a language that the checkpoint does not know, or
+            lacks the split.
+        CheckpointError: The model's scores are not finite.
     """
     from xlm_train.evaluation.ngram import estimate, score
     from xlm_train.evaluation.perplexity import Score
@@ -79,9 +90,18 @@ def score_text(
 ) -> dict[str, Any]:
     """Score raw text sentence by sentence (one a line), each by itself, from the eos before it to its own.
 
-    files: language code -> text file, plain or compressed. The scores of each line go to `<out without
-    .json>.LANG.jsonl`; the totals are returned. Raises UserError where a language is not known to the checkpoint or a
-    file cannot be read.
+    Args:
+        trained: The opened checkpoint.
+        files: Language code -> text file, plain or compressed.
+        out: The scores of each line go beside it, to `<out without .json>.LANG.jsonl`.
+        batch_tokens: Tokens that go through the model at once.
+        progress: Shows on the terminal what has been scored.
+
+    Returns:
+        The totals, as `xlm-eval` writes them as JSON.
+
+    Raises:
+        UserError: A language is not known to the checkpoint, or a file cannot be read.
     """
     from xlm_train.text.reader import file_problems
 
@@ -105,13 +125,20 @@ def score_text(
 
 
 def measures(score: Score, counts: Mapping[str, Any], trained: TrainedModel) -> dict[str, Any]:
-    """The figures of one language. counts: tokens (eos included), unknown, words, characters, sentences of its text.
-
-    characters is None in a corpus imported from the original's binarised files, which do not tell them; then
-    bits_per_character is None too.
+    """The figures of one language.
 
     Per word and per character, the loss of all tokens, the ends of sentences included, is shared out over the words
     before BPE and the characters of the raw text: these compare between vocabularies, perplexity per token does not.
+
+    Args:
+        score: Of its text.
+        counts: tokens (eos included), unknown, words, characters and sentences of its text. characters is None in a
+            corpus imported from the original's binarised files, which do not tell them; then bits_per_character is
+            None too.
+        trained: Named where the score is not finite.
+
+    Raises:
+        CheckpointError: The score is not finite.
     """
     from xlm_train.evaluation.perplexity import exponential
 
@@ -130,15 +157,21 @@ def measures(score: Score, counts: Mapping[str, Any], trained: TrainedModel) -> 
 
 
 def mean(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-    """Arithmetic means over languages: what the original stops and chooses checkpoints by. None: not known."""
+    """Arithmetic means over languages, None where a figure is not known.
+
+    Source: the original stops and chooses checkpoints by them.
+    """
     columns = {key: [m[key] for m in measured.values()] for key in MEASURES}
     return {key: None if None in values else math.fsum(values) / len(values) for key, values in columns.items()}
 
 
 def check_match(trained: TrainedModel, corpus: Corpus) -> None:
-    """Raise CorpusError unless the corpus's ids mean the same words to the model, in languages that it knows.
+    """Check that the corpus's ids mean the same words to the model, in languages that it knows.
 
     Words are compared, not counts: a model keeps the vocabulary it was trained with, other text gives other counts.
+
+    Raises:
+        CorpusError: With every difference.
     """
     from xlm_train.text.vocabulary import Vocabulary
 
@@ -179,7 +212,7 @@ def _score_stream(
     what: str,
     progress: bool,
 ) -> Tensor:
-    """The sums of `scoring.score_windows` over a whole stream, with progress."""
+    """The sums of `perplexity.score_windows` over a whole stream, with progress."""
     import torch
 
     from xlm_train.evaluation.perplexity import score_windows
