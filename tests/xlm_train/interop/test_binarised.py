@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from xlm_train.data.corpus import Corpus
-from xlm_train.interop.original import torch_files
+from xlm_train.interop.original import unpickle
 from xlm_train.interop.original.binarised import BinarisedText, read_binarised, write_binarised
 from xlm_train.interop.original.corpus_folder import files_in, key_of, write_corpus
 from xlm_train.runtime.errors import CheckpointError, ConfigError
@@ -77,7 +77,7 @@ def test_unknown_words_and_large_vocabularies(tmp_path: Path) -> None:
 
 
 def test_damaged_text_is_refused(shared: Path, tmp_path: Path) -> None:
-    golden = torch_files.read(shared / "goldens/bpe/valid.de.pth")
+    golden = unpickle.load(shared / "goldens/bpe/valid.de.pth")
 
     def broken(**changes: Any) -> BinarisedText:
         ids, positions = changes.get("ids", golden["sentences"]), changes.get("positions", golden["positions"])
@@ -115,7 +115,7 @@ def test_a_corpus_of_ours(
     assert corpus.codes_path.read_text() == golden_text[1]
     for (split, language), path in golden_files.items():
         stream = corpus.stream(split, language)
-        assert np.array_equal(stream.read(0, stream.n_tokens), torch_files.read(path)["sentences"])
+        assert np.array_equal(stream.read(0, stream.n_tokens), unpickle.load(path)["sentences"])
         lines = lines_of(shared, f"valid.{language}")
         counts = corpus.manifest["splits"][split][language]
         assert counts["sentences"] == len(lines)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from xlm_train.data.corpus import Corpus
-from xlm_train.interop.original import torch_files
+from xlm_train.interop.original import unpickle
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import whole_folder
@@ -79,8 +79,8 @@ def test_binarised_text(run_command: Run, shared: Path, tmp_path: Path) -> None:
 def test_there_and_back_as_the_original(run_command: Run, imported: Path, shared: Path, tmp_path: Path) -> None:
     status, _, err = run_command("export", f"checkpoint={imported}", f"out={tmp_path / 'xlm'}", "format=xlm")
     assert (status, err) == (0, "")
-    before = torch_files.read(shared / "goldens/train/checkpoint.pth")
-    after = torch_files.read(tmp_path / "xlm/checkpoint.pth")
+    before = unpickle.load(shared / "goldens/train/checkpoint.pth")
+    after = unpickle.load(tmp_path / "xlm/checkpoint.pth")
     assert list(before) == list(after)
     assert all((before["model"][name] == after["model"][name]).all() for name in before["model"])
     assert sorted(tree(tmp_path / "xlm")) == ["checkpoint.pth", "codes", "export.json", "vocab"]

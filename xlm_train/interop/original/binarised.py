@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from xlm_train.interop.original import torch_files
+from xlm_train.interop.original import unpickle
 from xlm_train.interop.original.dictionaries import from_vocabulary, to_vocabulary
 from xlm_train.interop.original.plain import plain
 from xlm_train.interop.original.unpickle import DICTIONARIES, DictionaryRecord
@@ -46,7 +46,7 @@ class BinarisedText:
 def read_binarised(path: str | Path) -> BinarisedText:
     """Binarised text of the original. Raises CheckpointError where the file is unsafe, damaged or something else."""
     path = Path(path)
-    raw = torch_files.read(path)
+    raw = unpickle.load(path)
     if not isinstance(raw, dict) or not raw.keys() >= {*KEYS} or not isinstance(raw["dico"], DictionaryRecord):
         raise CheckpointError(f"{path}: is not binarised text of the original")
     ids, positions, unknown, dictionary = raw["sentences"], raw["positions"], raw["unk_words"], raw["dico"].state
@@ -96,7 +96,7 @@ def _dictionary_class() -> Iterator[type]:
     """A class that pickles under the name of the original's Dictionary: pickle insists on finding it there
     while it writes.
     """
-    module_name, name = DICTIONARIES[0].split(" ")
+    module_name, _, name = DICTIONARIES[0].rpartition(".")
     parts = module_name.split(".")
     stand_ins = {path: types.ModuleType(path) for path in (".".join(parts[: n + 1]) for n in range(len(parts)))}
     cls = type(name, (), {"__module__": module_name})

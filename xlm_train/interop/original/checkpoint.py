@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xlm_train.interop.original import names, torch_files
+from xlm_train.interop.original import names, unpickle
 from xlm_train.interop.original.dictionaries import from_vocabulary, to_vocabulary
 from xlm_train.interop.original.params import original_params
 from xlm_train.interop.original.plain import plain, read_languages
@@ -61,7 +61,7 @@ def import_checkpoint(
     everything that makes the file unsafe, damaged, or a model that is not supported.
     """
     path = Path(path)
-    raw = torch_files.read(path)
+    raw = unpickle.load(path)
     found = set(raw) if isinstance(raw, dict) else set()
     if missing := [key for key in CHECKPOINT_KEYS if key not in found]:
         if {"encoder", "decoder"} <= found:

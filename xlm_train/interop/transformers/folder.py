@@ -272,7 +272,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     """Raises CheckpointError naming the file where weights are missing, damaged or unsafe."""
     from torch import Tensor
 
-    from xlm_train.interop.original import torch_files
+    from xlm_train.interop.original import unpickle
 
     file = _weights_file(folder)
     if file.suffix == ".safetensors":
@@ -283,7 +283,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
             return safetensors.torch.load_file(file)
         except (safetensors.SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: cannot be read: {error}") from error
-    state = torch_files.read(file)
+    state = unpickle.load(file)
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise CheckpointError(f"{file}: is not a state dict")
     return dict(state)

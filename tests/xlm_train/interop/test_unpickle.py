@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from xlm_train.interop.original import torch_files
+from xlm_train.interop.original import unpickle
 from xlm_train.runtime.errors import CheckpointError
 
 FORMATS = {"zip": {}, "old": {"_use_new_zipfile_serialization": False}}
@@ -81,7 +81,7 @@ def test_plain_data_as_torch_reads_it(tmp_path: Path, options: dict[str, bool], 
     torch.save(plain_data(), tmp_path / "data.pth", pickle_protocol=protocol, **options)
     expected = torch.load(tmp_path / "data.pth", weights_only=False)
     expected["tensors"][-1] = expected["tensors"][-1].data  # a parameter comes as its tensor
-    found = torch_files.read(tmp_path / "data.pth")
+    found = unpickle.load(tmp_path / "data.pth")
     for key in expected:
         assert same(found[key], expected[key]), key
 
@@ -90,7 +90,7 @@ def test_plain_data_as_torch_reads_it(tmp_path: Path, options: dict[str, bool], 
 def test_tied_tensors_share_memory(tmp_path: Path, options: dict[str, bool]) -> None:
     weight = torch.randn(4, 4)
     torch.save({"a": weight, "b": weight}, tmp_path / "data.pth", **options)
-    found = torch_files.read(tmp_path / "data.pth")
+    found = unpickle.load(tmp_path / "data.pth")
     assert found["a"].data_ptr() == found["b"].data_ptr()
 
 
@@ -101,13 +101,13 @@ def test_both_names_of_numpys_core(tmp_path: Path, options: dict[str, bool], mod
     value = {"array": np.arange(5), "scalar": np.float64(3)}
     torch.save(value, tmp_path / "data.pth", **options)
     rewrite(tmp_path / "data.pth", lambda data: data.replace(b"numpy._core", module).replace(b"numpy.core", module))
-    assert same(torch_files.read(tmp_path / "data.pth"), value)
+    assert same(unpickle.load(tmp_path / "data.pth"), value)
 
 
 def test_module_state_dict_with_its_metadata(tmp_path: Path) -> None:
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
     torch.save(module.state_dict(), tmp_path / "data.pth")
-    assert same({**torch_files.read(tmp_path / "data.pth")}, {**module.state_dict()})
+    assert same({**unpickle.load(tmp_path / "data.pth")}, {**module.state_dict()})
 
 
 def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
@@ -250,7 +250,7 @@ def test_whatever_is_not_plain_data_is_refused(tmp_path: Path, name: str, place:
     else:
         write_zip(path, {"evil/data.pkl": payload[:-1] + b"Q.", "evil/version": b"3\n"})
     with pytest.raises(CheckpointError, match="cannot be read safely") as caught:
-        torch_files.read(path)
+        unpickle.load(path)
     assert str(path) in str(caught.value)
     assert not sentinel.exists()
 
@@ -267,13 +267,13 @@ def test_the_attacks_would_work(tmp_path: Path) -> None:
 def test_the_refused_name_is_told(tmp_path: Path) -> None:
     torch.save({"model": Call(os.system, "true")}, tmp_path / "evil.pth")
     with pytest.raises(CheckpointError, match=r"evil\.pth: .*posix\.system.*Nothing in it was executed"):
-        torch_files.read(tmp_path / "evil.pth")
+        unpickle.load(tmp_path / "evil.pth")
 
 
 def test_control_characters_are_not_printed(tmp_path: Path) -> None:
     write_zip(tmp_path / "evil.pth", {"evil/data.pkl": named("os \x1b[2Jsystem")})
     with pytest.raises(CheckpointError) as caught:
-        torch_files.read(tmp_path / "evil.pth")
+        unpickle.load(tmp_path / "evil.pth")
     assert "\x1b" not in str(caught.value)
 
 
@@ -319,7 +319,7 @@ def test_bombs_are_refused(tmp_path: Path, pickled: bytes) -> None:
     """Quickly and in little memory: sizes are compared with the file's before anything is made."""
     write_zip(tmp_path / "bomb.pth", {"bomb/data.pkl": pickled, "bomb/data/0": bytes(16), "bomb/version": b"3\n"})
     with pytest.raises(CheckpointError):
-        torch_files.read(tmp_path / "bomb.pth")
+        unpickle.load(tmp_path / "bomb.pth")
 
 
 @pytest.mark.parametrize(
@@ -329,12 +329,12 @@ def test_bombs_in_old_files_are_refused(tmp_path: Path, name: str) -> None:
     head = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}})
     (tmp_path / "bomb.pth").write_bytes(b"".join(pickle.dumps(part, protocol=2) for part in head) + BOMBS[name])
     with pytest.raises(CheckpointError, match="damaged"):
-        torch_files.read(tmp_path / "bomb.pth")
+        unpickle.load(tmp_path / "bomb.pth")
 
 
 def test_deeply_nested_data_does_not_crash(tmp_path: Path) -> None:
     write_zip(tmp_path / "deep.pth", {"deep/data.pkl": b"\x80\x02" + b"N" + b"\x85" * 200_000 + b"."})
-    value = torch_files.read(tmp_path / "deep.pth")
+    value = unpickle.load(tmp_path / "deep.pth")
     for _ in range(3):
         (value,) = value
 
@@ -345,7 +345,7 @@ def test_compressed_records_are_refused(tmp_path: Path) -> None:
         records = {info.filename: source.read(info) for info in source.infolist()}
     write_zip(tmp_path / "bomb.pth", records, zipfile.ZIP_DEFLATED)
     with pytest.raises(CheckpointError, match="compressed"):
-        torch_files.read(tmp_path / "bomb.pth")
+        unpickle.load(tmp_path / "bomb.pth")
 
 
 @pytest.mark.parametrize("options", FORMATS.values(), ids=FORMATS)
@@ -356,7 +356,7 @@ def test_truncated_files_are_named(tmp_path: Path, options: dict[str, bool], kep
     data = path.read_bytes()
     path.write_bytes(data[: int(kept * len(data))])
     with pytest.raises(CheckpointError, match=r"cut\.pth"):
-        torch_files.read(path)
+        unpickle.load(path)
 
 
 def test_a_flipped_bit_in_a_zip_is_found(tmp_path: Path) -> None:
@@ -367,20 +367,20 @@ def test_a_flipped_bit_in_a_zip_is_found(tmp_path: Path) -> None:
     data[data.index(weight.numpy().tobytes()) + 17] ^= 1
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match="damaged"):
-        torch_files.read(path)
+        unpickle.load(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x02K\x01.", b"PK\x03\x04rubbish", b"\x80"])
 def test_other_files_are_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "other.pth").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"other\.pth"):
-        torch_files.read(tmp_path / "other.pth")
+        unpickle.load(tmp_path / "other.pth")
 
 
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.pth", tmp_path):
         with pytest.raises(CheckpointError, match=path.name):
-            torch_files.read(path)
+            unpickle.load(path)
 
 
 def test_random_damage_never_escapes(tmp_path: Path) -> None:
@@ -399,7 +399,7 @@ def test_random_damage_never_escapes(tmp_path: Path) -> None:
             data[position] = random.integers(256)
         write_zip(tmp_path / "bad.pth", {**records, "good/data.pkl": bytes(data)})
         try:
-            torch_files.read(tmp_path / "bad.pth")
+            unpickle.load(tmp_path / "bad.pth")
         except CheckpointError:
             refused += 1
     assert refused > 150
