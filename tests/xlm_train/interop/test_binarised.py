@@ -15,8 +15,14 @@ import torch
 
 from xlm_train.data.corpus import Corpus
 from xlm_train.interop.original import unpickle
-from xlm_train.interop.original.binarised import BinarisedText, read_binarised, write_binarised
-from xlm_train.interop.original.corpus_folder import files_in, key_of, write_corpus
+from xlm_train.interop.original.binarised import (
+    BinarisedText,
+    files_in,
+    key_of,
+    read_binarised,
+    write_binarised,
+    write_corpus,
+)
 from xlm_train.runtime.errors import CheckpointError, ConfigError
 from xlm_train.text.vocabulary import Vocabulary
 

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from xlm_train.config.schema import fits
 from xlm_train.interop.original import names
 from xlm_train.interop.original.checkpoint import Imported
-from xlm_train.interop.original.params import MASK
-from xlm_train.interop.original.plain import is_text, read_languages
+from xlm_train.interop.original.params import MASK, is_text, read_languages
 from xlm_train.interop.transformers.tokenizer import from_transformers, to_transformers, unreadable_merges
 from xlm_train.model.transformer import LAYER_NORM_EPS, ModelShape
 from xlm_train.runtime.errors import CheckpointError
