@@ -65,3 +65,9 @@ def exported(
     status, _, err = run_command("export", f"checkpoint={imported}", f"out={out}", *sample, *said)
     assert (status, err) == (0, "")
     return out
+
+
+@pytest.fixture(scope="session")
+def tokeniser(exported: Path) -> Any:
+    """The exported folder's tokenizer, as transformers loads it."""
+    return pytest.importorskip("transformers").AutoTokenizer.from_pretrained(exported)

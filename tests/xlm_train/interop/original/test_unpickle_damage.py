@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.xlm_train.interop.attacks import FORMATS, array, persistent, push, tensor_call, write_zip
+from tests.xlm_train.interop.original.attacks import FORMATS, array, persistent, push, tensor_call, write_zip
 from xlm_train.interop.original import unpickle
 from xlm_train.runtime.errors import CheckpointError
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.xlm_train.interop.attacks import (
+from tests.xlm_train.interop.original.attacks import (
     FORMATS,
     Call,
     array,
