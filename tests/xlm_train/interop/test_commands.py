@@ -131,7 +131,7 @@ def test_mistakes_are_said_together(
 
 @pytest.mark.parametrize("name", ["import", "export"])
 def test_help_is_quick_and_shows_examples(name: str) -> None:
-    module = {"import": "import_checkpoint", "export": "export"}[name]
+    module = {"import": "commands.import_", "export": "commands.export"}[name]
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", f"xlm_train.{module}", "--help"],
         capture_output=True,
@@ -229,7 +229,7 @@ def test_a_killed_export_leaves_the_earlier_one(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "out") as folder:
         (folder / "file").write_text("old")
     script = (
-        "import os, sys\nfrom pathlib import Path\nfrom xlm_train.interop import whole_folder as w\n"
+        "import os, sys\nfrom pathlib import Path\nfrom xlm_train.runtime import files as w\n"
         "real = os.fsync\ncalls = 0\n"
         "def fsync(descriptor):\n"
         "    global calls\n    calls += 1\n"

@@ -102,6 +102,35 @@ def test_damaged_text_is_refused(shared: Path, tmp_path: Path) -> None:
             read_binarised(tmp_path / f"{number}.pth")
 
 
+@pytest.mark.parametrize(
+    "positions",
+    [
+        np.array(3),
+        np.array([0, 3]),
+        np.array([[0, 2, 3]]),
+        np.empty((0, 2), np.int64),
+        np.array([[0.0, 3.0]]),
+        np.array([[0, 4]]),
+        np.array([[-1, 3]]),
+        np.array([[0, 2**63 - 1], [-(2**63), 3]]),
+        [[0, 3]],
+    ],
+)
+def test_positions_that_cut_no_sentence_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, positions: Any
+) -> None:
+    """Nothing is looked up with them before they are checked."""
+    vocabulary = Vocabulary([("a", 3)])
+    path = tmp_path / "test.en.pth"
+    ids = np.array([14, 14, 14, 1], np.uint16)
+    write_binarised(path, BinarisedText(ids, np.array([0]), vocabulary, {"b": 1}))
+    assert len(read_binarised(path).ids) == 4
+    changed = {**unpickle.load(path), "positions": positions}
+    monkeypatch.setattr(unpickle, "load", lambda path: changed)
+    with pytest.raises(CheckpointError, match=r"test\.en\.pth: its positions"):
+        read_binarised(path)
+
+
 @pytest.mark.parametrize("content", [[1], {"sentences": np.arange(3)}, {"model": {}, "params": {}}])
 def test_other_files_are_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "valid.de.pth")

@@ -296,6 +296,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"model_optimizer": lambda o: {**o, "state": {**o["state"], 0: {**o["state"][1], "step": 200}}}},
         r"exp_avg: position_embeddings\.weight has size \(2, 64\)",
     ),
+    "keys of moments that are no numbers": (
+        {"model_optimizer": lambda o: {**o, "param_groups": [{**o["param_groups"][0], "params": [((),)]}]}},
+        "optimizer=false",
+    ),
     "updates below zero": (
         {"model_optimizer": lambda o: {**o, "param_groups": [{**o["param_groups"][0], "num_updates": -1}]}},
         "optimizer=false",
