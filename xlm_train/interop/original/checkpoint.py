@@ -257,7 +257,7 @@ def _with_numpy_metrics(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_adam(adam: Mapping[str, Any], shape: ModelShape, updates: int) -> dict[str, Any]:
-    """torch's layout of Adam's state -> the original's."""
+    """Adam's state in torch's layout -> in the original's."""
     if len(adam["param_groups"]) != 1:
         raise CheckpointError(
             "the checkpoint's optimizer has parameters in several groups; export with optimizer=false"
