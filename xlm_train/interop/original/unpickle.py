@@ -46,16 +46,11 @@ DAMAGE = (  # what Python, numpy, torch and zipfile raise where a file is not we
     MemoryError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 ROOM = 3  # arrays and tensors may take this many times the file's size: tied weights are two tensors on one storage
-PLAIN = b"".join((  # the instructions that plain containers, numbers, text, arrays and tensors need
-    pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE,
-    pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.LONG4, pickle.BINFLOAT,
-    pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8,
-    pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.BINBYTES8,
-    pickle.EMPTY_LIST, pickle.APPEND, pickle.APPENDS, pickle.EMPTY_DICT, pickle.SETITEM, pickle.SETITEMS,
-    pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3,
-    pickle.MEMOIZE, pickle.BINPUT, pickle.LONG_BINPUT, pickle.BINGET, pickle.LONG_BINGET,
-    pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.NEWOBJ, pickle.BUILD, pickle.BINPERSID,
-))  # fmt: skip
+PLAIN = """
+    PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINUNICODE SHORT_BINUNICODE
+    BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS EMPTY_TUPLE TUPLE
+    TUPLE1 TUPLE2 TUPLE3 MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID
+"""  # the instructions that plain containers, numbers, text, arrays and tensors need
 
 
 class RefusedError(Exception):
@@ -64,7 +59,7 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Name:
-    """The name of a class or function in a pickle. Inert: calling it is up to `Unpickler.load_reduce`."""
+    """The name of a class or function in a pickle. Inert: what a call of it gives is in `CALLS`."""
 
     text: str
 
@@ -108,13 +103,14 @@ class Unpickler(pickle._Unpickler):
     else, and one of `DAMAGE` where it is not well formed.
 
     Args:
-        stream: A file in memory, or a memory map: where a pickle speaks of more bytes than there are, a file would
+        stream: A file in memory, or a memory map: where a pickle gives a text more bytes than there are, a file would
             make room for them first.
         size: Of the file, in bytes. Bounds the storages, arrays and tensors made: a small file cannot fill the memory.
         fill: Called with key and data of each new storage; where it is None, the caller fills `storages` later.
     """
 
     stack: list[Any]
+    metastack: list[list[Any]]
     append: Callable[[Any], None]
     pop_mark: Callable[[], list[Any]]
 
@@ -126,6 +122,7 @@ class Unpickler(pickle._Unpickler):
         self.storage_bytes_left = size
         self.storages: dict[str, _Storage] = {}
         self.fill = fill
+        self.unbuilt: Any = None  # the array that waits for its BUILD: no other may be changed by one
 
     def find_class(self, module: str, name: str) -> Name:
         """The allow-list of names."""
@@ -150,13 +147,13 @@ class Unpickler(pickle._Unpickler):
         if key not in self.storages:
             self.storage_bytes_left -= numel * dtype.itemsize
             if self.storage_bytes_left < 0:
-                raise RefusedError("its pickle speaks of more data than the file holds")
+                raise RefusedError("its pickle refers to more data than the file holds")
             self.storages[key] = _Storage(torch.empty(numel, dtype=dtype))
             if self.fill is not None:
                 self.fill(key, self.storages[key].data)
         data = self.storages[key].data
         if data.dtype != dtype or data.numel() != numel:
-            raise RefusedError("its pickle speaks of one storage in two ways")
+            raise RefusedError("its pickle gives one storage two types or sizes")
         return self.storages[key]
 
     def _load_reduce(self) -> None:
@@ -169,7 +166,7 @@ class Unpickler(pickle._Unpickler):
 
     def _load_newobj(self) -> None:
         arguments, cls = self.stack.pop(), self.stack.pop()
-        if type(cls) is not Name or cls.text not in DICTIONARIES or arguments != ():
+        if type(cls) is not Name or cls.text not in DICTIONARIES or type(arguments) is not tuple or arguments:
             raise RefusedError("its pickle makes an object of a class other than the original's Dictionary")
         self.append(DictionaryRecord())
 
@@ -181,12 +178,17 @@ class Unpickler(pickle._Unpickler):
             if state[1] not in ("<", ">", "|", "="):
                 raise RefusedError("its pickle has a numpy array of an unknown byte order")
             target.order = state[1]
-        elif type(target) is np.ndarray and target.dtype == np.int8 and target.shape == (0,):  # not built before
+        elif type(target) is np.ndarray and target is self.unbuilt:
             self._fill_array(target, *state)
         elif type(target) is OrderedDict and type(state) is dict and state.keys() == {"_metadata"}:
             pass  # version numbers of the modules in a state dict: nothing here depends on them
         else:
             raise RefusedError(f"its pickle sets the state of a {type(target).__name__}")
+
+    def _load_stop(self) -> None:
+        if len(self.stack) != 1 or self.metastack or self.unbuilt is not None:
+            raise RefusedError("its pickle ends too early")
+        pickle._Unpickler.dispatch[pickle.STOP[0]](self)  # type: ignore[arg-type]
 
     def _load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -205,11 +207,12 @@ class Unpickler(pickle._Unpickler):
         target.update(zip(items[::2], items[1::2], strict=True))
 
     dispatch = _Instructions(
-        {code: instruction for code, instruction in pickle._Unpickler.dispatch.items() if code in PLAIN}  # type: ignore[misc]
+        {code[0]: pickle._Unpickler.dispatch[code[0]] for code in (getattr(pickle, name) for name in PLAIN.split())}
         | {
             pickle.REDUCE[0]: _load_reduce,
             pickle.NEWOBJ[0]: _load_newobj,
             pickle.BUILD[0]: _load_build,
+            pickle.STOP[0]: _load_stop,
             pickle.SETITEM[0]: _load_setitem,
             pickle.SETITEMS[0]: _load_setitems,
         }
@@ -237,7 +240,10 @@ class Unpickler(pickle._Unpickler):
     def _empty_array(self, cls: Any, shape: Any, code: Any) -> Any:
         if cls != Name("numpy.ndarray") or shape != (0,) or code not in (b"b", "b"):
             raise RefusedError("its pickle makes a numpy array in an unusual way")
-        return np.empty(0, dtype=np.int8)
+        if self.unbuilt is not None:
+            raise RefusedError("its pickle begins a numpy array within another")
+        self.unbuilt = np.empty(0, dtype=np.int8)
+        return self.unbuilt
 
     def _fill_array(self, array: Any, version: Any, shape: Any, kind: Any, is_fortran: Any, data: Any) -> None:
         if version != 1 or type(kind) is not _NumberType or not _is_extent(shape) or type(data) is not bytes:
@@ -245,6 +251,7 @@ class Unpickler(pickle._Unpickler):
         if len(data) != math.prod(shape) * kind.dtype().itemsize:
             raise RefusedError("its pickle has a numpy array whose size and data do not agree")
         self._take(len(data))
+        self.unbuilt = None
         array.__setstate__((1, shape, kind.dtype(), bool(is_fortran), data))
 
     def _scalar(self, kind: Any, data: Any) -> Any:
@@ -299,7 +306,7 @@ def _is_key(value: Any) -> bool:
 
 
 def load(path: str | Path) -> Any:
-    """The object that `torch.save` wrote to a file, tensors on the CPU.
+    """Read the object that `torch.save` wrote to a file, tensors on the CPU.
 
     Numbers, text, plain containers, numpy arrays and scalars of plain numbers, dense tensors, and objects of the
     original's Dictionary class (as `DictionaryRecord`) are read. Nothing that the file asks for is executed.
@@ -346,7 +353,7 @@ def _load_zip(file: IO[bytes], size: int) -> Any:
             if info.compress_type != zipfile.ZIP_STORED or info.file_size > size or info.flag_bits & 1:
                 raise RefusedError(f"its record {name} is compressed, which torch.save does not do")
             if n_bytes not in (None, info.file_size):
-                raise RefusedError(f"its record {name} holds {info.file_size} bytes where {n_bytes} are spoken of")
+                raise RefusedError(f"its record {name} holds {info.file_size} bytes where its pickle has {n_bytes}")
             return archive.open(info)
 
         def fill(key: str, data: Tensor) -> None:

@@ -42,6 +42,10 @@ BOMBS = {
     "long key among others": b"\x80\x02}(K\x01K\x02(" + b"N" * 9 + b"tK\x03u.",
     "key without a value": b"\x80\x02}(K\x01u.",
     "frame in a frame": b"\x80\x04\x95" + struct.pack("<Q", 20) + b"\x95" + struct.pack("<Q", 2) + b"N." + b"N" * 9,
+    "end before the stack is empty": b"\x80\x02NN.",
+    "end behind a mark": b"\x80\x02(N.",
+    "end before an array is built": b"\x80\x02" + array(b"\x00" * 8).split(b"(K\x01")[0] + b".",
+    "array in an array": b"\x80\x02" + array(b"\x00" * 8).split(b"(K\x01")[0] + array(b"\x00" * 8) + b"b.",
     "protocol that is not known": b"\x80\x09N.",
     "one storage in two sizes": b"\x80\x02]" + persistent(numel=b"K\x04")[2:-1] + b"a" + persistent(numel=b"K\x03")[2:-1]
     + b"a.",
