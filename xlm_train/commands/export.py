@@ -12,7 +12,6 @@ from xlm_train.config.command import command
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-from xlm_train.interop.export import export_corpus, export_original, export_transformers, refuse_to_overwrite
 
 FORMATS = ("hf", "xlm")
 
@@ -82,7 +81,8 @@ def main(config: DictConfig) -> int:
     settings = read_config(ExportConfig, config)
 
     from xlm_train.data.corpus import Corpus
-    from xlm_train.interop.facts import Said
+    from xlm_train.interop.export import export_corpus, export_original, export_transformers, refuse_to_overwrite
+    from xlm_train.interop.facts import CardFields
     from xlm_train.runtime import checkpoint_file
 
     out = Path(settings.out)
@@ -103,7 +103,7 @@ def main(config: DictConfig) -> int:
                 out,
                 checkpoint=Path(settings.checkpoint),
                 evaluation=None if settings.evaluation is None else Path(settings.evaluation),
-                said=Said(**vars(settings.card)),
+                fields=CardFields(**vars(settings.card)),
                 sample=settings.sample,
                 verify=settings.verify,
             )

@@ -60,7 +60,7 @@ def main(config: DictConfig) -> int:
 
     settings = read_config(ImportConfig, config)
 
-    from xlm_train.interop.original import corpus_folder
+    from xlm_train.interop.original import binarised
     from xlm_train.text.bpe import BpeCodes
     from xlm_train.text.vocabulary import read_text
 
@@ -68,7 +68,7 @@ def main(config: DictConfig) -> int:
     refuse_to_overwrite(out)
     codes = None if settings.codes is None else BpeCodes.from_file(settings.codes).to_text()
     if file.is_dir() and not (file / "config.json").is_file():
-        files = corpus_folder.files_in(file)
+        files = binarised.files_in(file)
         if not files:
             raise ConfigError(
                 f"file={file}: has neither a config.json (transformers) nor SPLIT.LANG.pth files (the original's text);"
@@ -81,7 +81,7 @@ def main(config: DictConfig) -> int:
         vocab = None if settings.vocab is None else read_text(settings.vocab)
         imported = transformers_folder.read(file, codes, vocab, settings.bptt, settings.vocab_multiple)
         return write_checkpoint(imported, out)
-    key = corpus_folder.key_of(file)
+    key = binarised.key_of(file)
     if settings.split and settings.lang:
         key = (settings.split, settings.lang)
     if key is not None:
@@ -122,7 +122,7 @@ def write_checkpoint(imported: Imported, out: Path) -> int:
 
 def import_corpus(files: dict[tuple[str, str], Path], settings: ImportConfig, codes: str, out: Path) -> int:
     """Write a corpus folder from the original's binarised files; say what is in it."""
-    from xlm_train.interop.original.corpus_folder import write_corpus
+    from xlm_train.interop.original.binarised import write_corpus
     from xlm_train.runtime.files import whole_folder
 
     languages = settings.languages or sorted({language for _, language in files})

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import train_here
 from xlm_train.data.corpus import Corpus
-from xlm_train.interop.original import torch_files
+from xlm_train.interop.original import unpickle
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import whole_folder
@@ -80,8 +80,8 @@ def test_binarised_text(run_command: Run, shared: Path, tmp_path: Path) -> None:
 def test_there_and_back_as_the_original(run_command: Run, imported: Path, shared: Path, tmp_path: Path) -> None:
     status, _, err = run_command("export", f"checkpoint={imported}", f"out={tmp_path / 'xlm'}", "format=xlm")
     assert (status, err) == (0, "")
-    before = torch_files.read(shared / "goldens/train/checkpoint.pth")
-    after = torch_files.read(tmp_path / "xlm/checkpoint.pth")
+    before = unpickle.load(shared / "goldens/train/checkpoint.pth")
+    after = unpickle.load(tmp_path / "xlm/checkpoint.pth")
     assert list(before) == list(after)
     assert all((before["model"][name] == after["model"][name]).all() for name in before["model"])
     assert sorted(tree(tmp_path / "xlm")) == ["checkpoint.pth", "codes", "export.json", "vocab"]
@@ -132,7 +132,7 @@ def test_mistakes_are_said_together(
 
 @pytest.mark.parametrize("name", ["import", "export"])
 def test_help_is_quick_and_shows_examples(name: str) -> None:
-    module = {"import": "import_checkpoint", "export": "export"}[name]
+    module = {"import": "commands.import_", "export": "commands.export"}[name]
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", f"xlm_train.{module}", "--help"],
         capture_output=True,
@@ -230,7 +230,7 @@ def test_a_killed_export_leaves_the_earlier_one(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "out") as folder:
         (folder / "file").write_text("old")
     script = (
-        "import os, sys\nfrom pathlib import Path\nfrom xlm_train.interop import whole_folder as w\n"
+        "import os, sys\nfrom pathlib import Path\nfrom xlm_train.runtime import files as w\n"
         "real = os.fsync\ncalls = 0\n"
         "def fsync(descriptor):\n"
         "    global calls\n    calls += 1\n"
