@@ -134,6 +134,7 @@ def leave_report(run: RunFolder) -> None:
 
 def open_job(config: dict[str, Any]) -> Job:
     """The corpus, the order in which it is read, and the run's folder. Nothing is written yet."""
+    from xlm_train.config.train import steps_of
     from xlm_train.data.corpus import Corpus
     from xlm_train.data.order import Order, language_shares
     from xlm_train.runtime.control_group import Agreement
@@ -373,14 +374,6 @@ def out_of_patience(progress: dict[str, Any], patience: int | None) -> bool:
 def digest(value: Any) -> str:
     """A fingerprint that is equal only where the value is."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def steps_of(settings: dict[str, Any], tokens_per_step: int) -> int:
-    """Steps of the whole run: trainer.max_steps, or trainer.max_tokens in whole steps (rounded up); the lesser of both."""
-    limits = [] if settings["max_steps"] is None else [settings["max_steps"]]
-    if settings["max_tokens"] is not None:
-        limits.append(-(-settings["max_tokens"] // tokens_per_step))
-    return int(min(limits))
 
 
 def text_of(corpus: Corpus) -> dict[str, Any]:

@@ -333,3 +333,19 @@ def _trainer_problems(config: dict[str, Any]) -> list[str]:
             " trainer.precision=16-mixed"
         )
     return problems
+
+
+def steps_of(settings: dict[str, Any], tokens_per_step: int) -> int:
+    """Steps of the whole run: trainer.max_steps, or trainer.max_tokens in whole steps (rounded up); the lesser of both.
+
+    Args:
+        settings: The config's `trainer` section.
+        tokens_per_step: Tokens that a step reads, over all processes.
+
+    Returns:
+        The number of steps.
+    """
+    limits = [] if settings["max_steps"] is None else [settings["max_steps"]]
+    if settings["max_tokens"] is not None:
+        limits.append(-(-settings["max_tokens"] // tokens_per_step))
+    return int(min(limits))

@@ -250,7 +250,7 @@ def _network(
 
 def _budget(config: dict[str, Any], plan: PlanSettings, corpus: Corpus | None, tokens_step: int) -> dict[str, Any]:
     """How long to train, and who says so."""
-    from xlm_train.train import steps_of
+    from xlm_train.config.train import steps_of
 
     if plan.tokens is not None:
         steps, source = -(-plan.tokens // tokens_step), "plan.tokens"
