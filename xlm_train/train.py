@@ -166,7 +166,7 @@ def attempt(job: Job, flag: StopFlag) -> tuple[Progress, str | None]:
 
     from xlm_train.data.datamodule import StepBatches
     from xlm_train.model.transformer import XLM, ModelShape, count_parameters
-    from xlm_train.report.advice import advice
+    from xlm_train.report.recipe import advice
     from xlm_train.runtime import checkpoint_file
     from xlm_train.runtime.console import counted
     from xlm_train.runtime.control_group import member, table

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pytorch_lightning.loggers.logger import Logger
 
-from xlm_train.report.advice import advice
+from xlm_train.report.recipe import advice
 from xlm_train.runtime.energy import Energy
 from xlm_train.runtime.processes import StopFlag
 from xlm_train.train import train
