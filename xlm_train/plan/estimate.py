@@ -145,7 +145,7 @@ def make_plan(config: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
     shape = ModelShape(
         n_words=corpus.n_words if corpus else plan.n_words,
         n_langs=len(corpus.languages) if corpus else plan.n_langs,
-        **{name: value for name, value in config["model"].items() if name != "recompute"},
+        **{name: value for name, value in config["model"].items() if name not in ("recompute", "ops")},
     )
     parameters = parameter_shapes(shape)
     count = sum(math.prod(size) for size in parameters.values())

@@ -66,7 +66,7 @@ def _memory(plan: dict[str, Any]) -> Table:
     memory = plan["memory"]
     rows = [[name, f"{size:.3f}"] for name, size in plan["memory_gb"].items()]
     rows.append(["peak", f"{memory['peak_gb']:.3f}"])
-    rows.append(["there is", f"{memory['available_gb']:.3f}"])
+    rows.append(["available", f"{memory['available_gb']:.3f}"])
     return Table(
         f"Memory of a device, GB: {'fits' if memory['fits'] else 'DOES NOT FIT'}",
         [],
@@ -123,7 +123,7 @@ def _run(plan: dict[str, Any]) -> Table:
         ["device hours", f"{plan['time']['device_hours']:,.1f}"],
     ]
     if plan["data"] is not None:
-        rows += [[f"passes over {lang}", f"{passes:.2f}"] for lang, passes in plan["data"]["passes"].items()]
+        rows += [[f"passes through {lang}", f"{passes:.2f}"] for lang, passes in plan["data"]["passes"].items()]
     return Table("The run", [], rows, note=f"length: {budget['source']}")
 
 

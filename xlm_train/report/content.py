@@ -47,7 +47,7 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     found = [
         Section("", [*_states(runs), *_problems(runs), _summary(runs)]),
         Section("Curves", _curves(runs)),
-        Section("Results", [*results.results(runs), *results.evaluations(runs)]),
+        Section("Results", [*results.by_language(runs), *results.evaluations(runs)]),
         Section("Validation", results.validations(runs)),
         Section("Starts and incidents", results.events(runs)),
         Section("Checkpoints kept", results.checkpoints(runs)),

@@ -120,7 +120,7 @@ def n_parameters(run: Run) -> int | None:
     )
     if n_words is None or not isinstance(languages, dict) or not isinstance(model, dict):
         return None
-    leaves = tuple(sorted((k, v) for k, v in model.items() if k != "recompute"))
+    leaves = tuple(sorted((k, v) for k, v in model.items() if k not in ("recompute", "ops")))
     try:
         return _size_of_model(n_words, len(languages), leaves)
     except (ConfigError, TypeError, ValueError):  # damaged, or of another version

@@ -36,7 +36,7 @@ def figure_of(values: dict[str, Any], key: str) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def results(runs: Sequence[Run]) -> list[Block]:
+def by_language(runs: Sequence[Run]) -> list[Block]:
     """Per language: the last training loss, and validation at the end and at its best."""
     head = ["language", "train loss", "train ppl", "val loss", "val ppl", "val acc, %", "best val ppl", "its acc, %"]
     rows = []

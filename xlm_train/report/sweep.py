@@ -222,7 +222,7 @@ def _figure(key: str, rows: Sequence[Row], lines: Sequence[Line]) -> Figure:
         curves.append(Curve(line.label, x, y, line.hue % len(PALETTE), dots=True, line=line.connected))
     lost = [Mark(places[_value(row, key)], "no_perplexity", row.run) for row in rows if row.perplexity is None]
     measured = [row.perplexity for row in rows if row.perplexity is not None]
-    log = max(measured) > WIDE_SPREAD * min(measured)
+    log = 0 < WIDE_SPREAD * min(measured) < max(measured)
     ticks = [(place, _short(value)) for value, place in places.items()] if labelled else []
     return Figure("", "best validation perplexity", curves, lost, key, log, x_axis=axis, x_ticks=ticks)
 

@@ -500,11 +500,13 @@ def test_markdown_cells_stay_cells() -> None:
 PROBE = """
 addEventListener("load", () => {
   const svg = document.querySelector(".area > svg"), box = svg.getBoundingClientRect();
+  const height = document.documentElement.scrollHeight;
   svg.dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + box.width / 2, clientY: box.top + 5}));
   const wide = [...document.querySelectorAll("body *")].filter((e) => !e.closest(".scroll, pre, svg, details:not([open])") &&
     e.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map((e) => e.tagName + "." + e.className);
   const small = [...document.querySelectorAll("figure span, td, th, p")].map((e) => parseFloat(getComputedStyle(e).fontSize));
   parent.postMessage({
+    grown: document.documentElement.scrollHeight - height, overflow: getComputedStyle(svg).overflow,
     width: document.documentElement.clientWidth, scroll: document.documentElement.scrollWidth, wide,
     back: getComputedStyle(document.body).backgroundColor, smallest: Math.min(...small),
     readout: document.querySelector(".readout").textContent, fetched: performance.getEntriesByType("resource").map((e) => e.name),
@@ -551,6 +553,8 @@ def test_the_page_in_a_real_browser(
     assert said["scroll"] == width
     assert said["wide"] == []
     assert said["fetched"] == []
+    assert said["grown"] == 0  # the readout moves nothing
+    assert said["overflow"] == "visible"  # dots at the edges are whole
     assert said["smallest"] >= 12
     assert said["back"] == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
     assert said["readout"].startswith("step 100\n1.05 r, training\n")  # 10 / sqrt(100) + 0.05
