@@ -18,16 +18,16 @@ def write_report(run: Path, compare: Sequence[Path] = ()) -> None:
     Raises:
         UserError: A file cannot be written.
     """
-    from xlm_train.report import png
     from xlm_train.report.content import sections
     from xlm_train.report.curves import figures
+    from xlm_train.report.png import draw
     from xlm_train.report.reading import read_run
     from xlm_train.report.writing import as_html, as_markdown
     from xlm_train.runtime.files import atomic_write
 
     runs = [read_run(path) for path in (run, *compare)]
     (run / "plots").mkdir(exist_ok=True)
-    png.draw(figures(runs), run / "plots" / "curves.png")
+    draw(figures(runs), run / "plots" / "curves.png")
     content = sections(runs)
     for name, text in (("report.html", as_html(runs, content)), ("report.md", as_markdown(runs, content))):
         with atomic_write(run / name) as file:

@@ -7,12 +7,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from xlm_train.report import recipe, results
 from xlm_train.report.curves import figures
 from xlm_train.report.figures import Figure
 from xlm_train.report.html import Block, Cell, Folded, Paragraph, Table
 from xlm_train.report.reading import Run
-from xlm_train.report.results import NONE, digits, figure_of
+from xlm_train.report.recipe import POINTS, config_differences, n_parameters
+from xlm_train.report.results import (
+    NONE,
+    by_language,
+    checkpoints,
+    digits,
+    evaluations,
+    events,
+    figure_of,
+    validations,
+)
 from xlm_train.runtime.console import compact, counted, duration
 
 PACKAGES = (
@@ -47,10 +56,10 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     found = [
         Section("", [*_states(runs), *_problems(runs), _summary(runs)]),
         Section("Curves", _curves(runs)),
-        Section("Results", [*results.by_language(runs), *results.evaluations(runs)]),
-        Section("Validation", results.validations(runs)),
-        Section("Starts and incidents", results.events(runs)),
-        Section("Checkpoints kept", results.checkpoints(runs)),
+        Section("Results", [*by_language(runs), *evaluations(runs)]),
+        Section("Validation", validations(runs)),
+        Section("Starts and incidents", events(runs)),
+        Section("Checkpoints kept", checkpoints(runs)),
         Section("Against the original's recipe", _recipe(runs)),
     ]
     if len(runs) > 1:
@@ -130,7 +139,7 @@ def _skipped(run: Run) -> str:
 
 
 def _parameters(run: Run) -> str:
-    count = recipe.n_parameters(run)
+    count = n_parameters(run)
     return NONE if count is None else f"{count:,}"
 
 
@@ -170,7 +179,7 @@ TONES = {"same": "good", "differs": "bad", "unknown": ""}
 
 def _recipe(runs: Sequence[Run]) -> list[Block]:
     """Point by point; each run's column says whether it had what the original had, and what it had."""
-    compared = [[point.compare(run) for point in recipe.POINTS] for run in runs]
+    compared = [[point.compare(run) for point in POINTS] for run in runs]
     blocks: list[Block] = []
     for run, points in zip(runs, compared, strict=True):
         count = {kind: sum(verdict == kind for _, verdict in points) for kind in TONES}
@@ -180,13 +189,13 @@ def _recipe(runs: Sequence[Run]) -> list[Block]:
     blocks.append(Paragraph("Differences of method that no setting shows are listed in docs/differences.md."))
     rows: list[list[str | Cell]] = [
         [point.name, point.original, *(Cell(f"{verdict}: {here}", TONES[verdict]) for here, verdict in columns)]
-        for point, *columns in zip(recipe.POINTS, *compared, strict=True)
+        for point, *columns in zip(POINTS, *compared, strict=True)
     ]
     return [*blocks, Table("", ["point", "xlm-clm-ende-1024", *(run.name for run in runs)], rows, words=True)]
 
 
 def _differences(runs: Sequence[Run]) -> list[Block]:
-    rows = recipe.config_differences(runs)
+    rows = config_differences(runs)
     if not rows:
         return [Paragraph("None.")]
     return [Table("", ["setting", *(run.name for run in runs)], [[key, *values] for key, values in rows], words=True)]

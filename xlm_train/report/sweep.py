@@ -11,9 +11,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from xlm_train.report import png
 from xlm_train.report.figures import Axis, Curve, Figure, Mark, roomy_axis
 from xlm_train.report.html import PALETTE, Table
+from xlm_train.report.png import draw
 from xlm_train.report.reading import read_run
 from xlm_train.runtime.errors import EXIT_PREEMPTED
 from xlm_train.runtime.files import atomic_write, read_json, write_json
@@ -81,7 +81,7 @@ def conclude(folder: Path, start: str) -> list[int]:
     with atomic_write(folder / "table.md") as file:
         file.write(_markdown(folder.name, cells, rows).encode())
     if any(row.perplexity is not None for row in rows) and rows[0].varied:
-        png.draw(figures(rows), folder / "sweep.png")
+        draw(figures(rows), folder / "sweep.png")
     print(cells.text(), flush=True)
     for row in failed:
         print(f"\nfailed: {row.run}: {row.problems[0]}\n  alone: {row.command}", file=sys.stderr)
