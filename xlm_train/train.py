@@ -17,7 +17,7 @@ from xlm_train.data.corpus import Corpus
 from xlm_train.data.datamodule import CorpusDataModule, order_of
 from xlm_train.model.transformer import XLM, count_parameters
 from xlm_train.report import write_report
-from xlm_train.report.advice import advice
+from xlm_train.report.recipe import advice
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.console import counted, log
 from xlm_train.runtime.control_group import ControlGroup, is_lost_peer
@@ -124,7 +124,7 @@ def assemble(
     make_optimizer = hydra.utils.instantiate(config.optimizer, _convert_="all")
     schedule = hydra.utils.instantiate(config.schedule)
     module = LanguageModel(
-        XLM(shape, config.model.recompute),
+        XLM(shape, config.model.recompute, config.model.ops),
         objective,
         make_optimizer if settings.sharding is None else sharded(make_optimizer),
         # Hydra's kind of partial examines its target at each call: 0.4 ms a step

@@ -36,13 +36,19 @@ BINDS = 0.10  # share of a step spent waiting for the network from which it is c
 
 @dataclass(frozen=True)
 class SlotTime:
-    """Seconds of one slot: until its backward pass through the blocks, and that pass."""
+    """Seconds of one slot.
+
+    Args:
+        before: Until its backward pass through the blocks.
+        backward: That pass.
+    """
 
     before: float
     backward: float
 
     @property
     def total(self) -> float:
+        """The whole slot."""
         return self.before + self.backward
 
 
@@ -57,8 +63,18 @@ def parameter_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
 
 
 def gradients_of(parameters: Mapping[str, tuple[int, ...]], n_layers: int) -> list[Gradient]:
-    """Gradients in the order in which the backward pass finishes them: the output's bias, the blocks from the last to
-    the first, and at the very end the embeddings, the output's tied weights among them."""
+    """Put gradients into the order in which the backward pass finishes them.
+
+    First the output's bias, then the blocks from the last to the first, and at the very end the embeddings, the output's
+    tied weights among them.
+
+    Args:
+        parameters: Names and shapes.
+        n_layers: Of the model.
+
+    Returns:
+        The gradients with their times.
+    """
     backwards = list(reversed(list(parameters.items())))
     bias = [Gradient(parameters["output_bias"], 0.0)]
     blocks = [
@@ -69,7 +85,16 @@ def gradients_of(parameters: Mapping[str, tuple[int, ...]], n_layers: int) -> li
 
 
 def speed_of_cluster(cluster: ClusterConfig, precision: str, efficiency: float) -> Speed:
-    """A stated speed: one share of the peak for all products; what is not a product is in that share."""
+    """Take a cluster's stated speed: one share of the peak for all products, with what is not a product in it.
+
+    Args:
+        cluster: With a peak for this precision and a bandwidth of memory.
+        precision: The config's `trainer.precision`.
+        efficiency: The share.
+
+    Returns:
+        The speed of one device.
+    """
     peak = cluster.peak_tflops[precision]
     assert peak is not None
     assert cluster.memory_gbytes_per_s is not None
@@ -80,7 +105,18 @@ def speed_of_cluster(cluster: ClusterConfig, precision: str, efficiency: float) 
 def slot_time(
     shape: ModelShape, flops: Mapping[str, Flops], tokens: int, speed: Speed, accumulates: bool = False
 ) -> SlotTime:
-    """Of one slot with so many predicted tokens, on one device. accumulates: its gradients are added to others."""
+    """Predict one slot on one device.
+
+    Args:
+        shape: The model's.
+        flops: Of a predicted token, by part.
+        tokens: Predicted tokens of the slot.
+        speed: Of the device.
+        accumulates: Whether its gradients are added to others.
+
+    Returns:
+        Its seconds.
+    """
     softmax = flops["output softmax"].total
     blocks = sum(part.total for part in flops.values()) - softmax
     backward = blocks - sum(part.forward for name, part in flops.items() if name != "output softmax")
@@ -92,9 +128,16 @@ def slot_time(
 
 
 def make_plan(config: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
-    """All figures of a plan. config: composed, resolved and checked (configs/plan.yaml).
+    """Compute all figures of a plan.
 
     Measures this machine for some seconds where it is the cluster and states no speed.
+
+    Args:
+        config: Composed, resolved and checked (configs/plan.yaml).
+        corpus: What is trained on; None where that is not known yet.
+
+    Returns:
+        What plan.json holds.
     """
     from xlm_train.model.transformer import ModelShape
 
@@ -157,7 +200,7 @@ def make_plan(config: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
             "tokens_per_second": tokens_step / step.total, "seconds_per_step": step.total,
             "peak_tflops_per_device": speed.peak / 1e12,
             "efficiency": setting.streams * setting.positions * flops_token / slot.total / speed.peak, "source": source,
-            "share_of_peak": flops_step / step.total / cluster.devices / speed.peak,
+            "mfu": flops_step / step.total / cluster.devices / speed.peak,
         },
         "network": network,
         "budget": budget,
@@ -289,7 +332,10 @@ def _notes(
     if not plan["memory"]["fits"]:
         notes.append("does not fit" + _what_fits(config, cluster, shape, count, plan["memory"]["available_gb"]))
     if plan["network"]["binds"]:
-        allowed = ("none", "fp16" if trainer["precision"] == "16-mixed" else "powersgd")  # see config.py
+        allowed = (
+            "none",
+            "fp16" if trainer["precision"] == "16-mixed" else "powersgd",
+        )  # what config/train.py lets through
         best = min(allowed, key=plan["network"]["seconds_per_step"].__getitem__)
         faster = (
             f"trainer.gradient_compression={best}, or " if best != (plan["network"]["compression"] or "none") else ""

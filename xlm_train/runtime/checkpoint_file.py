@@ -256,3 +256,23 @@ def newest(folder: str | Path, mismatch: Callable[[dict[str, Any]], str | None] 
             return Found(path, content, skipped)
         skipped.append((path, f"{path}: {why}"))
     return Found(None, None, skipped)
+
+
+def peek(path: str | Path) -> str | None:
+    """Read the SHA-256 that a checkpoint ends with, without reading its content.
+
+    Args:
+        path: The checkpoint.
+
+    Returns:
+        The checksum as it was written, as hex; None where the file cannot be read or does not end as a whole
+        checkpoint does. That the content has this checksum is not verified: see `checksum`.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - TRAILER.size))
+            magic, length, digest = TRAILER.unpack(file.read(TRAILER.size))
+    except (OSError, struct.error):
+        return None
+    return digest.hex() if magic == MAGIC and length == size - TRAILER.size else None

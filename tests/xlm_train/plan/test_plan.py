@@ -272,7 +272,7 @@ def test_every_cluster_is_whole(name: str, compose: Callable[..., dict[str, Any]
     assert name.split("_")[0].upper() in cluster.accelerator
     words = [f"cluster={name}", "trainer.precision=16-mixed", "data.slots=64"]
     plan = make_plan(compose("plan", *words), None)
-    assert 0 < plan["speed"]["share_of_peak"] <= plan["speed"]["efficiency"] + 1e-9 < 1
+    assert 0 < plan["speed"]["mfu"] <= plan["speed"]["efficiency"] + 1e-9 < 1
     assert plan["cost"]["total"] > 0
     assert plan["energy"]["kwh"] > 0
     source = (REPOSITORY / f"configs/cluster/{name}.yaml").read_text(encoding="utf-8")
