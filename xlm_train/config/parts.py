@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any, cast
 
-from xlm_train.config.command import config_folder
+from xlm_train.config.overrides import config_folder
 from xlm_train.config.schema import UNKNOWN, near
 from xlm_train.runtime.errors import UserError
 

@@ -126,7 +126,7 @@ def resolve(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     def plain(node: DictConfig, prefix: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key in node:
-            name = f"{prefix}{key}"
+            name = prefix + str(key)
             try:
                 value = "???" if OmegaConf.is_missing(node, key) else node[key]
                 if isinstance(value, DictConfig):

@@ -301,7 +301,7 @@ def test_training_goes_on_from_an_import(
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from xlm_train.config.command import config_folder
+    from xlm_train.config.overrides import config_folder
     from xlm_train.runtime.processes import StopFlag
     from xlm_train.train import train
 

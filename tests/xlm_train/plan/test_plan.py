@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from tests.conftest import REPOSITORY, command, process_environment
-from xlm_train.model.flops import flops_per_token
 from xlm_train.config.train import ClusterConfig
+from xlm_train.model.flops import flops_per_token
 from xlm_train.model.transformer import XLM, ModelShape, count_parameters
 from xlm_train.plan.estimate import gradients_of, make_plan, parameter_shapes, slot_time, speed_of_cluster
 from xlm_train.plan.memory import Setting, activation_bytes, peak_memory
