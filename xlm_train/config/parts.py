@@ -87,12 +87,13 @@ def _argument_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[
     ]
 
 
-def optimizer_problems(good: Mapping[str, Any], unresolved: Mapping[str, Any]) -> list[str]:
+def optimizer_problems(good: Mapping[str, Any], unresolved: Mapping[str, Any], others: bool = False) -> list[str]:
     """Tell whether optimizer and schedule take the arguments the config gives them: each is tried once.
 
     Args:
         good: What is right so far, by dotted key.
         unresolved: The config before `${...}` were replaced: a wrong value is told where it is said.
+        others: Whether other values are wrong already: then one that comes from elsewhere may be one of them.
     """
     import hydra.utils
     import torch
@@ -109,7 +110,7 @@ def optimizer_problems(good: Mapping[str, Any], unresolved: Mapping[str, Any]) -
         wrong = [f"{section}.{key}={words[key]}: must be a number" for key in said]
         target, more = part_problems(entry, section)
         problems += wrong + more
-        if target is None or wrong or more or UNKNOWN in entry.values() or (words and problems):
+        if target is None or wrong or more or UNKNOWN in entry.values() or (words and (problems or others)):
             continue
         try:
             for argument in arguments:
@@ -133,8 +134,6 @@ def with_shipped_callbacks(config: Mapping[str, Any]) -> tuple[dict[str, Any], l
     shipped, given = shipped_callbacks(), config.get("callbacks") or {}
     if not isinstance(given, dict):
         return dict(config), []
-    if "interruption" in shipped and "preemption" in given:  # goes with the shipped `interruption`
-        given["interruption"] = given.pop("preemption")
     callbacks = {
         name: {**entry, **given[name]} if isinstance(given.get(name), dict) and "_target_" not in given[name]
         else given.get(name, entry)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-# Config keys, dotted.
-KEYS = {"callbacks.interruption": "callbacks.preemption"}
+# Config keys, dotted. "callbacks.interruption" joins with the shipped entry's new name, "callbacks.preemption".
+KEYS: dict[str, str] = {}
 # Modules of classes that configs name in `_target_`.
 MODULES = {
     "xlm_train.optim": "xlm_train.training.optim",

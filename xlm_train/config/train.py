@@ -11,7 +11,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from xlm_train.config.parts import callback_problems, logger_problems, optimizer_problems, with_shipped_callbacks
+from xlm_train.config.parts import (
+    callback_problems,
+    logger_problems,
+    optimizer_problems,
+    with_shipped_callbacks,
+)
 from xlm_train.config.renamed import renamings, with_new_names
 from xlm_train.config.rules import RULES
 from xlm_train.config.schema import Count, at_least, build, check_fields, check_rules, one_of, positive, resolve
@@ -283,7 +288,7 @@ def _checked(config: DictConfig, tell: bool = False) -> tuple[dict[str, Any], li
     values, problems = resolve(complete)
     good, wrong = check_fields(TrainConfig, values)
     problems += wrong + _model_problems(values.get("model"), good) + check_rules(RULES, good)
-    problems += optimizer_problems(good, unresolved=complete)
+    problems += optimizer_problems(good, complete, others=bool(problems))
     problems += callback_problems(good.get("callbacks", {})) + logger_problems(good.get("logger", {}))
     return values, problems
 
