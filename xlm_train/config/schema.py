@@ -105,12 +105,22 @@ def read_config(schema: type[T], config: DictConfig) -> T:
 
     values, problems = resolve(typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=False)))
     problems += check_fields(schema, values)[1]
-    if problems:
-        raise ConfigError(problems)
-    built = build(schema, values)
-    if problems := getattr(built, "problems", list)():
+    built = build(schema, values) if _is_typed(schema, values) else None
+    problems += getattr(built, "problems", list)()
+    if problems or built is None:
         raise ConfigError(problems)
     return built
+
+
+def _is_typed(schema: Any, values: Any) -> bool:
+    """Whether a mapping has every field of a dataclass with the right type."""
+    hints = typing.get_type_hints(schema)
+    return isinstance(values, Mapping) and all(
+        _is_typed(hints[field.name], values.get(field.name))
+        if dataclasses.is_dataclass(hints[field.name])
+        else values.get(field.name) != "???" and fits(values.get(field.name), hints[field.name])
+        for field in dataclasses.fields(schema)
+    )
 
 
 def resolve(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
