@@ -39,7 +39,7 @@ def compose(corpus: str, folder: str) -> dict[str, Any]:
     import hydra
     from omegaconf import OmegaConf
 
-    from xlm_train.config.command import config_folder
+    from xlm_train.config.overrides import config_folder
 
     overrides = [
         "experiment=demo", f"data.path={corpus}", f"paths.runs={folder}", "run_name=framework",

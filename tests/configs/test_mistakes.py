@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import command
-from xlm_train.config.command import check_overrides
+from xlm_train.config.overrides import check_overrides
 from xlm_train.config.train import problems_of
 from xlm_train.runtime.errors import ConfigError
 

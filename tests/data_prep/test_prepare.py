@@ -30,7 +30,7 @@ from data_prep.distributed import Share
 from data_prep.prepare import prepare
 from data_prep.publish import locked
 from data_prep.settings import read_settings
-from xlm_train.config.command import config_folder
+from xlm_train.config.overrides import config_folder
 from xlm_train.data.corpus import Corpus
 from xlm_train.runtime.errors import ConfigError, TextError, UserError
 from xlm_train.text.bpe import BpeEncoder

@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import command, process_environment
 from xlm_train.commands.sweep import best_perplexity, sweep_of
-from xlm_train.config.command import config_folder
+from xlm_train.config.overrides import config_folder
 from xlm_train.config.train import problems_of
 from xlm_train.report import sweep as sweep_table
 from xlm_train.report.png import draw

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any, cast
 
-from xlm_train.config.command import config_folder
+from xlm_train.config.overrides import config_folder
 from xlm_train.config.schema import UNKNOWN, near
 from xlm_train.runtime.errors import UserError
 
@@ -87,12 +87,13 @@ def _argument_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[
     ]
 
 
-def optimizer_problems(good: Mapping[str, Any], unresolved: Mapping[str, Any]) -> list[str]:
+def optimizer_problems(good: Mapping[str, Any], unresolved: Mapping[str, Any], others: bool = False) -> list[str]:
     """Tell whether optimizer and schedule take the arguments the config gives them: each is tried once.
 
     Args:
         good: What is right so far, by dotted key.
         unresolved: The config before `${...}` were replaced: a wrong value is told where it is said.
+        others: Whether other values are wrong already: then one that comes from elsewhere may be one of them.
     """
     import hydra.utils
     import torch
@@ -109,7 +110,7 @@ def optimizer_problems(good: Mapping[str, Any], unresolved: Mapping[str, Any]) -
         wrong = [f"{section}.{key}={words[key]}: must be a number" for key in said]
         target, more = part_problems(entry, section)
         problems += wrong + more
-        if target is None or wrong or more or UNKNOWN in entry.values() or (words and problems):
+        if target is None or wrong or more or UNKNOWN in entry.values() or (words and (problems or others)):
             continue
         try:
             for argument in arguments:

@@ -23,25 +23,27 @@ if TYPE_CHECKING:
 T = typing.TypeVar("T")
 
 # What users of Lightning and Hugging Face type, and what it is here.
+_RESUME = "the same run_name resumes; init_from=FILE starts a new run from a checkpoint"
+_LENGTH = "trainer.max_steps or trainer.max_tokens"
+_BATCH = "data.slots x data.slot_streams windows, over all devices"
 HABITS = {
     "gradient_clip_val": "trainer.clip_norm",
     "max_grad_norm": "trainer.clip_norm",
-    "max_epochs": "trainer.max_steps or trainer.max_tokens; epochs are not counted",
-    "num_train_epochs": "trainer.max_steps or trainer.max_tokens; epochs are not counted",
+    "max_epochs": _LENGTH,
+    "num_train_epochs": _LENGTH,
     "max_time": "trainer.max_hours",
     "num_nodes": "trainer.nodes",
-    "strategy": "trainer.devices and trainer.nodes choose it; trainer.sharding=zero divides the optimizer's state",
-    "batch_size": "data.slots x data.slot_streams windows",
-    "per_device_train_batch_size": "data.slots x data.slot_streams windows",
+    "batch_size": _BATCH,
+    "per_device_train_batch_size": _BATCH,
     "accumulate_grad_batches": "data.slots is the accumulation",
     "gradient_accumulation_steps": "data.slots is the accumulation",
-    "seq_len": "data.bptt",
     "learning_rate": "optimizer.lr",
     "warmup_steps": "schedule.warmup_updates",
     "val_check_interval": "callbacks.validation.every_n_steps",
-    "ckpt_path": "nothing to give: the same run_name resumes; init_from=FILE starts a new run from a checkpoint",
-    "resume_from_checkpoint": "nothing to give: the same run_name resumes; init_from=FILE starts a new run from a checkpoint",
-}  # fmt: skip
+    "ckpt_path": _RESUME,
+    "resume_from_checkpoint": _RESUME,
+    "resume_from": _RESUME,
+}
 
 
 class _Unknown:
@@ -103,12 +105,22 @@ def read_config(schema: type[T], config: DictConfig) -> T:
 
     values, problems = resolve(typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=False)))
     problems += check_fields(schema, values)[1]
-    if problems:
-        raise ConfigError(problems)
-    built = build(schema, values)
-    if problems := getattr(built, "problems", list)():
+    built = build(schema, values) if _is_typed(schema, values) else None
+    problems += getattr(built, "problems", list)()
+    if problems or built is None:
         raise ConfigError(problems)
     return built
+
+
+def _is_typed(schema: Any, values: Any) -> bool:
+    """Whether a mapping has every field of a dataclass with the right type."""
+    hints = typing.get_type_hints(schema)
+    return isinstance(values, Mapping) and all(
+        _is_typed(hints[field.name], values.get(field.name))
+        if dataclasses.is_dataclass(hints[field.name])
+        else values.get(field.name) != "???" and fits(values.get(field.name), hints[field.name])
+        for field in dataclasses.fields(schema)
+    )
 
 
 def resolve(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -121,12 +133,12 @@ def resolve(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
-    problems: list[str] = []
+    failed: dict[str, list[str]] = {}  # keys by reason
 
     def plain(node: DictConfig, prefix: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key in node:
-            name = f"{prefix}{key}"
+            name = prefix + str(key)
             try:
                 value = "???" if OmegaConf.is_missing(node, key) else node[key]
                 if isinstance(value, DictConfig):
@@ -136,12 +148,14 @@ def resolve(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             except InterpolationToMissingValueError:
                 value = UNKNOWN
             except OmegaConfBaseException as error:
-                problems.append(f"{name}: {str(error).splitlines()[0]}")
+                failed.setdefault(str(error).splitlines()[0], []).append(name)
                 value = UNKNOWN
             found[str(key)] = value
         return found
 
-    return plain(OmegaConf.create(values), ""), problems
+    resolved = plain(OmegaConf.create(values), "")
+    # what names a key that fails fails as well, for the same reason: the shallowest is told
+    return resolved, [f"{min(names, key=lambda name: name.count('.'))}: {why}" for why, names in failed.items()]
 
 
 def check_fields(schema: Any, values: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], list[str]]:
@@ -223,15 +237,24 @@ def build(schema: type[T], values: Mapping[str, Any]) -> T:
 def no_such_key(key: str, known: Sequence[str]) -> str:
     """Say that a key does not exist, and which one is most likely meant."""
     if habit := HABITS.get(key.rpartition(".")[2]):
-        return f"there is no '{key}'; here it is {habit}"
+        return f"there is no '{key}'; here: {habit}"
     return f"there is no '{key}'{near(key, known)}"
 
 
 def near(word: str, known: Sequence[str]) -> str:
-    """Name the known words nearest to one, as ` (did you mean a or b?)`, or nothing."""
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
-    if not close:  # the right leaf under another parent: `lr` for `optimizer.lr`
-        close = [name for name in known if name.split(".")[-1] == word.split(".")[-1]][:3]
+    """Name the known words nearest to one, as ` (did you mean a or b?)`, or nothing.
+
+    A dotted key's neighbours are looked through first; where there are none, all keys; at last the same leaf elsewhere.
+    """
+    prefix, leaf = word[: word.rfind(".") + 1], word[word.rfind(".") + 1 :]
+    siblings = [name[len(prefix) :] for name in known if name.startswith(prefix)]
+    siblings = [name for name in siblings if "." not in name and not name.startswith("_")]
+    if siblings:
+        close = [prefix + name for name in difflib.get_close_matches(leaf, siblings, n=2)]
+    else:
+        close = difflib.get_close_matches(word, known, n=3)
+    if not close:  # `lr` for `optimizer.lr`
+        close = [name for name in known if name.rpartition(".")[2] == leaf][:3]
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 

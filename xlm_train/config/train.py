@@ -6,17 +6,20 @@ that fixes it.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
-
-from xlm_train.config.parts import callback_problems, logger_problems, optimizer_problems, with_shipped_callbacks
+from xlm_train.config.parts import (
+    callback_problems,
+    logger_problems,
+    optimizer_problems,
+    with_shipped_callbacks,
+)
 from xlm_train.config.renamed import renamings, with_new_names
-from xlm_train.config.schema import Count, Rule, at_least, build, check_fields, check_rules, one_of, positive, resolve
+from xlm_train.config.rules import RULES
+from xlm_train.config.schema import Count, at_least, build, check_fields, check_rules, one_of, positive, resolve
 from xlm_train.model.transformer import ModelShape
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import ConfigError, CorpusError
@@ -263,18 +266,29 @@ def _build(values: dict[str, Any]) -> TrainConfig:
     return config
 
 
-def _checked(config: DictConfig, tell: bool = False) -> tuple[dict[str, Any], list[str]]:
-    """Today's names, the shipped callbacks, resolved values, and the problems. tell: log what was renamed or filled in."""
+def resolved_config(config: DictConfig) -> dict[str, Any]:
+    """Resolve a config that is checked: in today's names, with the shipped callbacks."""
+    return resolve(_complete(config)[0])[0]
+
+
+def _complete(config: DictConfig) -> tuple[dict[str, Any], list[str]]:
+    """A config in today's names, with the shipped callbacks, `${...}` not replaced; and what was changed."""
     from omegaconf import OmegaConf
 
     given: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
     complete, filled = with_shipped_callbacks(with_new_names(given))
-    for line in [*renamings(given), *filled] if tell else []:
+    return complete, [*renamings(given), *filled]
+
+
+def _checked(config: DictConfig, tell: bool = False) -> tuple[dict[str, Any], list[str]]:
+    """The resolved values and the problems. tell: log what was renamed or filled in."""
+    complete, changes = _complete(config)
+    for line in changes if tell else []:
         log(f"warning: {line}")
     values, problems = resolve(complete)
     good, wrong = check_fields(TrainConfig, values)
     problems += wrong + _model_problems(values.get("model"), good) + check_rules(RULES, good)
-    problems += optimizer_problems(good, unresolved=complete)
+    problems += optimizer_problems(good, complete, others=bool(problems))
     problems += callback_problems(good.get("callbacks", {})) + logger_problems(good.get("logger", {}))
     return values, problems
 
@@ -291,103 +305,6 @@ def _model_problems(section: Any, good: dict[str, Any]) -> list[str]:
         unread = [f"model.{name}=" for name in names if name not in right]  # defaults stand in for them
         return [problem for problem in error.problems if not any(key in problem for key in unread)]
     return []
-
-
-def _gpus(accelerator: str) -> int:
-    return torch.cuda.device_count() if accelerator != "cpu" else 0
-
-
-def _path(path: str) -> Iterator[str]:
-    if not Path(path).is_dir():
-        yield f"data.path={path}: there is no such folder; xlm-prep makes one"
-
-
-def _longest_window(bptt: int, longest: int) -> Iterator[str]:
-    if bptt > longest >= 1:
-        yield (f"data.bptt={bptt} is longer than model.max_positions={longest}: data.bptt={longest} is the longest")
-
-
-def _length(max_steps: int | None, max_tokens: int | None) -> Iterator[str]:
-    if max_steps is None and max_tokens is None:
-        yield "trainer.max_steps and trainer.max_tokens are both null: say how long to train"
-
-
-def _init(init_optimizer: bool, init_from: str | None) -> Iterator[str]:
-    if init_optimizer and init_from is None:
-        yield "init_optimizer=true: there is no checkpoint to take it from: give init_from=FILE"
-
-
-def _processes(devices: int, nodes: int, slots: int) -> Iterator[str]:
-    if devices * nodes > slots:
-        yield (
-            f"trainer.devices x trainer.nodes = {devices * nodes} processes, but data.slots={slots}: a step has only so"
-            f" many slots to divide; at most {slots} processes work"
-        )
-
-
-def _one_process(devices: int, nodes: int, compression: str | None, sharding: str | None) -> Iterator[str]:
-    for key, value in (("gradient_compression", compression), ("sharding", sharding)):
-        if value is not None and devices * nodes == 1:
-            yield f"trainer.{key}={value}: there is one process: nothing is exchanged or divided"
-
-
-def _compression(compression: str | None, precision: str) -> Iterator[str]:
-    if compression == "fp16" and precision != "16-mixed":
-        yield (
-            "trainer.gradient_compression=fp16: without the loss scale of trainer.precision=16-mixed small gradients"
-            " would become 0"
-        )
-
-
-def _powersgd(compression: str | None, precision: str, accelerator: str, callbacks: dict[str, Any]) -> Iterator[str]:
-    if compression != "powersgd":
-        return
-    if precision == "16-mixed" or (callbacks.get("guard") or {}).get("policy") == "skip":
-        yield (
-            "trainer.gradient_compression=powersgd: a gradient that overflows stays in its error feedback and spoils all"
-            " that follow: use trainer.precision=bf16-mixed or 32-true, and callbacks.guard.policy=stop or rollback"
-        )
-    if _gpus(accelerator) == 0:
-        yield (
-            "trainer.gradient_compression=powersgd: on CPUs (gloo) its reductions start in another order on each process"
-            " and fail; trainer.gradient_compression=fp16 works"
-        )
-
-
-def _devices(accelerator: str, devices: int) -> Iterator[str]:
-    gpus = _gpus(accelerator)
-    if accelerator == "gpu" and gpus == 0:
-        yield "trainer.accelerator=gpu: this PyTorch sees no GPU; trainer.accelerator=cpu works everywhere"
-    elif gpus and devices > gpus and "WORLD_SIZE" not in os.environ:
-        yield f"trainer.devices={devices}: this machine has {gpus} GPUs; trainer.devices={gpus}"
-
-
-def _precision(precision: str, accelerator: str, cpu_fp16: bool) -> Iterator[str]:
-    gpus = _gpus(accelerator)
-    if precision == "16-mixed" and gpus == 0 and not cpu_fp16:
-        yield (
-            "trainer.precision=16-mixed on a CPU would be slow and is for tests only:"
-            " trainer.precision=32-true, or debug.cpu_fp16=true to insist"
-        )
-    if precision == "bf16-mixed" and gpus and torch.cuda.get_device_capability() < (8, 0):
-        yield (
-            f"trainer.precision=bf16-mixed: {torch.cuda.get_device_name()} only emulates bfloat16 (it needs compute"
-            " capability 8.0); trainer.precision=16-mixed"
-        )
-
-
-RULES = [
-    Rule(("data.path",), _path),
-    Rule(("data.bptt", "model.max_positions"), _longest_window),
-    Rule(("trainer.max_steps", "trainer.max_tokens"), _length),
-    Rule(("init_optimizer", "init_from"), _init),
-    Rule(("trainer.devices", "trainer.nodes", "data.slots"), _processes),
-    Rule(("trainer.devices", "trainer.nodes", "trainer.gradient_compression", "trainer.sharding"), _one_process),
-    Rule(("trainer.gradient_compression", "trainer.precision"), _compression),
-    Rule(("trainer.gradient_compression", "trainer.precision", "trainer.accelerator", "callbacks"), _powersgd),
-    Rule(("trainer.accelerator", "trainer.devices"), _devices),
-    Rule(("trainer.precision", "trainer.accelerator", "debug.cpu_fp16"), _precision),
-]
 
 
 # What makes two starts the same run. Everything else (devices, length, logging, paths) may change between starts; the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from xlm_train.model.pretrained import TrainedModel
 
 
+BASELINES = ("unigram_perplexity", "bigram_perplexity")
 MEASURES = ("perplexity", "accuracy", "perplexity_per_word", "bits_per_character")
 
 
@@ -270,3 +272,30 @@ def _score_file(
             shown.add(len(encoded.ids), len(encoded.ids))
     shown.end()
     return measures(total, counts, trained)
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Write a result as a table for the terminal."""
+    heads = ["", "perplexity", "accuracy %", "per word", "bits/char", "predicted", "unknown %", "unigram", "bigram"]
+    rows = [
+        [
+            lang,
+            *_cells(m),
+            f"{m['predicted_tokens']:,}",
+            f"{100 * m['unknown'] / m['tokens']:.3f}",
+            *(f"{m[key]:,.2f}" for key in BASELINES if key in m),
+        ]
+        for lang, m in result["languages"].items()
+    ]
+    grid = [heads[: len(rows[0])], *rows, ["mean", *_cells(result["mean"])]]
+    widths = [max(map(len, column)) for column in itertools.zip_longest(*grid, fillvalue="")]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=False)) for row in grid)
+
+
+def _cells(m: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{m['perplexity']:,.2f}",
+        f"{m['accuracy']:.2f}",
+        f"{m['perplexity_per_word']:,.2f}",
+        "not known" if m["bits_per_character"] is None else f"{m['bits_per_character']:.3f}",
+    ]

@@ -182,3 +182,29 @@ def _record(kind: str, content: Mapping[str, Any] | None, warnings: list[str]) -
 def _write_record(folder: Path, record: dict[str, Any]) -> None:
     record["files"] = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != RECORD}
     write_json(folder / RECORD, record)
+
+
+def summary(out: Path, record: Mapping[str, Any]) -> str:
+    """Say what an export has written, in a few lines.
+
+    Args:
+        out: Its folder.
+        record: Of the export, as in export.json.
+    """
+    lines = [f"{out}: {', '.join(record['files'])}"]
+    if record["kind"] == "hf":
+        if differences := record.get("largest_score_difference"):
+            found = ", ".join(f"{code} {value:.1e}" for code, value in differences.items())
+            lines.append(f"loaded with transformers; largest difference of its scores from ours: {found}")
+        else:
+            lines.append("not tried out: transformers is not installed, or verify=false")
+        for code, counts in record.get("stock_encode", {}).items():
+            lines.append(
+                f"encode() of transformers differs from our preparation in {counts['differ']} of {counts['lines']}"
+                f" {code} lines"
+            )
+        if not record.get("stock_encode"):
+            lines.append(
+                "encode() of transformers was not compared with our preparation: no text (sample.LANGUAGE=FILE)"
+            )
+    return "\n".join(lines)

@@ -10,7 +10,6 @@ from typing import Any
 
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import read_json
-from xlm_train.training.loggers import read_metrics
 
 
 @dataclass(frozen=True)
@@ -121,6 +120,8 @@ def gather(
         facts.manifest = manifest
     run = checkpoint.resolve().parent.parent
     if (run / "config.yaml").is_file():
+        from xlm_train.training.loggers import read_metrics  # with Lightning, which the card's fields do without
+
         facts.environment = _json_if_there(run / "environment.json")
         step = content["progress"]["step"]
         facts.metrics = [line for line in read_metrics(run / "metrics.jsonl") if line["step"] <= step]

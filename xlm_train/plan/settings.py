@@ -65,6 +65,7 @@ def problems_of_plan(config: DictConfig) -> list[str]:
     good |= {"data.path": values["data"]["path"], "precision": values["trainer"]["precision"], "out": values["out"]}
     if fits(values["data"]["slots"], int):
         good["data.slots"] = values["data"]["slots"]
+    good["checkpointing"] = values["callbacks"].get("checkpointing", {})
     if not check_fields(ClusterConfig, values["cluster"])[1]:
         good["cluster"] = ClusterConfig(**values["cluster"])
     return [*problems_of(cast("DictConfig", run)), *problems, *check_rules(RULES, good)]
@@ -96,6 +97,11 @@ def _path(path: str | None) -> Iterator[str]:
 def _out(out: str | None) -> Iterator[str]:
     if out is not None and Path(out).exists() and not Path(out).is_dir():
         yield f"out={out}: is no folder"
+
+
+def _checkpoints(checkpointing: Any) -> Iterator[str]:
+    if checkpointing is None:
+        yield "callbacks.checkpointing=null: a plan counts what checkpoints cost; leave it in"
 
 
 def _slots(cluster: ClusterConfig, slots: int) -> Iterator[str]:
@@ -141,6 +147,7 @@ RULES = [
     Rule(("plan.epochs", "data.path"), _corpus),
     Rule(("data.path",), _path),
     Rule(("out",), _out),
+    Rule(("checkpointing",), _checkpoints),
     Rule(("cluster", "data.slots"), _slots),
     Rule(("cluster", "precision", "plan.probe"), _speed),
     Rule(("cluster", "plan.efficiency"), _figures),

@@ -302,7 +302,7 @@ def test_training_goes_on_from_an_import(
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from xlm_train.config.command import config_folder
+    from xlm_train.config.overrides import config_folder
 
     shape = {"dim": 64, "ffn_dim": 256, "n_heads": 4, "max_positions": 512, "dropout": 0.0, "attention_dropout": 0.0}
     overrides = [

@@ -164,7 +164,7 @@ def test_another_config_in_a_folder_without_a_checkpoint_forgets_what_was_left_o
 def test_mistakes_in_the_guard_are_found_early(compose: Callable[..., Any], corpus_folder: Path) -> None:
     words = ["callbacks.guard.spike_z=10", "callbacks.guard.window=19", "debug.nan_steps=[a]", "init_optimizer=true"]
     problems = problems_of(OmegaConf.create(compose("train", f"data.path={corpus_folder}", "run_name=x", *words)))
-    assert len(problems) == 3  # the window, the list and the missing checkpoint
+    assert len(problems) == 3  # of types and of combinations alike
     words = ["callbacks.guard.spike_z=10", "callbacks.guard.window=19", "callbacks.guard.policy=perhaps"]
     problems = problems_of(OmegaConf.create(compose("train", f"data.path={corpus_folder}", "run_name=x", *words)))
     assert len(problems) == 2
