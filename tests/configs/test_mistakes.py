@@ -123,10 +123,10 @@ def test_two_runs_at_once_under_one_name(
     from xlm_train.runtime.run_folder import RunFolder
 
     config = compose("train", "experiment=smoke", f"data.path={corpus_folder}")
-    first = RunFolder(tmp_path, "same", config, "hash")
+    first = RunFolder(tmp_path, "same", config, "hash", ())
     first.prepare()
     with pytest.raises(ConfigError, match="another process is training"):
-        RunFolder(tmp_path, "same", config, "hash").prepare()
+        RunFolder(tmp_path, "same", config, "hash", ()).prepare()
 
 
 @pytest.mark.parametrize("name", ["../up", "a b", "", "/abs"])
@@ -134,4 +134,4 @@ def test_run_names_are_folder_names(name: str, tmp_path: Path) -> None:
     from xlm_train.runtime.run_folder import RunFolder
 
     with pytest.raises(ConfigError, match="run_name"):
-        RunFolder(tmp_path, name, {}, "hash")
+        RunFolder(tmp_path, name, {}, "hash", ())

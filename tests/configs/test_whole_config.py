@@ -210,7 +210,7 @@ def test_shipped_callbacks_are_filled_in(
     ],
 )
 def test_a_callback_s_own_rules(entry: dict[str, Any], expected: list[str]) -> None:
-    assert parts.callback_problems({"mine": {"_target_": f"{__name__}.Picky", **entry}, "none": None}) == expected
+    assert parts.callback_problems({"mine": {"_target_": f"{__name__}.Picky", **entry}, "none": None}, {}) == expected
 
 
 def test_every_group_s_options_are_right(corpus_folder: Path) -> None:

@@ -154,8 +154,13 @@ def shipped_callbacks() -> dict[str, dict[str, Any]]:
     return cast(dict[str, dict[str, Any]], shipped)
 
 
-def callback_problems(entries: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
-    """Tell whether each callback exists, works here and takes its arguments: each is made once."""
+def callback_problems(entries: Mapping[str, Mapping[str, Any] | None], unresolved: Mapping[str, Any]) -> list[str]:
+    """Tell whether each callback exists, works here and takes its arguments: each is made once.
+
+    Args:
+        entries: Resolved, by name.
+        unresolved: The same before `${...}` were replaced: a wrong value is told where it is said, and only there.
+    """
     import hydra.utils
 
     problems: list[str] = []
@@ -172,8 +177,9 @@ def callback_problems(entries: Mapping[str, Mapping[str, Any] | None]) -> list[s
                 hydra.utils.instantiate(entry, _convert_="all")
             except Exception as error:  # whatever a user's class raises, it is this entry that must change
                 cause = error.__cause__ or error
+                taken = [f"{k}=" for k, v in (unresolved.get(name) or {}).items() if str(v).startswith("${")]
                 wrong = (
-                    [f"{key}.{problem}" for problem in cause.problems]
+                    [f"{key}.{problem}" for problem in cause.problems if not problem.startswith(tuple(taken))]
                     if isinstance(cause, UserError)
                     else [f"{key}: {entry['_target_']}: {cause}"]
                 )

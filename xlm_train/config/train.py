@@ -289,7 +289,9 @@ def _checked(config: DictConfig, tell: bool = False) -> tuple[dict[str, Any], li
     good, wrong = check_fields(TrainConfig, values)
     problems += wrong + _model_problems(values.get("model"), good) + check_rules(RULES, good)
     problems += optimizer_problems(good, complete, others=bool(problems))
-    problems += callback_problems(good.get("callbacks", {})) + logger_problems(good.get("logger", {}))
+    problems += callback_problems(good.get("callbacks", {}), complete.get("callbacks") or {}) + logger_problems(
+        good.get("logger", {})
+    )
     return values, problems
 
 
