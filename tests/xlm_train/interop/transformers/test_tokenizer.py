@@ -67,11 +67,7 @@ def test_our_call_gives_the_originals_ids_for_raw_text(
 
 
 def test_nasty_text_through_both(shared: Path, exported: Path, tokeniser: Any) -> None:
-    """Controls, emoji, CJK and the like: what ours has tokenised means the same to transformers.
-
-    But for one line, a no-break space and nothing else: the original keeps it as an (unknown) word, transformers
-    splits at it.
-    """
+    """Controls, emoji, CJK and the like: what ours has tokenised means the same to transformers."""
     from xlm_train.text.tokenise import Tokeniser
 
     lines = (shared / "goldens/edge_cases/input.txt").read_bytes().decode().removesuffix("\n").split("\n")
