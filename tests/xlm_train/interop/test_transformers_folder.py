@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import golden_tokens
 from xlm_train.interop.transformers import folder as transformers_folder
 from xlm_train.interop.transformers import tokenizer
 from xlm_train.model.transformer import XLM, ModelShape
@@ -41,10 +42,6 @@ def ours(content: dict[str, Any]) -> XLM:
     model = XLM(ModelShape(**content["shape"]))
     model.load_state_dict(content["model"])
     return model.eval()
-
-
-def tokenised(shared: Path, name: str, language: str) -> list[str]:
-    return gzip.decompress((shared / f"goldens/tokenize/{name}.{language}.4_tok.gz").read_bytes()).decode().splitlines()
 
 
 def raw(shared: Path, name: str, language: str) -> list[str]:
@@ -190,11 +187,11 @@ def test_the_tokenizer_knows_languages_and_special_words(exported: Path, loader:
 
 
 @pytest.mark.parametrize("language", ["de", "en"])
-@pytest.mark.parametrize(("name", "golden"), GOLDEN_SETS)
+@pytest.mark.parametrize("golden", [golden for _, golden in GOLDEN_SETS])
 def test_ids_of_tokenised_text_are_the_originals(
-    shared: Path, tokeniser: Any, golden_ids: Callable[[str], list[list[int]]], name: str, golden: str, language: str
+    shared: Path, tokeniser: Any, golden_ids: Callable[[str], list[list[int]]], golden: str, language: str
 ) -> None:
-    lines = tokenised(shared, name, language)
+    lines = golden_tokens(shared, f"{golden}.{language}")
     found = [tokeniser.convert_tokens_to_ids(tokeniser._tokenize(line, bypass_tokenizer=True)) for line in lines]
     assert found == golden_ids(f"{golden}.{language}")
 
