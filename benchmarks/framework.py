@@ -39,7 +39,7 @@ def compose(corpus: str, folder: str) -> dict[str, Any]:
     import hydra
     from omegaconf import OmegaConf
 
-    from xlm_train.config.command import config_folder
+    from xlm_train.config.overrides import config_folder
 
     overrides = [
         "experiment=demo", f"data.path={corpus}", f"paths.runs={folder}", "run_name=framework",
@@ -115,7 +115,7 @@ def bare(corpus: str) -> Callable[[], None]:
 
     disable_malloc_trim()
     config = compose(corpus, "unused")
-    arguments = {name: value for name, value in config["model"].items() if name != "recompute"}
+    arguments = {name: value for name, value in config["model"].items() if name not in ("recompute", "ops")}
     torch.manual_seed(config["seed"])
     model = XLM(ModelShape(n_words=N_WORDS, n_langs=len(LANGUAGES), **arguments))
     settings = {name: value for name, value in config["optimizer"].items() if not name.startswith("_")}

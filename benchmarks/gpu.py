@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.gpu_links import STRAGGLER, measure_devices, stragglers
 from benchmarks.start import make_corpus
-from xlm_train.config.command import config_folder
+from xlm_train.config.overrides import config_folder
 from xlm_train.model.flops import flops_per_token
 from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime import checkpoint_file

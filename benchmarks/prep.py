@@ -27,7 +27,7 @@ import numpy as np
 
 from data_prep import stages
 from data_prep.binarise import binarise
-from data_prep.sources import Left, Piece, cut
+from xlm_train.text.lines import DroppedLines, Piece, cut
 from xlm_train.text.vocabulary import Vocabulary
 
 PIECE_BYTES = 1 << 22
@@ -62,7 +62,7 @@ def repeated(text: bytes, size: int) -> Iterator[bytes]:
 
 def time_stages(language: str, text: bytes, codes: Path, vocab: Path) -> dict[str, dict[str, float]]:
     """MB/s and lines/s of every stage, with warm caches: pieces before the measured ones have been through."""
-    pieces = list(cut([text], PIECE_BYTES, 1 << 20, Left()))
+    pieces = list(cut([text], PIECE_BYTES, 1 << 20, DroppedLines()))
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

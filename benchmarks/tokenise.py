@@ -19,10 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from xlm_train.text.moses_block import cut, join_lines, split_lines, unusual_characters
 from xlm_train.text.moses_normalise import normalise_punctuation, remove_non_printing, replace_unicode_punctuation
 from xlm_train.text.moses_tokenise import tokenise
-from xlm_train.text.tokenise import Tokeniser
+from xlm_train.text.tokenise import Tokeniser, groups, join_lines, split_lines, unusual_characters
 
 
 def cpu_seconds(work: Callable[[], Any], who: int = resource.RUSAGE_SELF) -> tuple[float, Any]:
@@ -41,7 +40,7 @@ def time_steps(language: str, lines: list[str]) -> dict[str, float]:
         seconds[step] = min(run[0] for run in runs)
         return runs[0][1]
 
-    blocks = measure("cut and join", lambda: [join_lines(group) for group in cut(lines)])
+    blocks = measure("cut and join", lambda: [join_lines(group) for group in groups(lines)])
     unusual = measure("unusual characters", lambda: [unusual_characters(block) for block in blocks])
     steps: list[tuple[str, Callable[[str, frozenset[str]], str]]] = [
         ("replace", replace_unicode_punctuation),

@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import select, stages
-from data_prep.meter import Meter, waiting
 from data_prep.settings import Settings
-from data_prep.text import Text, Texts
+from data_prep.text import UNITS, Text, Texts
 from data_prep.work import Work, load
+from xlm_train.runtime.console import Progress, waiting
 from xlm_train.runtime.errors import UserError
 
 
@@ -17,7 +17,7 @@ def hold_out(settings: Settings, work: Work, texts: Texts) -> None:
     """Move sentences from the training text to the splits that are not given: all copies leave it, one is kept."""
     if not settings.held_out:
         return
-    with waiting("hold out", f"{settings.holdout_sentences:,} sentences each for {' and '.join(settings.held_out)}"):
+    with waiting("hold out", f"{settings.holdout.sentences:,} sentences each for {' and '.join(settings.held_out)}"):
         for language in settings.languages:
             _hold_out(settings, work, texts, language)
 
@@ -26,11 +26,11 @@ def _hold_out(settings: Settings, work: Work, texts: Texts, language: str) -> No
     splits = settings.held_out
     train = texts["train", language]
     numbers = range(len(train.pieces))
-    wanted = [settings.holdout_sentences] * len(splits)
+    wanted = [settings.holdout.sentences] * len(splits)
     sets = select.held_out((train.hashes(number) for number in numbers), wanted, settings.seed)
     if len(sets[-1]) < wanted[-1] or not _has_more_than(train, sets):
         raise UserError(
-            f"holdout.sentences={settings.holdout_sentences}: train.{language} has too few different sentences "
+            f"holdout.sentences={settings.holdout.sentences}: train.{language} has too few different sentences "
             f"to hold out that many for {' and '.join(splits)}; lower it, or give "
             f"{' and '.join(f'{split}.{language}' for split in splits)}"
         )
@@ -42,7 +42,7 @@ def _hold_out(settings: Settings, work: Work, texts: Texts, language: str) -> No
             [piece.name for piece in train.pieces],
             split,
             splits,
-            settings.holdout_sentences,
+            settings.holdout.sentences,
             settings.seed,
         )
         first = select.FirstSeen(hashes)
@@ -75,15 +75,15 @@ def _has_more_than(train: Text, sets: list[select.Hashes]) -> bool:
 
 def leave_out(settings: Settings, texts: Texts) -> None:
     """Count duplicates, and training sentences that the given test sets have too; leave them out where asked to."""
-    meter = Meter("select", sum(sum(text.bytes) for text in texts.values()))
+    progress = Progress("select", sum(sum(text.bytes) for text in texts.values()), UNITS)
     for key, text in texts.items():
         numbers = range(len(text.pieces))
         counter = select.DuplicateCounter()
         for number in numbers:
             counter.add(text.hashes(number))
-            meter.add(text.bytes[number], text.bytes[number], text.lines[number])
+            progress.add(text.bytes[number], text.bytes[number] / 1e6, text.lines[number])
         text.counts |= {"duplicates": counter.duplicates, "duplicates_exact": counter.exact}
-        gone = {"too_long": text.left.long_lines, "duplicates": 0, "test_overlap": 0}
+        gone = {"too_long": text.dropped_lines.long_lines, "duplicates": 0, "test_overlap": 0}
         if key[0] == "train":
             gone["test_overlap"] = _overlap(settings, texts, text)
             if settings.deduplicate:
@@ -93,7 +93,7 @@ def leave_out(settings: Settings, texts: Texts) -> None:
             if not any(text.n_kept(number) for number in numbers):
                 raise UserError(f"{text.name}: no line is left of it")
         text.counts["dropped"] = gone
-    meter.end()
+    progress.end()
 
 
 def _overlap(settings: Settings, texts: Texts, train: Text) -> int:

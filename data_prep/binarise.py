@@ -20,17 +20,24 @@ Place = tuple[int, int]  # piece, sentence within it
 
 @dataclass
 class Binarised:
-    """Shards of one split and language, as the manifest lists them. lengths: sentences by tokens, eos not counted."""
+    """What one split and language became.
+
+    Args:
+        shards: As the manifest lists them.
+        lengths: (MAX_LENGTH + 1,) sentences by how many tokens they have, eos not counted.
+    """
 
     shards: list[dict[str, Any]]
     lengths: NDArray[np.int64]
 
     @property
     def tokens(self) -> int:
+        """Tokens of all shards, eos included."""
         return sum(shard["tokens"] for shard in self.shards)
 
     @property
     def sentences(self) -> int:
+        """Sentences of all shards."""
         return sum(shard["sentences"] for shard in self.shards)
 
 
@@ -44,9 +51,15 @@ def binarise(
 ) -> Binarised:
     """Write `name`.NNNNN.npy (token ids) and `name`.NNNNN.idx.npy (starts of its sentences) for encoded work files.
 
-    A shard takes whole sentences until it holds `shard_tokens` tokens. Each finished shard leaves a record beside it,
-    so that a restart goes on after the last whole one. `count` is told the sentences as they are done. Memory: one
-    piece.
+    Each finished shard leaves a record beside it, so that a restart goes on after the last whole one. Memory: one piece.
+
+    Args:
+        pieces: Work files of `stages.encode_piece`.
+        name: Of the split and language, as `train.en`.
+        folder: Where the shards go.
+        dtype: Of the token ids.
+        shard_tokens: A shard takes whole sentences until it holds this many tokens.
+        count: Called with how many sentences were just done.
     """
     result = Binarised([], np.zeros(MAX_LENGTH + 1, dtype=np.int64))
     at = _next_sentence(pieces, (0, 0))

@@ -24,9 +24,13 @@ ATTRIBUTION = (
 
 
 def write_demo_text(folder: Path) -> dict[str, Path]:
-    """Write `demo.en.txt` and `demo.de.txt`, one definition a line, in the packages' order; returns their paths.
+    """Write `demo.en.txt` and `demo.de.txt`, one definition a line, in the packages' order.
 
-    Raises TextError where a package is not installed, or its file is not the one this was written for.
+    Returns:
+        Their paths, by language.
+
+    Raises:
+        TextError: A package is not installed, or its file is not the one this was written for.
     """
     paths = {}
     for language, (package, checksum) in SOURCES.items():

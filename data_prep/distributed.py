@@ -7,6 +7,7 @@ the work files there. The bytes are those of a run on one machine.
 
 from __future__ import annotations
 
+import os
 import secrets
 import subprocess
 import time
@@ -14,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.meter import say
 from data_prep.work import Job, Result, Workers
+from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import UserError
 
 EXECUTORS = ("processes", "local", "slurm")
@@ -23,7 +24,15 @@ POLL_SECONDS = 10
 
 
 def check_executor(executor: str, slurm: Mapping[str, Any]) -> None:
-    """Raise UserError where `executor` could not run: datatrove missing, or what Slurm must be told."""
+    """Check that an executor can run.
+
+    Args:
+        executor: One of EXECUTORS.
+        slurm: Arguments of datatrove's Slurm executor.
+
+    Raises:
+        UserError: datatrove is not installed, or Slurm lacks what it must be told.
+    """
     if executor == "processes":
         return
     try:
@@ -38,7 +47,12 @@ def check_executor(executor: str, slurm: Mapping[str, Any]) -> None:
 
 
 class Share:
-    """One task's part of a stage: of the jobs that `make_jobs` gives, those whose work file falls to its rank."""
+    """One task's part of a stage: those of the jobs whose work file falls to its rank.
+
+    Args:
+        function: Does a job.
+        make_jobs: Gives all jobs of the stage.
+    """
 
     def __init__(self, function: Callable[[Any], None], make_jobs: Callable[[], Iterable[Any]]) -> None:
         self.function = function
@@ -48,13 +62,22 @@ class Share:
         return f"xlm-prep: {self.function.__name__}"
 
     def __call__(self, data: object, rank: int, world_size: int) -> None:
+        """Do what is missing of this task's part; datatrove calls it with no `data`."""
         for job in self.make_jobs():
             if int(job.out.stem[:12], 16) % world_size == rank and not job.out.exists():
                 self.function(job)
 
 
 class Tasks(Workers):
-    """Workers whose stages run as `tasks` tasks of a datatrove executor; what is left after that runs in here."""
+    """Workers whose stages run as tasks of a datatrove executor; what is left after that runs in this process.
+
+    Args:
+        executor: `local` or `slurm`.
+        tasks: Shares that each stage is cut into.
+        workers: Processes of the local executor.
+        slurm: Arguments of datatrove's Slurm executor.
+        logs: Folder for datatrove's logs.
+    """
 
     def __init__(self, executor: str, tasks: int, workers: int, slurm: Mapping[str, Any], logs: Path) -> None:
         super().__init__(1)
@@ -65,9 +88,10 @@ class Tasks(Workers):
         self.logs = logs
 
     def ahead(self, function: Callable[[Job], Result], make_jobs: Callable[[], Iterable[Job]]) -> None:
+        """Do the jobs of a stage as datatrove's tasks, and wait for them."""
         name = f"{function.__name__}-{secrets.token_hex(4)}"  # datatrove would skip tasks it finds done under a name
         pipeline: list[Any] = [Share(function, make_jobs)]  # type: ignore[arg-type]
-        say(f"{self.tasks} tasks of {function.__name__} on datatrove's {self.executor} executor: {self.logs / name}")
+        log(f"{self.tasks} tasks of {function.__name__} on datatrove's {self.executor} executor: {self.logs / name}")
         if self.executor == "local":
             from datatrove.executor.local import LocalPipelineExecutor
 
@@ -87,7 +111,7 @@ class Tasks(Workers):
 
 
 def _wait_for(launched: Any, logs: Path) -> None:
-    """Wait until all tasks of a launched Slurm job are done. Raises UserError where the job has ended without."""
+    """Wait until all tasks of a launched Slurm job are done; UserError where the job has ended without."""
     while missing := len(launched.get_incomplete_ranks(skip_completed=True)):
         queue = subprocess.run(["squeue", "-h", "-j", str(launched.job_id)], capture_output=True, text=True)
         if not queue.stdout.strip() and launched.get_incomplete_ranks(skip_completed=True):
@@ -97,6 +121,16 @@ def _wait_for(launched: Any, logs: Path) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def workers_for(executor: str, tasks: int, workers: int, slurm: Mapping[str, Any], work: Path) -> Workers:
-    """What runs the jobs: processes of this machine, or datatrove's tasks."""
+def workers_for(executor: str, tasks: int, workers: int | None, slurm: Mapping[str, Any], work: Path) -> Workers:
+    """What runs the jobs: processes of this machine, or datatrove's tasks.
+
+    Args:
+        executor: One of EXECUTORS.
+        tasks: Shares that datatrove cuts each stage into.
+        workers: Processes; None: as many as there are cores that this process may use.
+        slurm: Arguments of datatrove's Slurm executor.
+        work: The work folder.
+    """
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Workers(workers) if executor == "processes" else Tasks(executor, tasks, workers, slurm, work / "datatrove")

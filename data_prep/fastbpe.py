@@ -25,7 +25,11 @@ SOURCES = ("main.cc", "fastBPE.hpp")
 
 
 def binary() -> Path:
-    """The built tool. Raises UserError naming `make fastbpe` where it is not built."""
+    """The path of the built tool.
+
+    Raises:
+        UserError: It is not built; names `make fastbpe`.
+    """
     path = _destination()
     if not os.access(path, os.X_OK):
         raise UserError(f"bpe.engine=fastbpe: {path} is not there; build it with `make fastbpe`")
@@ -33,9 +37,13 @@ def binary() -> Path:
 
 
 def build() -> Path:
-    """Fetch fastBPE's source archive with pip, check its SHA-256, compile it; return the path of the tool.
+    """Fetch fastBPE's source archive with pip, check its SHA-256, compile it.
 
-    Raises UserError where a step fails.
+    Returns:
+        The path of the tool.
+
+    Raises:
+        UserError: A step failed.
     """
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from data_prep import fastbpe
 from xlm_train.runtime.errors import UserError
-from xlm_train.text.bpe import END_OF_WORD, BpeCodes
+from xlm_train.text.bpe_codes import END_OF_WORD, BpeCodes
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer, models
@@ -37,7 +37,11 @@ log = logging.getLogger(__name__)
 
 
 def check_engine(engine: str) -> None:
-    """Raise UserError where `learn` could not use this engine: not its name, or fastBPE not built."""
+    """Check that `learn` can use an engine.
+
+    Raises:
+        UserError: There is no such engine, or fastBPE is not built.
+    """
     if engine not in ENGINES:
         raise UserError(f"bpe.engine={engine}: there is no such engine; choose from {', '.join(ENGINES)}")
     if engine == "fastbpe":
@@ -45,15 +49,20 @@ def check_engine(engine: str) -> None:
 
 
 def learn(word_counts: Mapping[str, int], n_codes: int, engine: str = "tokenizers") -> BpeCodes:
-    """Learn up to `n_codes` merges from words and how often each occurs (`vocabulary.count_words`).
+    """Learn merges from words.
 
-    Fewer are learned, with a warning, where every word is whole before that. With tokenizers the result
-    depends on the words and their counts alone; with fastbpe also on the order of the mapping: with the order
-    of first occurrence, which `count_words` keeps, fastBPE does exactly what it does on the text itself.
-    Memory is that of the distinct words.
+    With tokenizers the result depends on the words and their counts alone; with fastbpe also on the order of the
+    mapping: with the order of first occurrence, which `count_words` keeps, fastBPE does exactly what it does on the
+    text itself. Memory is that of the distinct words.
 
-    Raises UserError where there is nothing to learn from, where a pair is too frequent for the engines'
-    counters, and where fastBPE is not built or fails.
+    Args:
+        word_counts: How often each word occurs (`vocabulary.count_words`).
+        n_codes: Merges to learn. Fewer are learned, with a warning, where every word is whole before that.
+        engine: One of ENGINES.
+
+    Raises:
+        UserError: There is nothing to learn from, a pair is too frequent for the engines' counters, or fastBPE is not
+            built or fails.
     """
     check_engine(engine)
     if all(len(word) < 2 for word in word_counts):
@@ -156,8 +165,8 @@ def _learn_fastbpe(word_counts: Mapping[str, int], n_codes: int) -> BpeCodes:
         output.seek(0)
         messages.seek(0)
         if process.returncode != 0:
-            said = messages.read().decode(errors="replace").strip()
-            raise UserError(f"{' '.join(command)}: failed with status {process.returncode}: {said}")
+            why = messages.read().decode(errors="replace").strip()
+            raise UserError(f"{' '.join(command)}: failed with status {process.returncode}: {why}")
         lines = output.read().decode().removesuffix("\n").split("\n")
     # With no pair left fastBPE writes merges that are made nowhere, count 0, up to the number asked for.
     real = itertools.takewhile(lambda line: not line.endswith(" 0"), lines)

@@ -1,4 +1,4 @@
-"""manifest.json: what a binarised corpus holds, and the hash lineage from raw text to its shards."""
+"""The manifest of a finished corpus."""
 
 from __future__ import annotations
 
@@ -13,20 +13,17 @@ from typing import Any
 
 from data_prep import fastbpe, statistics
 from data_prep.binarise import Binarised
-from data_prep.settings import SPLITS, Key, Settings
+from data_prep.settings import Key, Settings
 from data_prep.text import BpeFiles, Text, Texts
-from data_prep.work import digest, load, load_json
+from data_prep.work import load, load_json
+from xlm_train.data.manifest import FORMAT, SPLITS, VERSION, lineage
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import sha256_of
-from xlm_train.text.bpe import BpeCodes
+from xlm_train.text.bpe_codes import BpeCodes
 from xlm_train.text.tokenise import RULES_VERSION
 from xlm_train.text.vocabulary import Vocabulary
 
-FORMAT = "xlm_train.corpus"
-VERSION = 1
-FILE = "manifest.json"
-
-PIPELINE_VERSION = "1"
+PIPELINE_VERSION = "2"
 """Raised when a change here, in BPE or in binarising changes any output byte."""
 
 
@@ -36,8 +33,10 @@ def tools(settings: Settings) -> dict[str, str]:
     found |= {name: version(name) for name in ("numpy", "sacremoses")}
     if settings.lowercase or settings.remove_accents:
         found["unicode"] = unicodedata.unidata_version
-    if settings.codes is None:
-        found |= {"fastBPE": fastbpe.VERSION} if settings.engine == "fastbpe" else {"tokenizers": version("tokenizers")}
+    if settings.codes_file is None:
+        found |= (
+            {"fastBPE": fastbpe.VERSION} if settings.bpe.engine == "fastbpe" else {"tokenizers": version("tokenizers")}
+        )
     return found
 
 
@@ -49,13 +48,25 @@ def describe(
     corpus: Mapping[Key, Binarised],
     bpe: BpeFiles,
 ) -> dict[str, Any]:
-    """The manifest of a finished corpus, as it is written. Raises UserError where no sentence is left in a split."""
+    """The manifest of a finished corpus, as it is written.
+
+    Args:
+        settings: What was asked for.
+        tools: Versions, as `tools` gives them.
+        texts: Tokenised text by split and language.
+        encoded: Its work files of ids, piece by piece.
+        corpus: Its shards.
+        bpe: Codes and vocabularies.
+
+    Raises:
+        UserError: No sentence is left of a split.
+    """
     codes, vocabulary = BpeCodes.from_file(bpe.codes), Vocabulary.from_file(bpe.vocab)
     splits: dict[str, dict[str, Any]] = {}
     warnings: list[str] = []
-    if settings.codes is None and len(codes) < settings.n_codes:
-        warnings.append(f"only {len(codes):,} of {settings.n_codes:,} codes could be learned: the text is small")
-    if settings.vocab_limit and not settings.limited:
+    if settings.codes_file is None and len(codes) < settings.bpe.n_codes:
+        warnings.append(f"only {len(codes):,} of {settings.bpe.n_codes:,} codes could be learned: the text is small")
+    if settings.bpe.vocab_limit and not settings.limited:
         warnings.append(
             "no vocabulary limit: there is neither training text nor language_vocab.LANG=FILE to know each language's own "
             "vocabulary from; the original's recipe limits validation and test sets (bpe.vocab_limit=[] is without)"
@@ -115,41 +126,13 @@ def _counts(
         "tokens_per_word": round(pieces / max(words, 1), 6),
         "unknown_rate": round(unknown / max(pieces, 1), 9),
         "length": statistics.percentiles(binarised.lengths),
-        "lines": sum(text.lines) + text.left.long_lines,
+        "lines": sum(text.lines) + text.dropped_lines.long_lines,
         "empty": raw.empty,
         **text.counts,
         "special_words": dict(special),
-        "raw": {**raw.totals(), "bom": text.left.bom} if own else None,
+        "raw": {**raw.totals(), "bom": text.dropped_lines.bom} if own else None,
         "scripts": statistics.script_shares(raw.scripts),
         "shards": binarised.shards,
         "inputs": text.inputs,
     }
     return (raw if own else None), entry
-
-
-def lineage(manifest: Mapping[str, Any]) -> str:
-    """One hash over all that determines the corpus's bytes: inputs, settings, tools; and over the bytes it came to.
-
-    No time, path or file name has a part in it, nor has the version of Python, whose effect is in the bytes.
-    """
-    splits = {
-        split: {
-            language: {
-                "inputs": [entry["sha256"] for entry in counts["inputs"]],
-                "shards": [[shard["sha256"], shard["index_sha256"]] for shard in counts["shards"]],
-            }
-            for language, counts in per_language.items()
-        }
-        for split, per_language in manifest["splits"].items()
-    }
-    return digest(
-        manifest["format"],
-        manifest["version"],
-        manifest["languages"],
-        manifest["vocabulary"]["sha256"],
-        manifest["codes"]["sha256"],
-        splits,
-        manifest["text"],
-        manifest["settings"],
-        {name: found for name, found in manifest["tools"].items() if name != "python"},
-    )

@@ -18,21 +18,19 @@ from data_prep import learn_bpe, manifest, report, select, stages, statistics
 from data_prep.assign import hold_out, leave_out
 from data_prep.binarise import Binarised, binarise
 from data_prep.distributed import workers_for
-from data_prep.meter import Meter, say, waiting
 from data_prep.publish import finished_corpus, locked, publish
 from data_prep.settings import Key, Settings, read_settings
-from data_prep.sources import Reading
-from data_prep.sources import cut as cut_lines
-from data_prep.text import BpeFiles, Text, Texts
+from data_prep.text import UNITS, BpeFiles, Text, Texts
 from data_prep.work import Work, Workers
 from xlm_train.config.command import command
-from xlm_train.runtime.errors import UserError
+from xlm_train.runtime.console import Progress, log, waiting
+from xlm_train.runtime.errors import EXIT_INTERRUPTED, UserError
+from xlm_train.text.files import ReadStats
+from xlm_train.text.lines import cut as cut_lines
 from xlm_train.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-INTERRUPTED = 130  # what shells report of a process that Ctrl-C ended
 
 
 @command(
@@ -46,36 +44,33 @@ INTERRUPTED = 130  # what shells report of a process that Ctrl-C ended
     ],
 )
 def main(config: DictConfig) -> int:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import MissingMandatoryValue
-
+    """Prepare a corpus as the command line says."""
     try:
-        request = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        raise UserError("out=FOLDER: is not given: where should the corpus go?") from error
-    assert isinstance(request, dict)
-    try:
-        prepare(read_settings({str(key): value for key, value in request.items()}))
+        prepare(read_settings(config))
     except KeyboardInterrupt:
-        say("interrupted; the same command goes on from here")
-        return INTERRUPTED
+        log("interrupted; the same command goes on from here")
+        return EXIT_INTERRUPTED
     return 0
 
 
 def prepare(settings: Settings) -> dict[str, Any]:
-    """Make the corpus and return its manifest.
+    """Make the corpus. What was in its folder before stays whole until the new one is.
 
-    Raises UserError. What was in settings.out before stays whole until the new corpus is.
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: The text cannot be read, or gives no such corpus.
     """
     tools = manifest.tools(settings)
-    folder = settings.out / ".work"
+    folder = settings.folder / ".work"
     with (
-        locked(settings.out),
+        locked(settings.folder),
         workers_for(settings.executor, settings.tasks, settings.workers, settings.slurm, folder) as workers,
     ):
         finished = finished_corpus(settings, tools)
         if finished is not None:
-            say(f"{settings.out} holds exactly this corpus already: nothing to do")
+            log(f"{settings.folder} holds exactly this corpus already: nothing to do")
             return finished
         work = Work(folder, tools)
         texts = tokenise(settings, work, workers)
@@ -104,24 +99,25 @@ def tokenise(settings: Settings, work: Work, workers: Workers) -> Texts:
     texts = {key: Text(*key) for key in settings.sources}
     sizes = [source.size for sources in settings.sources.values() for source in sources]
     workers.ahead(stages.tokenise_piece, functools.partial(jobs_to_tokenise, settings, work))
-    meter = Meter("tokenise", None if None in sizes else sum(size for size in sizes if size))
+    total = None if None in sizes else sum(size for size in sizes if size)
+    progress = Progress("tokenise", total, UNITS)
 
     def missing() -> Iterator[stages.TokeniseJob]:
         for job, done in pieces_to_tokenise(settings, work, texts):
             size = len(job.piece.data)
             if job.out.exists():
-                meter.skip(done, size)
+                progress.skip(done, size / 1e6)
             else:
                 yield job
-                meter.add(done, size, job.piece.data.count(b"\n"))
+                progress.add(done, size / 1e6, job.piece.data.count(b"\n"))
 
     for _ in workers.map(stages.tokenise_piece, missing()):
         pass
-    meter.end()
+    progress.end()
     for text in texts.values():
-        if text.left.long_lines and text.split in settings.parallel:
+        if text.dropped_lines.long_lines and text.split in settings.parallel:
             raise UserError(
-                f"{text.name}: line {text.left.first_long_line} is longer than max_line_bytes="
+                f"{text.name}: line {text.dropped_lines.first_long_line} is longer than max_line_bytes="
                 f"{settings.max_line_bytes}; parallel text cannot leave lines out: "
                 f"raise max_line_bytes, or take {text.split} out of parallel"
             )
@@ -141,14 +137,16 @@ def pieces_to_tokenise(settings: Settings, work: Work, texts: Texts) -> Iterator
         text = texts[split, language]
         shaped_by = (language, settings.lowercase, settings.remove_accents, settings.decode_errors)
         for source in sources:
-            reading = Reading()
+            stats = ReadStats()
             done = 0
-            for piece in cut_lines(source.chunks(reading), settings.piece_bytes, settings.max_line_bytes, text.left):
+            for piece in cut_lines(
+                source.chunks(stats), settings.piece_bytes, settings.max_line_bytes, text.dropped_lines
+            ):
                 out = work.path("tokenised", hashlib.sha256(piece.data).hexdigest(), *shaped_by)
                 text.add(out, piece.data.count(b"\n"), len(piece.data))
-                yield stages.TokeniseJob(out, piece, source.name, *shaped_by), reading.done - done
-                done = reading.done
-            text.inputs.append({"path": source.name, "bytes": reading.done, "sha256": reading.sha256})
+                yield stages.TokeniseJob(out, piece, source.name, *shaped_by), stats.done - done
+                done = stats.done
+            text.inputs.append({"path": source.name, "bytes": stats.done, "sha256": stats.sha256})
 
 
 def jobs_to_tokenise(settings: Settings, work: Work) -> Iterator[stages.TokeniseJob]:
@@ -162,13 +160,13 @@ def jobs_to_tokenise(settings: Settings, work: Work) -> Iterator[stages.Tokenise
 
 def get_codes(settings: Settings, work: Work, workers: Workers, texts: Texts) -> Path:
     """The file of BPE codes: the given one, or learned from a sample of the training text."""
-    if settings.codes:
-        return work.copy("codes", settings.codes.read_bytes())
+    if settings.codes_file:
+        return work.copy("codes", settings.codes_file.read_bytes())
     train = [texts["train", language] for language in settings.learning_order]
     sentences = {text.language: sum(map(text.n_kept, range(len(text.pieces)))) for text in train}
     shares = (
-        select.sample_shares(sentences, settings.alpha, settings.sample_sentences)
-        if settings.sample == "alpha"
+        select.sample_shares(sentences, settings.bpe.alpha, settings.bpe.sample_sentences)
+        if settings.bpe.sample == "alpha"
         else None
     )
     counted: list[Path] = []
@@ -184,19 +182,31 @@ def get_codes(settings: Settings, work: Work, workers: Workers, texts: Texts) ->
                 first += text.n_kept(number)
 
     run("words", stages.count_piece_words, jobs(), sum(sum(text.bytes) for text in train), workers)
-    path = work.path("codes", [file.name for file in counted], settings.n_codes, settings.engine, suffix="")
+    path = work.path("codes", [file.name for file in counted], settings.bpe.n_codes, settings.bpe.engine, suffix="")
     if not path.exists():
         counts = stages.total(counted)
-        what = f"{settings.n_codes:,} codes from {counts.total():,} words, {len(counts):,} of them different"
+        what = f"{settings.bpe.n_codes:,} codes from {counts.total():,} words, {len(counts):,} of them different"
         with waiting("learn", what):
-            learn_bpe.learn(counts, settings.n_codes, settings.engine).write(path)
+            learn_bpe.learn(counts, settings.bpe.n_codes, settings.bpe.engine).write(path)
     return path
 
 
 def cut_up(
     name: str, work: Work, workers: Workers, texts: Texts, codes: Path, limits: Mapping[str, Path] | None
 ) -> dict[Key, list[Path]]:
-    """Some text cut into BPE pieces. limits: each language's own vocabulary, to undo merges whose result it lacks."""
+    """Cut text into BPE pieces.
+
+    Args:
+        name: Of the stage, for its progress.
+        work: Where the work files are.
+        workers: Do the jobs.
+        texts: The text, by split and language.
+        codes: File of the BPE codes.
+        limits: Each language's own vocabulary, to undo merges whose result it lacks; None: no limit.
+
+    Returns:
+        The work files of pieces, for each text in its order.
+    """
     made: dict[Key, list[Path]] = {key: [] for key in texts}
 
     def jobs() -> Iterator[Sized]:
@@ -217,13 +227,13 @@ def get_vocabularies(settings: Settings, work: Work, codes: Path, cut: Mapping[K
     counts = {
         language: stages.total(files)
         for (split, language), files in cut.items()
-        if split == "train" and not (settings.vocab and settings.language_vocab)
+        if split == "train" and not (settings.vocab_file and settings.language_vocab_files)
     }
     own = {language: Vocabulary.from_counts(found).to_text().encode() for language, found in counts.items()}
-    own |= {language: file.read_bytes() for language, file in settings.language_vocab.items()}
+    own |= {language: file.read_bytes() for language, file in settings.language_vocab_files.items()}
     limits = {language: work.copy(f"vocab.{language}", own[language]) for language in sorted(own)}
-    if settings.vocab:
-        joint = settings.vocab.read_bytes()
+    if settings.vocab_file:
+        joint = settings.vocab_file.read_bytes()
     else:
         joint = Vocabulary.from_counts(sum(counts.values(), Counter())).to_text().encode()
     return BpeFiles(codes, work.copy("vocab", joint), limits)
@@ -261,16 +271,16 @@ def binarise_all(
         suffix="",
     )
     folder.mkdir(parents=True, exist_ok=True)
-    meter = Meter("binarise", sum(sum(text.bytes) for text in texts.values()))
+    progress = Progress("binarise", sum(sum(text.bytes) for text in texts.values()), UNITS)
     corpus = {}
     for key, text in texts.items():
         line_bytes = sum(text.bytes) // max(sum(text.lines), 1)
 
         def count(sentences: int, line_bytes: int = line_bytes) -> None:
-            meter.add(sentences * line_bytes, sentences * line_bytes, sentences)
+            progress.add(sentences * line_bytes, sentences * line_bytes / 1e6, sentences)
 
         corpus[key] = binarise(encoded[key], text.name, folder, dtype, settings.shard_tokens, count)
-    meter.end()
+    progress.end()
     return corpus, folder
 
 
@@ -289,19 +299,19 @@ def run(name: str, function: Callable[[Any], None], jobs: Iterable[Sized], total
     if not jobs:
         return
     workers.ahead(function, functools.partial(list, [sized.job for sized in jobs]))
-    meter = Meter(name, total)
+    progress = Progress(name, total, UNITS)
 
     def missing() -> Iterator[Any]:
         for sized in jobs:
             if sized.job.out.exists():
-                meter.skip(sized.bytes, sized.bytes)
+                progress.skip(sized.bytes, sized.bytes / 1e6)
             else:
                 yield sized.job
-                meter.add(sized.bytes, sized.bytes, sized.lines)
+                progress.add(sized.bytes, sized.bytes / 1e6, sized.lines)
 
     for _ in workers.map(function, missing()):
         pass
-    meter.end()
+    progress.end()
 
 
 # ---- 4. the finished corpus
@@ -314,7 +324,7 @@ def show(settings: Settings, result: dict[str, Any]) -> None:
         print(f"warning: {warning}")
     words = result["vocabulary"]["entries"]
     print(
-        f"{settings.out}: {result['codes']['merges']:,} codes, {words:,} vocabulary entries, "
+        f"{settings.folder}: {result['codes']['merges']:,} codes, {words:,} vocabulary entries, "
         f"lineage {result['lineage'][:12]}; plots in report.html"
     )
 

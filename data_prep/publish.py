@@ -11,19 +11,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep import manifest
-from data_prep.meter import say
-from data_prep.settings import OURS, Settings
-from data_prep.sources import Reading
+from data_prep.checks import OURS
+from data_prep.settings import Settings
+from xlm_train.data import manifest
+from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import atomic_write, fsync_folder, read_json, sha256_of, write_json
+from xlm_train.text.files import ReadStats
 
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Make the folder and keep other runs out of it. The system lifts the lock when this process ends, however it does.
 
-    Raises UserError where the folder cannot be made or written to, or another run holds it.
+    Raises:
+        UserError: The folder cannot be made or written to, or another run holds it.
     """
     path = out / ".lock"
     try:
@@ -48,25 +50,33 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def finished_corpus(settings: Settings, tools: Mapping[str, str]) -> dict[str, Any] | None:
-    """The manifest of the corpus in settings.out if it is what these settings would make. Reads the inputs to know."""
-    path = settings.out / manifest.FILE
+    """The manifest of the corpus in the output folder, if it is what these settings would make; reads the inputs to know.
+
+    Args:
+        settings: What is asked for.
+        tools: Versions of all that shapes the bytes.
+
+    Raises:
+        UserError: The folder's manifest.json is of something else.
+    """
+    path = settings.folder / manifest.FILE
     if not path.exists():
         return None
     found = read_json(path)
     if not isinstance(found, dict) or found.get("format") != manifest.FORMAT:
-        raise UserError(f"out={settings.out}: its manifest.json is not of a binarised corpus; name another folder")
+        raise UserError(f"out={settings.folder}: its manifest.json is not of a binarised corpus; name another folder")
     same = (
         found.get("settings") == settings.that_shape_the_corpus()
         and {name: found["tools"][name] for name in found["tools"] if name != "python"} == tools
         and found["text"] == {"lowercase": settings.lowercase, "remove_accents": settings.remove_accents}
         and all(
             _checksum(given) in (None, found[kind]["sha256"])
-            for kind, given in (("codes", settings.codes), ("vocabulary", settings.vocab))
+            for kind, given in (("codes", settings.codes_file), ("vocabulary", settings.vocab_file))
             if given
         )
         and all(
             _checksum(given) == found["language_vocabularies"].get(language, {}).get("sha256")
-            for language, given in settings.language_vocab.items()
+            for language, given in settings.language_vocab_files.items()
         )
     )
     if not same:
@@ -77,32 +87,41 @@ def finished_corpus(settings: Settings, tools: Mapping[str, str]) -> dict[str, A
     }:
         return None
     for (split, language), sources in settings.sources.items():
-        say(f"comparing {split}.{language} with what {settings.out} was made from")
+        log(f"comparing {split}.{language} with what {settings.folder} was made from")
         entry = found["splits"].get(split, {}).get(language)
         checksums = []
         for source in sources:
-            reading = Reading()
-            for _ in source.chunks(reading):
+            stats = ReadStats()
+            for _ in source.chunks(stats):
                 pass
-            checksums.append(reading.sha256)
+            checksums.append(stats.sha256)
         if entry is None or [known["sha256"] for known in entry["inputs"]] != checksums:
             return None
     small = {entry["file"]: entry["sha256"] for entry in (found["codes"], found["vocabulary"])}
     small |= {entry["file"]: entry["sha256"] for entry in found["language_vocabularies"].values()}
-    if any(_checksum(settings.out / name) != known for name, known in (small | _shards(found)).items()):
+    if any(_checksum(settings.folder / name) != known for name, known in (small | _shards(found)).items()):
         return None
-    shutil.rmtree(settings.out / ".work", ignore_errors=True)
+    shutil.rmtree(settings.folder / ".work", ignore_errors=True)
     return found
 
 
 def publish(settings: Settings, result: dict[str, Any], folder: Path, files: Mapping[str, Path]) -> None:
-    """Put the shards in `folder` and the small `files` in their places, the manifest last; clear the work folder.
+    """Put a finished corpus in its place, the manifest last; clear the work folder.
 
     What stood there before is whole until here. From the removal of the old manifest to the writing of the new there
     is none, which every reader takes for unfinished; killed in between, the same command finds all work done and comes
     back here.
+
+    Args:
+        settings: What was asked for.
+        result: The manifest.
+        folder: Holds the shards.
+        files: The small files, by their names in the corpus.
+
+    Raises:
+        UserError: A shard was changed meanwhile.
     """
-    out = settings.out
+    out = settings.folder
     shards = _shards(result)
     lost = [
         name for name, checksum in shards.items() if not (folder / name).exists() and _checksum(out / name) != checksum

@@ -45,6 +45,9 @@ class DuplicateCounter:
     more than `capacity`: exact up to `capacity` distinct sentences, beyond that a sample of them scaled up. With the
     default the standard error of the number of distinct sentences is about 0.1 %, that of the duplicates below 0.5 %
     where one sentence in twenty is one. Does not depend on the order or grouping of what is added.
+
+    Args:
+        capacity: Distinct hashes held, 16 bytes each.
     """
 
     def __init__(self, capacity: int = 1 << 20) -> None:
@@ -57,6 +60,7 @@ class DuplicateCounter:
         self._n_new = 0
 
     def add(self, hashes: Hashes) -> None:
+        """Count some more sentences."""
         full = hashes[hashes != EMPTY]
         self.sentences += len(full)
         kept = self._kept(mix(full, seed=0))
@@ -74,6 +78,7 @@ class DuplicateCounter:
 
     @property
     def exact(self) -> bool:
+        """Whether every distinct sentence is held."""
         self._merge()
         return self.shift == 0
 
@@ -95,12 +100,18 @@ class DuplicateCounter:
 
 
 def held_out(pieces: Iterable[Hashes], wanted: Sequence[int], seed: int) -> list[Hashes]:
-    """Distinct sentences to hold out for each of several sets, as sorted hashes.
+    """Distinct sentences to hold out for each of several sets.
 
     The sentences whose seeded hash is smallest go to the first set, the next to the second, and so on: a function of
-    the set of sentences and the seed, whatever their order. Sets are shorter where the text has too few distinct
-    sentences.
-    Memory: the sentences wanted, and one piece.
+    the set of sentences and the seed, whatever their order. Memory: the sentences wanted, and one piece.
+
+    Args:
+        pieces: Hashes of the text's sentences, piece by piece.
+        wanted: Sentences for each set.
+        seed: Of the choice.
+
+    Returns:
+        Sorted hashes of each set; fewer where the text has too few distinct sentences.
     """
     total = sum(wanted)
     mixed = np.empty(0, dtype=np.uint64)
@@ -128,7 +139,11 @@ def is_among(hashes: Hashes, sorted_set: Hashes) -> NDArray[np.bool_]:
 
 
 class FirstSeen:
-    """Marks the first of each sentence of a small set, over pieces given in order."""
+    """Marks the first of each sentence of a small set, over pieces given in order.
+
+    Args:
+        sorted_set: Hashes of the sentences, sorted.
+    """
 
     def __init__(self, sorted_set: Hashes) -> None:
         self.sorted_set = sorted_set
@@ -147,10 +162,16 @@ class FirstSeen:
 def repeated_lines(
     read: Callable[[int], Hashes], sizes: Sequence[int], max_held: int = 1 << 24
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Exactly which lines repeat an earlier one: (piece, line numbers) of those, in any order of pieces.
+    """Find exactly which lines repeat an earlier one.
 
-    read(i) gives the hashes of piece i, which has sizes[i] lines. The hashes are gone through in as many rounds as it
-    takes to hold at most about `max_held` of them at once (12 bytes each and a sort).
+    Args:
+        read: Gives the hashes of a piece by its number.
+        sizes: Lines of each piece.
+        max_held: Hashes held at once, about, 12 bytes each and a sort: they are gone through in as many rounds as that
+            takes.
+
+    Yields:
+        A piece and the numbers of those of its lines, in any order; a piece can come several times.
     """
     rounds = max(1, -(-sum(sizes) // max_held))
     for number in range(rounds):
@@ -174,10 +195,15 @@ def repeated_lines(
 
 
 def sampled_copies(first_sentence: int, n: int, share: float, seed: int) -> NDArray[np.int64]:
-    """How often each of the sentences first_sentence .. first_sentence + n - 1 of a language enters a sample.
+    """How often each of some sentences of a language enters a sample.
 
-    share: sentences wanted / sentences there are. Each gets floor(share) copies, and one more with probability
-    share - floor(share), by a seeded hash of its number.
+    Each gets floor(share) copies, and one more with probability share - floor(share), by a seeded hash of its number.
+
+    Args:
+        first_sentence: Number of the first of them in the language.
+        n: How many they are.
+        share: Sentences wanted / sentences there are.
+        seed: Of the draw.
     """
     whole = int(share)
     draws = mix(np.arange(first_sentence, first_sentence + n, dtype=np.uint64), seed) >> np.uint64(11)
@@ -187,8 +213,10 @@ def sampled_copies(first_sentence: int, n: int, share: float, seed: int) -> NDAr
 def sample_shares(sentences: dict[str, int], alpha: float, n_sample: int) -> dict[str, float]:
     """For each language the share of its sentences (above 1: copies) in a sample drawn with p^alpha.
 
-    p is a language's part of all sentences (Lample & Conneau 2019, section 3.1); the sample has `n_sample` sentences,
-    or as many as there are if that is less.
+    Args:
+        sentences: Sentences of each language; p is its part of all (Lample & Conneau 2019, section 3.1).
+        alpha: The exponent.
+        n_sample: Sentences of the sample; as many as there are, if that is less.
     """
     total = sum(sentences.values())
     weights = {language: (n / total) ** alpha if n else 0.0 for language, n in sentences.items()}

@@ -2,68 +2,112 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from data_prep import learn_bpe
-from data_prep.distributed import EXECUTORS, check_executor
-from data_prep.sources import Source, sources_of
-from data_prep.sources.parquet import ParquetFile
-from xlm_train.runtime.errors import ConfigError, UserError
-from xlm_train.text.bpe import BpeCodes, read_limit
-from xlm_train.text.files import TextFile
-from xlm_train.text.tokenise import Tokeniser
-from xlm_train.text.vocabulary import SPECIALS, Vocabulary
+from data_prep.checks import RULES, Key, disk_problems, open_sources, path_of
+from data_prep.distributed import EXECUTORS
+from data_prep.learn_bpe import ENGINES
+from xlm_train.config.schema import build, check_fields, check_rules, one_of, resolve
+from xlm_train.data.manifest import SPLITS
+from xlm_train.runtime.errors import ConfigError
+from xlm_train.text.files import Source
 
-SPLITS = ("train", "valid", "test")
-LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})?")
-OURS = re.compile(r"manifest\.json|codes|vocab(\..+)?|report\.html|(train|valid|test)\..+\.npy")
-AGREEMENT = 0.9  # share of a vocabulary's entries that its codes must be able to make
-TEXT_PER_BYTE = {".gz": 2.7, ".bz2": 3.6, ".xz": 3.8, ".zst": 3.0, ".parquet": 1.8}  # typical for sentences
-DISK_PER_TEXT_BYTE = 2.4  # tokenised + words + pieces + ids + binarised, all there at the same time at the end
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
-Key = tuple[str, str]  # split, language
+
+def whole(low: int, high: int) -> Callable[[int], str | None]:
+    """Check of a field: a whole number from `low` to `high`."""
+    return lambda value: None if low <= value <= high else f"must be a whole number from {low:,} to {high:,}"
+
+
+def by_language(key: str) -> Callable[[Any], str | None]:
+    """Check of a field: a mapping by language code; `key` names the field in the message."""
+    wrong = f"which language? give {key}.en=... (any language code)"
+    return lambda value: None if isinstance(value, dict) else wrong
 
 
 @dataclass(frozen=True)
-class Settings:
-    """A checked request. What each means: configs/prep.yaml, field for field."""
+class BpeSettings:
+    """The section `bpe` of configs/prep.yaml, which tells what each means."""
 
-    out: Path
-    sources: Mapping[Key, Sequence[Source]]
-    parallel: tuple[str, ...]
-    codes: Path | None
-    vocab: Path | None
-    language_vocab: Mapping[str, Path]
-    n_codes: int
-    engine: str
-    sample: str
-    sample_sentences: int
-    alpha: float
-    vocab_limit: tuple[str, ...]
+    n_codes: Annotated[int, whole(1, 10_000_000)]
+    engine: Annotated[str, one_of(*ENGINES)]
+    sample: Annotated[str, one_of("alpha", "all")]
+    sample_sentences: Annotated[int, whole(1, 10**12)]
+    alpha: Annotated[float, lambda value: None if 0 <= value <= 10 else "must be a number from 0 to 10"]
+    vocab_limit: list[str]
+
+
+@dataclass(frozen=True)
+class HoldoutSettings:
+    """The section `holdout` of configs/prep.yaml, which tells what each means."""
+
+    sentences: Annotated[int, whole(1, 10**8)]
+
+
+@dataclass
+class Settings:
+    """A checked request: configs/prep.yaml, which tells what each means, field for field.
+
+    Attributes:
+        sources: The opened inputs, by split and language.
+    """
+
+    out: str
+    train: Annotated[Any, by_language("train")]
+    valid: Annotated[Any, by_language("valid")]
+    test: Annotated[Any, by_language("test")]
+    raw: str
+    parallel: list[str]
+    codes: str | None
+    vocab: str | None
+    language_vocab: dict[str, str | None]
+    bpe: BpeSettings
     lowercase: bool
     remove_accents: bool
-    decode_errors: str
-    max_line_bytes: int
-    holdout_sentences: int
+    decode_errors: Annotated[str, one_of("replace", "stop")]
+    max_line_bytes: Annotated[int, whole(1, 1 << 24)]
+    holdout: HoldoutSettings
     deduplicate: bool
     remove_test_overlap: bool
-    seed: int
-    executor: str
-    tasks: int
-    slurm: Mapping[str, Any]
-    workers: int
-    piece_bytes: int
-    shard_tokens: int
+    seed: Annotated[int, whole(0, 2**63 - 1)]
+    workers: Annotated[int | None, whole(1, 1024)]
+    executor: Annotated[str, one_of(*EXECUTORS)]
+    tasks: Annotated[int, whole(1, 100_000)]
+    slurm: dict[str, Any]
+    piece_bytes: Annotated[int, whole(1, 1 << 30)]
+    shard_tokens: Annotated[int, whole(1, 1 << 40)]
     keep_work: bool
+    check_disk: bool
+    sources: Mapping[Key, Sequence[Source]] = field(init=False)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the corpus."""
+        return path_of(self.out)
+
+    @property
+    def codes_file(self) -> Path | None:
+        """The given BPE codes."""
+        return path_of(self.codes) if self.codes else None
+
+    @property
+    def vocab_file(self) -> Path | None:
+        """The given vocabulary."""
+        return path_of(self.vocab) if self.vocab else None
+
+    @property
+    def language_vocab_files(self) -> dict[str, Path]:
+        """The given vocabularies of each language."""
+        return {language: path_of(file) for language, file in self.language_vocab.items() if file is not None}
 
     @property
     def languages(self) -> list[str]:
+        """All languages, in the order of their ids."""
         return sorted({language for _, language in self.sources})
 
     @property
@@ -75,306 +119,75 @@ class Settings:
     def held_out(self) -> tuple[str, ...]:
         """Splits that are not given and so come from the training text."""
         given = {split for split, _ in self.sources}
-        return tuple(split for split in SPLITS if split not in given) if self.has_training_text else ()
+        return tuple(split for split in SPLITS if split not in given) if self.learning_order else ()
 
     @property
-    def has_training_text(self) -> bool:
-        return any(split == "train" for split, _ in self.sources)
-
-    @property
-    def limited(self) -> tuple[str, ...]:
+    def limited(self) -> list[str]:
         """Splits that the vocabulary limit is applied to: none where there is no language's own vocabulary to be had."""
-        return self.vocab_limit if self.has_training_text or self.language_vocab else ()
-
-    @property
-    def text_bytes(self) -> int:
-        """Estimate of the raw text's size, decompressed. Sources of unknown size count nothing."""
-        return sum(_text_bytes(source) for sources in self.sources.values() for source in sources)
+        return self.bpe.vocab_limit if self.learning_order or self.language_vocab_files else []
 
     def that_shape_the_corpus(self) -> dict[str, Any]:
         """All settings that can change a byte of the corpus; the rest only changes how it is made."""
+        learned = self.codes_file is None
+        drawn = learned and self.bpe.sample == "alpha"
         return {
             "bpe": {
-                "n_codes": None if self.codes else self.n_codes,
-                "engine": None if self.codes else self.engine,
-                "order": self.learning_order if self.codes is None and self.engine == "fastbpe" else None,
-                "sample": None if self.codes else self.sample,
-                "sample_sentences": self.sample_sentences if self.codes is None and self.sample == "alpha" else None,
-                "alpha": self.alpha if self.codes is None and self.sample == "alpha" else None,
-                "vocab_limit": sorted(self.limited),
-                "codes_given": self.codes is not None,
-                "vocab_given": self.vocab is not None,
-                "language_vocab_given": bool(self.language_vocab),
+                "n_codes": self.bpe.n_codes if learned else None,
+                "engine": self.bpe.engine if learned else None,
+                "order": self.learning_order if learned and self.bpe.engine == "fastbpe" else None,
+                "sample": self.bpe.sample if learned else None,
+                "sample_sentences": self.bpe.sample_sentences if drawn else None,
+                "alpha": float(self.bpe.alpha) if drawn else None,
+                "vocab_limit": sorted(set(self.limited)),
+                "codes_given": not learned,
+                "vocab_given": self.vocab_file is not None,
+                "language_vocab_given": bool(self.language_vocab_files),
             },
             "lowercase": self.lowercase,
             "remove_accents": self.remove_accents,
             "decode_errors": self.decode_errors,
             "max_line_bytes": self.max_line_bytes,
-            "holdout": {"splits": list(self.held_out), "sentences": self.holdout_sentences if self.held_out else None},
+            "holdout": {"splits": list(self.held_out), "sentences": self.holdout.sentences if self.held_out else None},
             "deduplicate": self.deduplicate,
             "remove_test_overlap": self.remove_test_overlap,
-            "parallel": sorted(self.parallel),
+            "parallel": sorted(set(self.parallel)),
             "seed": self.seed,
             "shard_tokens": self.shard_tokens,
         }
 
 
-def read_settings(config: Mapping[str, Any]) -> Settings:
-    """Check a request in the shape of configs/prep.yaml. Raises ConfigError with everything that is wrong with it."""
-    problems: list[str] = []
+def read_settings(config: DictConfig) -> Settings:
+    """Check a request.
 
-    def number(key: str, low: float, high: float, whole: bool = True) -> Any:
-        value = _select(config, key)
-        good = (
-            isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and low <= value <= high
-        )
-        if not good:
-            problems.append(f"{key}={value}: must be a {'whole ' if whole else ''}number from {low:,} to {high:,}")
-        return value if good else low
+    Args:
+        config: In the shape of configs/prep.yaml.
 
-    def choice(key: str, *options: Any) -> Any:
-        value = _select(config, key)
-        if value not in options or isinstance(value, int) != isinstance(options[0], int):
-            problems.append(f"{key}={value}: must be one of {', '.join(str(option) for option in options)}")
-        return value
+    Raises:
+        ConfigError: With everything that is wrong with it.
+    """
+    from omegaconf import OmegaConf
 
-    def splits(key: str, allowed: Sequence[str]) -> tuple[str, ...]:
-        value = _select(config, key) or []
-        names = [value] if isinstance(value, str) else list(value)
-        problems.extend(f"{key}={name}: must be among {', '.join(allowed)}" for name in names if name not in allowed)
-        return tuple(dict.fromkeys(names))
-
-    out = Path(str(config["out"])).expanduser()
-    problems += _out_problems(out)
-    sources, source_problems = _sources(config)
-    problems += source_problems
-    given = {split for split, _ in sources}
-    workers = config["workers"] if config["workers"] is None else number("workers", 1, 1024)
-    codes, vocab = (Path(config[name]).expanduser() if config[name] else None for name in ("codes", "vocab"))
-    settings = Settings(
-        out=out,
-        sources=sources,
-        parallel=splits("parallel", SPLITS),
-        codes=codes,
-        vocab=vocab,
-        language_vocab={
-            str(language): Path(str(file)).expanduser()
-            for language, file in (config["language_vocab"] or {}).items()
-            if file is not None
-        },
-        n_codes=number("bpe.n_codes", 1, 10_000_000),
-        engine=choice("bpe.engine", *learn_bpe.ENGINES),
-        sample=choice("bpe.sample", "alpha", "all"),
-        sample_sentences=number("bpe.sample_sentences", 1, 10**12),
-        alpha=float(number("bpe.alpha", 0, 10, whole=False)),
-        vocab_limit=splits("bpe.vocab_limit", SPLITS),
-        lowercase=choice("lowercase", False, True),
-        remove_accents=choice("remove_accents", False, True),
-        decode_errors=choice("decode_errors", "replace", "stop"),
-        max_line_bytes=number("max_line_bytes", 1, 1 << 24),
-        holdout_sentences=number("holdout.sentences", 1, 10**8),
-        deduplicate=choice("deduplicate", False, True),
-        remove_test_overlap=choice("remove_test_overlap", False, True),
-        seed=number("seed", 0, 2**63 - 1),
-        executor=choice("executor", *EXECUTORS),
-        tasks=number("tasks", 1, 100_000),
-        slurm=dict(config["slurm"] or {}),
-        workers=workers or _cores(),
-        piece_bytes=number("piece_bytes", 1, 1 << 30),
-        shard_tokens=number("shard_tokens", 1, 1 << 40),
-        keep_work=choice("keep_work", False, True),
-    )
-    problems += [
-        f"parallel={split}: {split} is not given"
-        if split not in given
-        else f"parallel={split}: train cannot be parallel text"
-        for split in settings.parallel
-        if split not in given or split == "train"
-    ]
-    problems += _bpe_problems(settings)
-    try:
-        check_executor(settings.executor, settings.slurm)
-    except UserError as error:
-        problems += error.problems
-    if choice("check_disk", False, True) and not problems:
-        problems += _disk_problems(settings)
+    values, problems = resolve(cast(dict[str, Any], OmegaConf.to_container(config)))
+    _plain(values, ("parallel",), list)
+    _plain(values, ("language_vocab", "slurm"), dict)
+    _plain(values.get("bpe"), ("vocab_limit",), list)
+    good, wrong = check_fields(Settings, values)
+    sources, wrong_sources = open_sources({split: good.get(split) or {} for split in SPLITS})
+    problems += [*wrong, *wrong_sources, *check_rules(RULES, good)]
+    if not problems and values["check_disk"]:
+        problems = disk_problems(path_of(values["out"]), sources)
     if problems:
         raise ConfigError(problems)
+    settings = build(Settings, values)
+    settings.sources = sources
     return settings
 
 
-def _cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _select(config: Mapping[str, Any], key: str) -> Any:
-    node: Any = config
-    for part in key.split("."):
-        node = node[part]
-    return node
-
-
-def _out_problems(out: Path) -> list[str]:
-    if out.exists() and not out.is_dir():
-        return [f"out={out}: is a file; name a folder"]
-    if out.is_dir():
-        if not os.access(out, os.W_OK | os.X_OK):
-            return [f"out={out}: cannot be written to"]
-        names = {path.name for path in out.iterdir()}
-        if not names & {"manifest.json", ".work"} and (
-            others := sorted(name for name in names if OURS.fullmatch(name))
-        ):
-            return [f"out={out}: holds {', '.join(others[:3])} from elsewhere, to be overwritten; name another folder"]
-        return []
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        return [f"out={out}: cannot be made: {parent} cannot be written to"]
-    return []
-
-
-def _sources(config: Mapping[str, Any]) -> tuple[dict[Key, Sequence[Source]], list[str]]:
-    problems = [
-        f"{split}={config[split]}: which language? give {split}.en=... (any language code)"
-        for split in SPLITS
-        if config[split] is not None and not isinstance(config[split], Mapping)
-    ]
-    if problems:
-        return {}, problems
-    sources: dict[Key, Sequence[Source]] = {}
-    keys = [
-        (split, str(language))
-        for split in SPLITS
-        for language, value in (config[split] or {}).items()
-        if value is not None
-    ]
-    for split, language in keys:
-        key = f"{split}.{language}"
-        if not LANGUAGE.fullmatch(language):
-            problems.append(f"{key}: '{language}' is not a language code such as en, de or pt-BR")
-            continue
-        try:
-            Tokeniser(language)
-        except UserError as error:
-            problems += [f"{key}: {problem}" for problem in error.problems]
-        sources[split, language], wrong = sources_of(key, config[split][language], language)
-        problems += wrong
-    languages = sorted({language for _, language in keys})
-    for split in SPLITS:
-        have = [language for other, language in keys if other == split]
-        if have:
-            missing = [language for language in languages if language not in have]
-            instead = "" if split == "train" else f", or leave out {split} altogether to hold sentences out from train"
-            problems += [
-                f"{split}.{language}: is not given, but other text of {language} or {split} is; give it{instead}"
-                for language in missing
-            ]
-    if not keys:
-        problems.append("no text is given: train.LANG=[FILE, ...] for each language")
-    elif not any(split == "train" for split, _ in keys) and not (config["codes"] and config["vocab"]):
-        problems.append(
-            "no training text is given: give train.LANG=[FILE, ...] for each language, or codes=FILE and vocab=FILE to "
-            "prepare other text for a model that was trained with them"
-        )
-    return sources, problems + _given_twice(sources)
-
-
-def _given_twice(sources: Mapping[Key, Sequence[Source]]) -> list[str]:
-    problems = []
-    owners: dict[Path, str] = {}
-    for (split, language), entries in sources.items():
-        for source in entries:
-            if isinstance(source, (TextFile, ParquetFile)):
-                key = f"{split}.{language}"
-                first = owners.setdefault(source.path.resolve(), key)
-                if first != key or sum(s == source for s in entries) > 1:
-                    problems.append(
-                        f"{key}: {source.name} is given twice" + (f" (also in {first})" if first != key else "")
-                    )
-    return list(dict.fromkeys(problems))
-
-
-def _bpe_problems(settings: Settings) -> list[str]:
-    problems: list[str] = []
-    codes = vocab = None
-    problems += _language_vocab_problems(settings)
-    if settings.codes is None:
-        if settings.vocab is not None:
-            problems.append(f"vocab={settings.vocab}: needs the codes it was made with (codes=FILE)")
-        elif settings.engine in learn_bpe.ENGINES:
-            try:
-                learn_bpe.check_engine(settings.engine)
-            except UserError as error:
-                problems += error.problems
-        return problems
-    try:
-        codes = BpeCodes.from_file(settings.codes)
-    except UserError as error:
-        problems += [f"codes: {problem}" for problem in error.problems]
-    if settings.vocab is not None:
-        try:
-            vocab = Vocabulary.from_file(settings.vocab)
-        except UserError as error:
-            problems += [f"vocab: {problem}" for problem in error.problems]
-    if codes is not None and vocab is not None:
-        made = producible(codes)
-        words = vocab.words[len(SPECIALS) :]
-        foreign = [word for word in words if word not in made and len(word.removesuffix("@@")) > 1]
-        if len(foreign) > (1 - AGREEMENT) * len(words):
-            problems.append(
-                f"vocab={settings.vocab}: does not belong to codes={settings.codes}: {len(foreign):,} of its "
-                f"{len(words):,} entries, such as {foreign[0]}, cannot be made with them"
-            )
-    return problems
-
-
-def _language_vocab_problems(settings: Settings) -> list[str]:
-    given = settings.language_vocab
-    if not given:
-        return []
-    problems = [
-        f"language_vocab.{language}: is not given, but another language's is"
-        for language in settings.languages
-        if language not in given
-    ]
-    for language, path in given.items():
-        if language not in settings.languages:
-            problems.append(f"language_vocab.{language}: no text of {language} is given")
-        try:
-            read_limit(path)
-            Vocabulary.from_file(path)
-        except UserError as error:
-            problems += [f"language_vocab.{language}: {problem}" for problem in error.problems]
-    if settings.codes is None:
-        problems.append("language_vocab: needs the codes it was made with (codes=FILE)")
-    return problems
-
-
-def producible(codes: BpeCodes) -> set[str]:
-    """Every token of more than one character that these codes can make, as it stands in a vocabulary."""
-    made = set()
-    for left, right, _ in codes.merges:
-        symbol = left + right
-        made.add(symbol.removesuffix("</w>") if symbol.endswith("</w>") else symbol + "@@")
-    return made
-
-
-def _text_bytes(source: Source) -> int:
-    path = getattr(source, "path", None)
-    return int((source.size or 0) * (TEXT_PER_BYTE.get(path.suffix, 1.0) if path else 1.0))
-
-
-def _disk_problems(settings: Settings) -> list[str]:
-    folder = next(folder for folder in (settings.out.absolute(), *settings.out.absolute().parents) if folder.exists())
-    there = (
-        sum(file.stat().st_size for file in settings.out.rglob("*") if file.is_file()) if settings.out.is_dir() else 0
-    )
-    needed = int(settings.text_bytes * DISK_PER_TEXT_BYTE) - there
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        unit, name = (1e9, "GB") if needed >= 1e9 else (1e6, "MB")
-        return [
-            f"out={settings.out}: about {needed / unit:.1f} {name} are needed there, {free / unit:.1f} {name} are free "
-            "(an estimate; check_disk=false starts all the same)"
-        ]
-    return []
+def _plain(section: Any, keys: Sequence[str], kind: type[list[Any]] | type[dict[str, Any]]) -> None:
+    """Let null stand for an empty list or mapping, and a word for a list of it."""
+    for key in keys if isinstance(section, dict) else ():
+        value = section.get(key)
+        if value is None:
+            section[key] = kind()
+        elif kind is list and isinstance(value, str):
+            section[key] = [value]

@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.select import Hashes, sampled_copies, sentence_hashes
-from data_prep.sources import Piece
 from data_prep.statistics import RawCounts
 from data_prep.work import compress, decompress, load, save
 from xlm_train.runtime.errors import TextError
-from xlm_train.text.bpe import BpeCodes, BpeEncoder, CutText, read_limit
+from xlm_train.text.bpe import BpeEncoder, CutText
+from xlm_train.text.bpe_codes import BpeCodes, read_limit
+from xlm_train.text.lines import Piece
 from xlm_train.text.tokenise import Tokeniser
 from xlm_train.text.vocabulary import LINE_END, Vocabulary, count_words
 
@@ -31,7 +32,17 @@ SAMPLE_LINES = 1000  # of a piece, looked at to guess its language
 
 @dataclass(frozen=True)
 class TokeniseJob:
-    """Raw lines of one input to tokenise. source: its name, for error messages."""
+    """Raw lines of one input to tokenise.
+
+    Args:
+        out: The work file.
+        piece: The lines.
+        source: Name of the input, for messages.
+        language: Its code.
+        lowercase: Whether to lower-case.
+        remove_accents: Whether to remove accents.
+        decode_errors: `replace` or `stop`.
+    """
 
     out: Path
     piece: Piece
@@ -45,7 +56,8 @@ class TokeniseJob:
 def tokenise_piece(job: TokeniseJob) -> None:
     """Work file: text (tokenised lines), hashes and characters of each raw line, counts of the raw text.
 
-    Raises TextError with file, line and byte offset at the first undecodable byte where decode_errors is "stop".
+    Raises:
+        TextError: A byte cannot be decoded and decode_errors is "stop"; names file, line and byte offset.
     """
     raw = job.piece.data
     try:
@@ -99,12 +111,18 @@ def blocks(lines: Sequence[str]) -> Iterator[Sequence[str]]:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which lines of a tokenised work file to take: all but those that `dropped` marks, one bit a line (None: all)."""
+    """Which lines of a tokenised work file to take.
+
+    Args:
+        text: The work file.
+        dropped: The lines not to take, one bit a line; None: take all.
+    """
 
     text: Path
     dropped: NDArray[np.uint8] | None = None
 
     def read(self) -> list[str]:
+        """The lines."""
         lines = read_lines(self.text)
         if self.dropped is None:
             return lines
@@ -114,7 +132,13 @@ class Selection:
 
 @dataclass(frozen=True)
 class WordsJob:
-    """Words to count. sample: first sentence, share and seed of `sampled_copies`; None: every selected line once."""
+    """Words to count.
+
+    Args:
+        out: The work file.
+        selection: The lines.
+        sample: First sentence, share and seed of `sampled_copies`; None: every line once.
+    """
 
     out: Path
     selection: Selection
@@ -133,7 +157,14 @@ def count_piece_words(job: WordsJob) -> None:
 
 @dataclass(frozen=True)
 class CutJob:
-    """Tokenised lines to cut into BPE pieces. limit: a vocabulary file whose entries alone may come out of a merge."""
+    """Tokenised lines to cut into BPE pieces.
+
+    Args:
+        out: The work file.
+        selection: The lines.
+        codes: File of the BPE codes.
+        limit: A vocabulary file whose entries alone may come out of a merge; None: no limit.
+    """
 
     out: Path
     selection: Selection
@@ -149,7 +180,13 @@ def cut_piece(job: CutJob) -> None:
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """Lines that were cut into pieces, to be given ids. cut: the work file of `cut_piece`."""
+    """Lines that were cut into pieces, to be given ids.
+
+    Args:
+        out: The work file.
+        cut: The work file of `cut_piece`.
+        vocab: The vocabulary file.
+    """
 
     out: Path
     cut: Path

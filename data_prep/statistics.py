@@ -23,7 +23,6 @@ SCRIPTS = (
     "Katakana",
     "Hangul",
 )
-OTHER_SCRIPT = len(SCRIPTS)
 NO_LETTER = len(SCRIPTS) + 1
 SCRIPT_NAMES = (*SCRIPTS, "other letters", "no letters")
 
@@ -109,8 +108,17 @@ def _owners() -> dict[str, list[str]]:
 class RawCounts:
     """Counts of raw text, before anything is removed from it. Adds up over pieces.
 
-    size: bytes of the text, decompressed. lines: over-long ones not counted. characters: newlines not counted.
-    replaced: U+FFFD that stand for undecodable bytes.
+    Args:
+        size: Bytes of the text, decompressed.
+        lines: Over-long ones not counted.
+        empty: Lines that are blank.
+        characters: Newlines not counted.
+        replaced: U+FFFD that stand for undecodable bytes.
+        control: Control bytes.
+        crlf: Lines that end in a carriage return.
+        mojibake: Places that look like UTF-8 read as something else.
+        scripts: Characters by script.
+        function_words: Frequent words of each language in a sample.
     """
 
     size: int = 0
@@ -125,6 +133,7 @@ class RawCounts:
     function_words: dict[str, int] = field(default_factory=dict)
 
     def add(self, other: RawCounts) -> None:
+        """Add the counts of more text."""
         for entry in fields(self):
             mine, theirs = getattr(self, entry.name), getattr(other, entry.name)
             if isinstance(mine, dict):
@@ -140,7 +149,14 @@ class RawCounts:
 
     @staticmethod
     def of(raw: bytes, text: str, empty: int, tokenised_sample: Sequence[str]) -> RawCounts:
-        """Counts of a piece: its bytes, the same decoded, how many lines are blank, and some lines tokenised."""
+        """Count a piece of text.
+
+        Args:
+            raw: Its bytes.
+            text: The same decoded.
+            empty: How many of its lines are blank.
+            tokenised_sample: Some of its lines tokenised.
+        """
         lines = raw.count(b"\n")
         scripts = script_counts(text)
         scripts[NO_LETTER] -= lines
@@ -176,7 +192,14 @@ def script_shares(scripts: Mapping[str, int]) -> dict[str, float]:
 
 
 def warnings_for(key: str, language: str, raw: RawCounts | None, counts: Mapping[str, Any]) -> list[str]:
-    """What looks wrong in the text of `key` (such as train.de), in plain words. counts: its entry of the manifest."""
+    """What looks wrong in a text, in plain words.
+
+    Args:
+        key: Split and language, as `train.de`.
+        language: Its code.
+        raw: Counts of its raw text; None where it has none of its own.
+        counts: Its entry of the manifest.
+    """
     found = []
     if raw is not None and raw.lines:
         found += _language_warning(key, language, raw)
@@ -201,7 +224,7 @@ def warnings_for(key: str, language: str, raw: RawCounts | None, counts: Mapping
             )
             found.append(f"{key}: letters of several scripts: {others}")
         if language in LATIN_LANGUAGES and main not in (None, "Latin"):
-            found.append(f"{key}: is said to be {language}, but most of its letters are {main}")
+            found.append(f"{key}: is given as {language}, but most of its letters are {main}")
     if counts["duplicates"] > 0.2 * max(counts["lines"], 1) and not counts["dropped"].get("duplicates"):
         found.append(
             f"{key}: {counts['duplicates'] / counts['lines']:.0%} of the lines repeat an earlier one "

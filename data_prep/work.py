@@ -1,4 +1,4 @@
-"""The work folder: finished results under names that say all they depend on; and the processes that make them.
+"""The work folder: finished results under names that tell all they depend on; and the processes that make them.
 
 A work file's name is a hash of its stage, of the bytes it was made from and of every setting and tool version that
 shapes it. So a file that is there need not be made again, and one that depends on something changed is simply not
@@ -26,16 +26,10 @@ import zstandard
 from numpy.typing import NDArray
 
 from xlm_train.runtime.errors import UserError
-from xlm_train.runtime.files import atomic_write
+from xlm_train.runtime.files import atomic_write, digest
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-
-
-def digest(*parts: Any) -> str:
-    """Hash of some values, as hex: of their canonical JSON."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def save(path: Path, **arrays: NDArray[Any] | bytes | Mapping[str, Any]) -> None:
@@ -50,7 +44,11 @@ def save(path: Path, **arrays: NDArray[Any] | bytes | Mapping[str, Any]) -> None
 
 
 def load(path: Path, name: str) -> NDArray[Any]:
-    """One array of a work file. Only its bytes are read; their checksum is compared."""
+    """One array of a work file. Only its bytes are read; their checksum is compared.
+
+    Raises:
+        UserError: The file is damaged; it is removed, so that the same command makes it again.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             return file[name]  # type: ignore[no-any-return]
@@ -62,26 +60,34 @@ def load(path: Path, name: str) -> NDArray[Any]:
 
 
 def load_json(path: Path, name: str) -> Any:
+    """One JSON value of a work file."""
     return json.loads(load(path, name).tobytes())
 
 
 def compress(data: bytes) -> bytes:
-    """zstd at its fastest common level: about a third of the size, far faster than what reads it."""
+    """Compress by zstd at its fastest common level: about a third of the size, far faster than what reads it."""
     return zstandard.ZstdCompressor(level=1).compress(data)
 
 
 def decompress(data: NDArray[Any]) -> bytes:
+    """The inverse of `compress`."""
     return zstandard.ZstdDecompressor().decompress(data.data)
 
 
 class Work:
-    """Names in the work folder: a folder a stage, a file name that hashes all it depends on, `tools` included."""
+    """Names in the work folder: a folder a stage, a file name that hashes all it depends on.
+
+    Args:
+        folder: The work folder.
+        tools: Versions of all that shapes the bytes; every name depends on them.
+    """
 
     def __init__(self, folder: Path, tools: Mapping[str, str]) -> None:
         self.folder = folder
         self.tools = dict(tools)
 
     def path(self, stage: str, *depends_on: Any, suffix: str = ".npz") -> Path:
+        """The path of a result of a stage, by all that it depends on."""
         folder = self.folder / stage
         folder.mkdir(parents=True, exist_ok=True)
         return folder / (digest(stage, self.tools, *depends_on)[:40] + suffix)
@@ -96,11 +102,13 @@ class Work:
 
 
 class Workers:
-    """Runs a function over jobs in `n` processes, in order. With n = 1 in this process, without any other.
+    """Runs a function over jobs in several processes, in order.
 
-    At most 2 n + 1 jobs are out at once, so memory does not depend on how many there are. The processes are started
-    anew (not forked: threads of compiled libraries do not survive a fork) and end when this one does, even if it is
-    killed.
+    At most 2 n + 1 jobs are out at once, so memory does not depend on how many there are. The processes are spawned
+    (not forked: threads of compiled libraries do not survive a fork) and end when this one does, even if it is killed.
+
+    Args:
+        n: Processes; with 1 all is done in this process, without any other.
     """
 
     def __init__(self, n: int) -> None:
@@ -122,7 +130,8 @@ class Workers:
     def map(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
         """Results in the order of the jobs. Jobs are drawn as they are needed.
 
-        Raises what the function raises; UserError where a process was killed.
+        Raises:
+            UserError: A process was killed. What the function raises comes through.
         """
         if self.n == 1:
             yield from map(function, jobs)

@@ -14,9 +14,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from xlm_train.text.bpe import BpeEncoder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -72,6 +75,13 @@ def checksums(folder: Path) -> dict[str, str]:
     return {name: sha256 for sha256, name in pairs}
 
 
+def encode(encoder: BpeEncoder, lines: list[str]) -> list[str]:
+    """Lines of words as lines of pieces, one space between two."""
+    made = encoder.cut([lines])
+    text = " ".join(made.pieces[number] for number in made.numbers.tolist())  # a newline stands at each line's end
+    return [line.removeprefix(" ").removesuffix(" ") for line in text.split("\n")[:-1]]
+
+
 @functools.cache
 def golden_pieces(shared: Path, name: str, limited: bool = False) -> list[str]:
     """The lines of the original's BPE text, for example of "valid.de"; checked against its SHA-256.
@@ -79,13 +89,14 @@ def golden_pieces(shared: Path, name: str, limited: bool = False) -> list[str]:
     Of the training text only that is kept: its lines are made by our own chain, and are right if the SHA-256 is.
     `limited`: with the vocabulary limit, which changes few lines.
     """
-    from xlm_train.text.bpe import BpeCodes, BpeEncoder
+    from xlm_train.text.bpe import BpeEncoder
+    from xlm_train.text.bpe_codes import BpeCodes
     from xlm_train.text.tokenise import Tokeniser
 
     folder = shared / "goldens/bpe"
     if name.startswith("train."):
         tokens = Tokeniser(name[-2:]).tokenise(read_lines(shared / f"corpora/voice.{name}.gz"))
-        lines = BpeEncoder(BpeCodes.from_file(folder / "codes")).encode_lines(tokens)
+        lines = encode(BpeEncoder(BpeCodes.from_file(folder / "codes")), tokens)
     else:
         lines = read_lines(folder / f"{name}.bpe.gz")
     if limited:
@@ -142,6 +153,15 @@ def command(
     )
     assert result.returncode == status, f"exit status {result.returncode}\n{result.stdout}\n{result.stderr}"
     return result
+
+
+def train_here(config: dict[str, Any]) -> int:
+    """Train in this process with a composed and resolved config; returns the exit status."""
+    from xlm_train.config.train import from_resolved
+    from xlm_train.runtime.processes import StopFlag
+    from xlm_train.train import train
+
+    return train(from_resolved(config), StopFlag())
 
 
 def process_environment(**more: str) -> dict[str, str]:

@@ -12,21 +12,23 @@ from data_prep.sources.hub import HubDataset
 from data_prep.sources.parquet import ParquetFile
 from data_prep.sources.sgm import SgmFile
 from data_prep.sources.wikipedia import WikiExtractor
-from xlm_train.text.files import TextFile
-from xlm_train.text.lines import Left, Piece, cut
-from xlm_train.text.source import Reading, Source
-
-__all__ = ["Left", "Piece", "Reading", "Source", "cut", "sources_of"]
+from xlm_train.text.files import Source, TextFile
 
 HUB_KEYS = {"dataset", "config", "split", "column", "revision"}
 
 
 def sources_of(key: str, value: Any, language: str) -> tuple[list[Source], list[str]]:
-    """The sources that the override `key` names, and what is wrong with them.
+    """Open the sources that an override names.
 
-    value: one input or a list of them. An input is a path (a file, a pattern with * or ?, a folder of News Crawl,
-    WikiExtractor or the hub's layout) or a mapping: {path: FILE.parquet, column: NAME} or
-    {dataset: NAME_OR_FOLDER, config: .., split: .., column: .., revision: ..}.
+    Args:
+        key: The override, as `train.en`, for messages.
+        value: One input or a list of them. An input is a path (a file, a pattern with * or ?, a folder of News Crawl,
+            WikiExtractor or the hub's layout) or a mapping: {path: FILE.parquet, column: NAME} or
+            {dataset: NAME_OR_FOLDER, config: .., split: .., column: .., revision: ..}.
+        language: Whose text is wanted of a folder that holds several.
+
+    Returns:
+        The sources, and what is wrong with them.
     """
     inputs = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     if not inputs:
@@ -43,7 +45,7 @@ def sources_of(key: str, value: Any, language: str) -> tuple[list[Source], list[
 
 
 def _open(entry: Any, language: str) -> list[Source]:
-    """Raises ValueError with what is wrong."""
+    """The sources of one input; ValueError with what is wrong."""
     if isinstance(entry, Mapping):
         keys = set(entry)
         if "dataset" in keys and keys <= HUB_KEYS:

@@ -8,15 +8,21 @@ from typing import Any
 
 from data_prep.sources.parquet import BATCH_ROWS, lines_of
 from xlm_train.runtime.errors import TextError
-from xlm_train.text.source import Reading
+from xlm_train.text.files import ReadStats
 
 
 @dataclass(frozen=True)
 class HubDataset:
     """Rows of one column of one split.
 
-    dataset: name on the hub, or a folder. config: the data set's configuration (`20231101.en`), where it has several.
     Rows are read as ParquetFile reads them. What is hashed is the text, for there is no one file.
+
+    Args:
+        dataset: Name on the hub, or a folder.
+        config: The data set's configuration (`20231101.en`), where it has several.
+        split: Which of its splits.
+        column: Which of its columns.
+        revision: Branch, tag or commit on the hub.
     """
 
     dataset: str
@@ -27,13 +33,16 @@ class HubDataset:
 
     @property
     def name(self) -> str:
+        """Data set, configuration and split."""
         return "/".join(part for part in (self.dataset, self.config, self.split) if part)
 
     @property
     def size(self) -> int | None:
+        """Not known."""
         return None
 
     def check(self) -> list[str]:
+        """Problems that opening it and its first row show."""
         try:
             rows = self._open()
             first = next(iter(rows), None)
@@ -41,7 +50,7 @@ class HubDataset:
             return [str(error)]
         except (
             Exception
-        ) as error:  # the library raises its own kinds for network, names, layout; all are the user's to mend
+        ) as error:  # the library has its own kinds for network, names, layout: all are the user's to fix
             return [
                 f"{self.name}: cannot be opened as a data set: {type(error).__name__}: {str(error).splitlines()[0]}"
             ]
@@ -53,11 +62,12 @@ class HubDataset:
             return [f"{self.name}: column '{self.column}' holds {type(first[self.column]).__name__}, not text"]
         return []
 
-    def chunks(self, reading: Reading) -> Iterator[bytes]:
+    def chunks(self, stats: ReadStats) -> Iterator[bytes]:
+        """The text, some rows at a time."""
         try:
             for batch in self._open().select_columns([self.column]).iter(batch_size=BATCH_ROWS):
                 data = lines_of(row.encode("utf-8", "surrogatepass") for row in batch[self.column] if row)
-                reading.add(data)
+                stats.add(data)
                 yield data
         except Exception as error:
             raise TextError(

@@ -7,27 +7,35 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xlm_train.runtime.errors import TextError
-from xlm_train.text.source import CHUNK_BYTES, Reading
+from xlm_train.text.files import CHUNK_BYTES, ReadStats
 
 BATCH_ROWS = 256
 
 
 @dataclass(frozen=True)
 class ParquetFile:
-    """Rows of `column`. A row may hold many lines (an article): blank ones, which part paragraphs, are left out."""
+    """Rows of one column. A row may hold many lines (an article): blank ones, which part paragraphs, are left out.
+
+    Args:
+        path: Of the file.
+        column: Which of its columns.
+    """
 
     path: Path
     column: str = "text"
 
     @property
     def name(self) -> str:
+        """The path."""
         return str(self.path)
 
     @property
     def size(self) -> int:
+        """Bytes of the file."""
         return self.path.stat().st_size
 
     def check(self) -> list[str]:
+        """Problems that the file's description of itself shows."""
         try:
             import pyarrow
             import pyarrow.parquet
@@ -48,7 +56,8 @@ class ParquetFile:
             return [f"{self.path}: cannot be read: {error.strerror or error}"]
         return []
 
-    def chunks(self, reading: Reading) -> Iterator[bytes]:
+    def chunks(self, stats: ReadStats) -> Iterator[bytes]:
+        """The text, some rows at a time; what is hashed is the file."""
         import pyarrow
         import pyarrow.parquet
 
@@ -58,17 +67,16 @@ class ParquetFile:
                 rows = 0
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=[self.column], use_threads=False):
                     rows += len(batch)
-                    reading.done = before.st_size * rows // file.metadata.num_rows
-                    yield lines_of(
-                        batch.column(0).cast(pyarrow.large_binary()).to_pylist()
-                    )  # bytes: bad UTF-8 is counted later
+                    stats.done = before.st_size * rows // file.metadata.num_rows
+                    # As bytes: bad UTF-8 is counted later.
+                    yield lines_of(batch.column(0).cast(pyarrow.large_binary()).to_pylist())
             with open(self.path, "rb") as whole:
                 while data := whole.read(CHUNK_BYTES):
-                    reading.digest.update(data)
+                    stats.digest.update(data)
             after = self.path.stat()
         except (pyarrow.ArrowException, OSError) as error:
             raise TextError(f"{self.path}: is damaged or cannot be read: {error}") from error
-        reading.done = before.st_size
+        stats.done = before.st_size
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise TextError(f"{self.path}: changed while it was read; run again when it is complete")
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xlm_train.runtime.errors import TextError
-from xlm_train.text.files import TextFile
-from xlm_train.text.source import Reading
+from xlm_train.text.files import ReadStats, TextFile
 
 SEGMENT = re.compile(rb"<seg[^>]*>(.*?)</seg>", re.DOTALL | re.IGNORECASE)
 MAX_BYTES = 1 << 28
@@ -20,19 +19,25 @@ class SgmFile:
     """One line a segment, in the file's order.
 
     Entities such as &amp; stay as they are, as the original's script leaves them. The file is read whole: it is small.
+
+    Args:
+        path: Of the file.
     """
 
     path: Path
 
     @property
     def name(self) -> str:
+        """The path."""
         return str(self.path)
 
     @property
     def size(self) -> int:
+        """Bytes of the file."""
         return self.path.stat().st_size
 
     def check(self) -> list[str]:
+        """Problems that the file shows."""
         problems = TextFile(self.path).check()
         if not problems and self.size > MAX_BYTES:
             problems = [f"{self.path}: is too large for a test set in SGML ({self.size:,} bytes)"]
@@ -40,8 +45,9 @@ class SgmFile:
             problems = [f"{self.path}: holds no <seg> elements"]
         return problems
 
-    def chunks(self, reading: Reading) -> Iterator[bytes]:
-        data = b"".join(TextFile(self.path).chunks(reading))
+    def chunks(self, stats: ReadStats) -> Iterator[bytes]:
+        """The text, all at once."""
+        data = b"".join(TextFile(self.path).chunks(stats))
         opened = len(re.findall(rb"<seg[\s>]", data, re.IGNORECASE))
         segments = SEGMENT.findall(data)
         if opened != len(segments):

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xlm_train.runtime.errors import TextError
-from xlm_train.text.files import TextFile
-from xlm_train.text.source import Reading
+from xlm_train.text.files import ReadStats, TextFile
 
 FILE = re.compile(r"wiki_\d+(\.bz2|\.gz)?")
 NOT_TEXT = re.compile(rb"^(?:<doc id=.*>|</doc>|[ \t\r]*)\n", re.MULTILINE)
@@ -22,23 +21,30 @@ class WikiExtractor:
     """All files of one such folder, in the order of their names, as one input.
 
     Marks (<doc ...>, </doc>) and blank lines are left out, as the original's script for Wikipedia does; titles stay.
+
+    Args:
+        folder: Where AA, AB ... are.
     """
 
     folder: Path
 
     @staticmethod
     def files_in(folder: Path) -> list[Path]:
+        """The files that WikiExtractor wrote into a folder."""
         return sorted(path for path in folder.rglob("wiki_*") if FILE.fullmatch(path.name))
 
     @property
     def name(self) -> str:
+        """The path of the folder."""
         return str(self.folder)
 
     @property
     def size(self) -> int:
+        """Bytes of all files."""
         return sum(path.stat().st_size for path in self.files_in(self.folder))
 
     def check(self) -> list[str]:
+        """Problems that the first and the last file show."""
         files = self.files_in(self.folder)
         return [
             problem
@@ -46,13 +52,14 @@ class WikiExtractor:
             for problem in TextFile(path).check()
         ]
 
-    def chunks(self, reading: Reading) -> Iterator[bytes]:
+    def chunks(self, stats: ReadStats) -> Iterator[bytes]:
+        """The text, file by file; what is hashed are the names and hashes of the files."""
         for path in self.files_in(self.folder):
-            yield from self._text_of(path, reading)
+            yield from self._text_of(path, stats)
 
-    def _text_of(self, path: Path, reading: Reading) -> Iterator[bytes]:
-        own = Reading()
-        before = reading.done
+    def _text_of(self, path: Path, stats: ReadStats) -> Iterator[bytes]:
+        own = ReadStats()
+        before = stats.done
         as_json: bool | None = None
         inside = False  # the block begins inside a line too long to hold
         for block in whole_lines(TextFile(path).chunks(own), MAX_HELD):
@@ -66,10 +73,10 @@ class WikiExtractor:
                 block_rest = block
             inside = not block.endswith(b"\n")
             yield head + (_texts(block_rest, path) if as_json else NOT_TEXT.sub(b"", block_rest))
-            reading.done = before + own.done
+            stats.done = before + own.done
         if inside:
             yield b"\n"
-        reading.digest.update(f"{path.relative_to(self.folder)}\0{own.sha256}\n".encode())
+        stats.digest.update(f"{path.relative_to(self.folder)}\0{own.sha256}\n".encode())
 
 
 def whole_lines(chunks: Iterable[bytes], max_held: int) -> Iterator[bytes]:

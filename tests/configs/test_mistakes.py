@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import command
-from xlm_train.config.command import check_overrides
+from xlm_train.config.overrides import check_overrides
 from xlm_train.config.train import problems_of
 from xlm_train.runtime.errors import ConfigError
 
@@ -72,9 +72,9 @@ def test_typing_mistakes_are_found_before_anything_runs() -> None:
     assert "there are demo, tiny, xlm_1024" in problems["model=xlm"]
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate", "generate", "export", "import_checkpoint"])
+@pytest.mark.parametrize("module", ["train", "evaluate", "generate", "export", "import_"])
 def test_commands_refuse_unknown_overrides(module: str, tmp_path: Path) -> None:
-    result = command(f"xlm_train.{module}", "no_such_key=1", status=2, cwd=tmp_path)
+    result = command(f"xlm_train.commands.{module}", "no_such_key=1", status=2, cwd=tmp_path)
     assert "no_such_key=1: there is no 'no_such_key'" in result.stderr
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
@@ -123,10 +123,10 @@ def test_two_runs_at_once_under_one_name(
     from xlm_train.runtime.run_folder import RunFolder
 
     config = compose("train", "experiment=smoke", f"data.path={corpus_folder}")
-    first = RunFolder(tmp_path, "same", config, "hash")
+    first = RunFolder(tmp_path, "same", config, "hash", ())
     first.prepare()
     with pytest.raises(ConfigError, match="another process is training"):
-        RunFolder(tmp_path, "same", config, "hash").prepare()
+        RunFolder(tmp_path, "same", config, "hash", ()).prepare()
 
 
 @pytest.mark.parametrize("name", ["../up", "a b", "", "/abs"])
@@ -134,4 +134,4 @@ def test_run_names_are_folder_names(name: str, tmp_path: Path) -> None:
     from xlm_train.runtime.run_folder import RunFolder
 
     with pytest.raises(ConfigError, match="run_name"):
-        RunFolder(tmp_path, name, {}, "hash")
+        RunFolder(tmp_path, name, {}, "hash", ())

@@ -23,7 +23,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from data_prep import fastbpe
 from data_prep.distributed import Share
@@ -31,10 +31,11 @@ from data_prep.prepare import prepare
 from data_prep.publish import locked
 from data_prep.settings import read_settings
 from tests.conftest import golden_pieces
-from xlm_train.config.command import config_folder
+from xlm_train.config.overrides import config_folder
 from xlm_train.data.corpus import Corpus
 from xlm_train.runtime.errors import ConfigError, TextError, UserError
-from xlm_train.text.bpe import BpeCodes, BpeEncoder, read_limit
+from xlm_train.text.bpe import BpeEncoder
+from xlm_train.text.bpe_codes import BpeCodes, read_limit
 from xlm_train.text.tokenise import Tokeniser
 from xlm_train.text.vocabulary import EOS, UNK, Vocabulary
 
@@ -72,13 +73,14 @@ def texts(tmp_path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def request(out: Path, texts: dict[str, dict[str, Any]], **changes: Any) -> dict[str, Any]:
+def request(out: Path, texts: dict[str, dict[str, Any]], **changes: Any) -> DictConfig:
     """A request as the command line makes it: the shipped configuration with changes; `bpe__n_codes` is bpe.n_codes."""
     config = OmegaConf.load(config_folder() / "prep.yaml")
+    del config["hydra"], config["defaults"]
     config = OmegaConf.merge(config, {"out": str(out), "workers": 1, "bpe": {"n_codes": 60}, **texts})
     for key, value in changes.items():
         OmegaConf.update(config, key.replace("__", "."), value, force_add=True)
-    return dict(OmegaConf.to_container(config))  # type: ignore[arg-type]
+    return config  # type: ignore[return-value]
 
 
 def run(out: Path, texts: dict[str, dict[str, Any]], **changes: Any) -> dict[str, Any]:
@@ -136,7 +138,8 @@ def test_the_corpus_is_the_text_tokenised_and_encoded(tmp_path: Path, texts: dic
             raw = read_text(texts[split][language])
             tokens = Tokeniser(language).tokenise(raw)
             limit = None if split == "train" else read_limit(out / f"vocab.{language}")
-            expected = BpeEncoder(codes, limit).encode_lines(tokens)
+            encoder = BpeEncoder(codes, limit)
+            expected = [" ".join(map(encoder.encode_text, line.split(" "))) for line in tokens]
             vocabulary = Vocabulary.from_file(out / "vocab")
             known = [" ".join(p if p in vocabulary else "<unk>" for p in line.split(" ")) for line in expected]
             assert lines_of(out, split, language) == known
@@ -372,10 +375,9 @@ def test_parallel_sets_stay_aligned_or_are_refused(tmp_path: Path, texts: dict[s
 # ---- the shipped corpora
 
 
-def composed(out: Path, name: str, *more: str) -> dict[str, Any]:
+def composed(out: Path, name: str, *more: str) -> DictConfig:
     with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
-        config = compose("prep", overrides=[f"corpus={name}", f"out={out}", "bpe.n_codes=60", "workers=1", *more])
-    return dict(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+        return compose("prep", overrides=[f"corpus={name}", f"out={out}", "bpe.n_codes=60", "workers=1", *more])
 
 
 def test_news_crawl_is_prepared_as_it_is_published(tmp_path: Path) -> None:
@@ -437,6 +439,19 @@ def test_nasty_bytes_are_treated_and_counted(tmp_path: Path, texts: dict[str, di
     assert words[2:5] == ["mit Trenner und Ende", "", "ohne Zeilenende"]
 
 
+def test_lines_of_white_space_are_empty_sentences(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
+    """As in the original, which splits lines of pieces at any white space."""
+    lines = ["Anfang.", " ", "\u00a0", "\u3000", "\u2028", "\u00a0\u00a0", "\t", "Ende."]
+    write(Path(texts["train"]["de"][0]), lines)
+    manifest = run(tmp_path / "out", texts)
+    ids = np.concatenate([shard.tokens for shard in Corpus(tmp_path / "out").stream("train", "de").shards])
+    ends = np.flatnonzero(ids == EOS)[: len(lines)]
+    assert np.diff(ends)[:-1].tolist() == [1] * (len(lines) - 2)
+    assert UNK not in ids
+    assert words_of(tmp_path / "out", "train", "de")[: len(lines)] == ["Anfang .", *[""] * (len(lines) - 2), "Ende ."]
+    assert manifest["splits"]["train"]["de"]["unknown"] == 0
+
+
 def test_decode_errors_can_stop_with_the_place(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
     path = Path(texts["train"]["de"][0])
     head = b"\xef\xbb\xbfeins\n" + b"y" * 900 + b"\nzwei\n" * 200
@@ -492,7 +507,7 @@ def test_all_mistakes_are_found_together(tmp_path: Path, texts: dict[str, dict[s
         "bpe.alpha=much: must be a number",
         "decode_errors=ignore: must be one of replace, stop",
         "workers=0: must be a whole number",
-        "deduplicate=yes: must be one of False, True",
+        "deduplicate=yes: must be true or false",
         "parallel=train: train cannot be parallel text",
         "parallel=nothing: must be among train, valid, test",
         f"vocab={tmp_path / 'vocab'}: needs the codes it was made with",
@@ -500,6 +515,14 @@ def test_all_mistakes_are_found_together(tmp_path: Path, texts: dict[str, dict[s
     ):
         assert expected in found
     assert not (tmp_path / "out").exists()
+
+
+def test_keys_that_do_not_exist_are_mistakes(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
+    found = problems(tmp_path / "out", texts, shard_token=5, bpe__ncodes=3, train="x.txt", parallel="nothing")
+    assert "shard_token=5: there is no 'shard_token' (did you mean shard_tokens" in found
+    assert "bpe.ncodes=3: there is no 'bpe.ncodes' (did you mean bpe.n_codes" in found
+    assert "train=x.txt: which language? give train.en=... (any language code)" in found
+    assert "parallel=nothing: must be among train, valid, test" in found
 
 
 def test_no_text_at_all_is_an_error(tmp_path: Path) -> None:
@@ -513,7 +536,7 @@ def test_a_file_for_training_and_test_is_an_error(tmp_path: Path, texts: dict[st
 
 def test_codes_and_vocabulary_must_belong_together(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
     run(tmp_path / "one", texts)
-    vocab = tmp_path / "foreign"
+    vocab = tmp_path / "mismatched"
     vocab.write_text(
         "".join(f"{word} {50 - number}\n" for number, word in enumerate(["alpha", "beta", "gamma", "delta"]))
     )
@@ -525,7 +548,9 @@ def test_codes_and_vocabulary_must_belong_together(tmp_path: Path, texts: dict[s
     assert "no_such" in problems(tmp_path / "out", texts, codes=str(tmp_path / "no_such"))
 
 
-def test_foreign_files_in_the_output_are_not_overwritten(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
+def test_files_of_something_else_in_the_output_are_not_overwritten(
+    tmp_path: Path, texts: dict[str, dict[str, Any]]
+) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "codes").write_text("mine\n")
@@ -605,7 +630,7 @@ def test_killed_after_every_single_write_it_ends_with_the_same_bytes(
 
         def work(
             writes: int = attempt % 4 + 1,
-        ) -> None:  # a shard is three writes, and begins anew if they are not done
+        ) -> None:  # a shard is three writes, and begins again if they are not done
             killed_after(writes)
             run(out, texts, **changes)
 
@@ -809,7 +834,7 @@ def test_the_command_reports_mistakes_without_a_traceback(tmp_path: Path, texts:
     assert "Traceback" not in done.stderr + done.stdout
     unnamed = subprocess.run([*COMMAND, "train.en=x"], capture_output=True, text=True, cwd=tmp_path, env=ENV)
     assert unnamed.returncode == 2
-    assert "out=FOLDER: is not given" in unnamed.stderr
+    assert "out has no value: give out=..." in unnamed.stderr
     assert "Traceback" not in unnamed.stderr
 
 

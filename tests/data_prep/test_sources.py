@@ -18,10 +18,11 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.sources import Left, Piece, Reading, cut, sources_of
+from data_prep.sources import sources_of
 from data_prep.sources.wikipedia import whole_lines
 from xlm_train.runtime.errors import TextError
-from xlm_train.text.files import TextFile
+from xlm_train.text.files import ReadStats, TextFile
+from xlm_train.text.lines import DroppedLines, Piece, cut
 
 TEXT = "Ein Satz.\nDer zweite — mit Ümlauten.\n\nThe last line\n".encode()
 
@@ -40,16 +41,16 @@ COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
 
 def pieces_of(
     data: bytes, chunk: int = 7, piece_bytes: int = 10, max_line_bytes: int = 1 << 20
-) -> tuple[list[Piece], Left]:
-    left = Left()
+) -> tuple[list[Piece], DroppedLines]:
+    dropped = DroppedLines()
     chunks = (data[start : start + chunk] for start in range(0, len(data), chunk))
-    return list(cut(chunks, piece_bytes, max_line_bytes, left)), left
+    return list(cut(chunks, piece_bytes, max_line_bytes, dropped)), dropped
 
 
 def read(value: object, language: str = "en") -> bytes:
     sources, problems = sources_of("train.en", value, language)
     assert problems == []
-    return b"".join(chunk for source in sources for chunk in source.chunks(Reading()))
+    return b"".join(chunk for source in sources for chunk in source.chunks(ReadStats()))
 
 
 def problems_of(value: object, language: str = "en") -> list[str]:
@@ -71,8 +72,8 @@ def test_pieces_do_not_depend_on_how_bytes_arrive(
     lines: list[bytes], ended: bool, chunk: int, other_chunk: int, piece_bytes: int, max_line_bytes: int
 ) -> None:
     data = b"\n".join(lines) + (b"\n" if ended and lines else b"")
-    pieces, left = pieces_of(data, chunk, piece_bytes, max_line_bytes)
-    assert (pieces, left) == pieces_of(data, other_chunk, piece_bytes, max_line_bytes)
+    pieces, dropped = pieces_of(data, chunk, piece_bytes, max_line_bytes)
+    assert (pieces, dropped) == pieces_of(data, other_chunk, piece_bytes, max_line_bytes)
 
     text = data[3:] if data.startswith(b"\xef\xbb\xbf") else data
     expected = text.split(b"\n")
@@ -80,7 +81,7 @@ def test_pieces_do_not_depend_on_how_bytes_arrive(
         expected.pop()
     kept = [line for line in expected if len(line) <= max_line_bytes]
     assert b"".join(piece.data for piece in pieces) == b"".join(line + b"\n" for line in kept)
-    assert left.long_lines == len(expected) - len(kept)
+    assert dropped.long_lines == len(expected) - len(kept)
     assert all(len(piece.data) >= piece_bytes for piece in pieces[:-1])
 
 
@@ -103,9 +104,9 @@ def test_only_a_newline_ends_a_line() -> None:
 
 
 def test_a_byte_order_mark_is_dropped_at_the_start_only() -> None:
-    (piece,), left = pieces_of(b"\xef\xbb\xbffirst\n\xef\xbb\xbfsecond\n", chunk=1, piece_bytes=1000)
+    (piece,), dropped = pieces_of(b"\xef\xbb\xbffirst\n\xef\xbb\xbfsecond\n", chunk=1, piece_bytes=1000)
     assert piece.data == b"first\n\xef\xbb\xbfsecond\n"
-    assert (left.bom, piece.offset) == (1, 3)
+    assert (dropped.bom, piece.offset) == (1, 3)
 
 
 def test_a_line_of_200_mb_takes_no_memory() -> None:
@@ -116,13 +117,14 @@ def test_a_line_of_200_mb_takes_no_memory() -> None:
             yield block
         yield b"\nafter\n"
 
-    left = Left()
+    dropped = DroppedLines()
     tracemalloc.start()
-    pieces = list(cut(chunks(), 1 << 22, 1 << 20, left))
+    pieces = list(cut(chunks(), 1 << 22, 1 << 20, dropped))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert [piece.data for piece in pieces] == [b"before\nafter\n"]
-    assert (left.long_lines, left.long_bytes, left.first_long_line) == (1, 200 * (1 << 20) + 1, 2)
+    assert pieces[0].gaps == ((7, 1, 200 * (1 << 20) + 1),)
+    assert (dropped.long_lines, dropped.first_long_line) == (1, 2)
     assert peak < 8 << 20
 
 
@@ -133,9 +135,9 @@ def test_a_line_of_200_mb_takes_no_memory() -> None:
 def test_files_give_the_same_text_whatever_their_form(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"text{suffix}"
     path.write_bytes(COMPRESSIONS.get(suffix, bytes)(TEXT))
-    reading = Reading()
-    assert b"".join(TextFile(path).chunks(reading)) == TEXT
-    assert reading.done == path.stat().st_size
+    stats = ReadStats()
+    assert b"".join(TextFile(path).chunks(stats)) == TEXT
+    assert stats.done == path.stat().st_size
 
 
 @pytest.mark.parametrize("suffix", COMPRESSIONS)
@@ -151,7 +153,7 @@ def test_a_truncated_file_is_refused_by_name(tmp_path: Path, suffix: str) -> Non
     whole = COMPRESSIONS[suffix](os.urandom(300_000))
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(TextError, match=rf"text{suffix}: is truncated"):
-        list(TextFile(path).chunks(Reading()))
+        list(TextFile(path).chunks(ReadStats()))
 
 
 @pytest.mark.parametrize("suffix", COMPRESSIONS)
@@ -161,14 +163,14 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, suffix: str) -> None:
     whole[len(whole) // 2 : len(whole) // 2 + 64] = bytes(64)
     path.write_bytes(whole)
     with pytest.raises(TextError, match=rf"text{suffix}: is (damaged|truncated)"):
-        list(TextFile(path).chunks(Reading()))
+        list(TextFile(path).chunks(ReadStats()))
 
 
 @pytest.mark.parametrize("change", ["shrink", "grow"])
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, change: str) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes(b"a line\n" * 1_000_000)
-    chunks = TextFile(path).chunks(Reading())
+    chunks = TextFile(path).chunks(ReadStats())
     next(chunks)
     with open(path, "r+b" if change == "shrink" else "ab") as file:
         if change == "shrink":
@@ -302,10 +304,10 @@ def test_wikiextractor_marks_and_blank_lines_are_left_out(tmp_path: Path) -> Non
 
     digests = []
     for _ in range(2):
-        reading = Reading()
+        stats = ReadStats()
         (source,), _ = sources_of("train.de", str(tmp_path), "de")
-        list(source.chunks(reading))
-        digests.append((reading.sha256, reading.done))
+        list(source.chunks(stats))
+        digests.append((stats.sha256, stats.done))
     assert digests[0] == digests[1]
     assert digests[0][1] == sum(path.stat().st_size for path in tmp_path.rglob("wiki_*"))
 

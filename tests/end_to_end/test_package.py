@@ -21,6 +21,7 @@ def test_wheel(tmp_path: Path) -> None:
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
     shipped = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "configs").rglob("*.yaml")}
+    assert "xlm_train/py.typed" in names
     assert shipped <= {name.removeprefix("xlm_train/") for name in names}
     assert not any(name.startswith(("tests/", "configs/", "benchmarks/")) for name in names)
     entry_points = (tmp_path / "site/xlm_train-0.1.0.dist-info/entry_points.txt").read_text()

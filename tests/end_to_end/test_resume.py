@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import train_here
 from tests.end_to_end.worlds import (
     Death,
     assert_same,
@@ -26,8 +27,6 @@ from tests.end_to_end.worlds import (
 )
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import UserError
-from xlm_train.runtime.processes import StopFlag
-from xlm_train.train import train
 
 Config = Callable[..., dict[str, Any]]
 FLOAT16 = ("trainer.precision=16-mixed", "debug.cpu_fp16=true")
@@ -53,10 +52,10 @@ def config(compose: Config, corpus_folder: Path, tmp_path: Path) -> Config:
 
 def set_loss_scale(path: Path, **values: float) -> None:
     """Rewrite the loss scale in a checkpoint."""
-    content = checkpoint_file.load(path)
+    content = checkpoint_file.read(path)
     del content["sha256"]
-    content["progress"]["loss_scale"].update(values)
-    checkpoint_file.save(path, content)
+    content["train_state"]["loss_scale"].update(values)
+    checkpoint_file.write(path, content)
 
 
 def overflowing(config: Config, name: str, *overrides: str) -> dict[str, Any]:
@@ -65,7 +64,7 @@ def overflowing(config: Config, name: str, *overrides: str) -> dict[str, Any]:
     So gradients really overflow: nine times in a row, and then in every fourth step.
     """
     words = (*FLOAT16, *overrides)
-    train(config(name, "trainer.max_steps=1", *words), StopFlag())
+    train_here(config(name, "trainer.max_steps=1", *words))
     begun = config(name, "trainer.max_steps=26", *words)
     path = Path(begun["paths"]["runs"]) / name / "checkpoints" / checkpoint_file.name_of(1)
     set_loss_scale(path, scale=2.0**30, growth_interval=3)
@@ -82,14 +81,17 @@ def resume_at(steps: range, undisturbed: Path, settings: dict[str, Any], process
     """
     settings = {
         **settings,
-        "callbacks": {**settings["callbacks"], "checkpointing": {"every_n_steps": 7, "keep_last": 3}},
+        "callbacks": {
+            **settings["callbacks"],
+            "checkpointing": {**settings["callbacks"]["checkpointing"], "every_n_steps": 7, "keep_last": 3},
+        },
     }
     for step in steps:
         run = copy_as_of(step, undisturbed, f"resumed_at_{step}")
         assert last(run)["progress"]["step"] == step
         again = {**settings, "run_name": run.name}
         if processes is None:
-            train(again, StopFlag())
+            train_here(again)
         else:
             train_on(processes, again)
         assert_same_run(undisturbed, run)
@@ -108,7 +110,7 @@ def run_that_patience_ended(run: Path) -> int:
 @pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
 def test_resumed_at_any_step_with_validation_and_patience(every: int, config: Config, tmp_path: Path) -> None:
     settings = config("undisturbed", "trainer.max_steps=60", *UNSTEADY, PATIENT, *SAVE_ALL)
-    train(settings, StopFlag())
+    train_here(settings)
     end = run_that_patience_ended(tmp_path / "undisturbed")
     assert end > 20
     resume_at(range(1, end, every), tmp_path / "undisturbed", settings)
@@ -117,7 +119,7 @@ def test_resumed_at_any_step_with_validation_and_patience(every: int, config: Co
 @pytest.mark.slow
 def test_resumed_at_any_step_while_float16_overflows(config: Config, tmp_path: Path) -> None:
     settings = overflowing(config, "undisturbed", *SAVE_ALL)
-    train(settings, StopFlag())
+    train_here(settings)
     assert len(last(tmp_path / "undisturbed")["progress"]["skipped"]) >= 10
     resume_at(range(1, 26), tmp_path / "undisturbed", settings)
 
@@ -189,7 +191,7 @@ def test_killed_and_resumed_on_other_numbers_of_processes(config: Config, tmp_pa
 def test_a_skipped_step_moves_nothing_but_the_scale(config: Config, tmp_path: Path) -> None:
     """Real overflows: weights, moments, update count and schedule stay; the step count goes on; scale and skips are logged."""
     settings = overflowing(config, "run", *SAVE_ALL, "callbacks.metrics.every_n_steps=1")
-    train(settings, StopFlag())
+    train_here(settings)
     run = tmp_path / "run"
     contents = {
         step: checkpoint_file.load(run / "checkpoints" / checkpoint_file.name_of(step)) for step in range(1, 27)
@@ -221,14 +223,14 @@ def test_a_skipped_step_moves_nothing_but_the_scale(config: Config, tmp_path: Pa
 def test_skips_in_a_row_stop_the_run_and_leave_its_checkpoints(config: Config, tmp_path: Path) -> None:
     """Twenty overflows one after the other, a death among them: the run stops; weights and older files are as they were."""
     words = (*FLOAT16, *SAVE_ALL)
-    train(config("run", "trainer.max_steps=4", *words), StopFlag())
+    train_here(config("run", "trainer.max_steps=4", *words))
     run = tmp_path / "run"
     set_loss_scale(run / "checkpoints" / checkpoint_file.name_of(4), scale=2.0**200)
     before = {path: path.read_bytes() for path in (run / "checkpoints").glob("step-*.pt")}
     weights = last(run)["model"]
-    train(config("run", "trainer.max_steps=15", *words), StopFlag())  # eleven, and an end
+    train_here(config("run", "trainer.max_steps=15", *words))  # eleven, and an end
     with pytest.raises(UserError, match="20 updates in a row"):
-        train(config("run", "trainer.max_steps=60", *words), StopFlag())
+        train_here(config("run", "trainer.max_steps=60", *words))
     assert {path: path.read_bytes() for path in before} == before
     assert last(run)["progress"]["step"] in (23, 24)
     assert last(run)["progress"]["updates"] == 4

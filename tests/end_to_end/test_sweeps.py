@@ -16,9 +16,10 @@ import pytest
 
 from tests.conftest import command, process_environment
 from xlm_train.commands.sweep import best_perplexity, sweep_of
-from xlm_train.config.command import config_folder
+from xlm_train.config.overrides import config_folder
 from xlm_train.config.train import problems_of
 from xlm_train.report import sweep as sweep_table
+from xlm_train.report.png import draw
 from xlm_train.report.sweep import Row
 from xlm_train.runtime.errors import ConfigError
 from xlm_train.training.loggers import read_metrics
@@ -292,9 +293,9 @@ def row(perplexity: float | None, **varied: str) -> Row:
 
 def test_the_table_begins_with_the_best_job() -> None:
     rows = [row(30.0, lr="1e-4"), row(None, lr="1e-1"), row(20.0, lr="0.00023456789")]
-    cells = sweep_table.table(rows)
-    assert [line[0] for line in cells] == ["lr", "0.0002346", "1e-4", "1e-1"]
-    assert cells[1][1:] == ["finished", "10", "10", "20", "21", "19", "3", "10,000", "0.5"]
+    table = sweep_table.table(rows)
+    assert [table.head[0], *(line[0] for line in table.rows)] == ["lr", "0.0002346", "1e-4", "1e-1"]
+    assert table.rows[0][1:] == ["finished", "10", "10", "20", "21", "19", "3", "10,000", "0.5"]
 
 
 @pytest.mark.parametrize("keys", [1, 2, 3])
@@ -306,5 +307,28 @@ def test_the_plot_of_one_key_and_of_several(keys: int, tmp_path: Path) -> None:
         for schedule in (["cosine", "constant"] if keys > 1 else [""])
         for slots in (["2", "4"] if keys > 2 else [""])
     ]
-    sweep_table.plot(rows, tmp_path / "sweep.png")
+    figures = sweep_table.figures(rows)
+    labels = [[curve.label for curve in figure.curves] for figure in figures]
+    assert (
+        labels
+        == {
+            1: [["mean", "de", "en"]],
+            2: [["schedule=constant", "schedule=cosine"]],
+            3: [["each job", "best of each value"]] * 3,
+        }[keys]
+    )
+    for figure in figures:
+        curve = figure.curves[-1]
+        assert len(curve.x) == len(curve.y) == 2
+        assert len(figure.marks) == len(rows) // 3  # the jobs without a perplexity
+    draw(figures, tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").read_bytes().startswith(PNG)
+
+
+def test_labels_of_a_search_do_not_overlap() -> None:
+    """Rates that a search chose lie close together: then the axis has round ticks."""
+    rows = [row(20.0 + n, **{"optimizer.lr": f"{rate:.17g}"}) for n, rate in enumerate([1e-4, 1.02e-4, 1.05e-4, 1e-2])]
+    (figure,) = sweep_table.figures(rows)
+    assert [words for _, words in figure.labels_across] == ["1e-4", "1e-3", "0.01"]
+    (figure,) = sweep_table.figures([rows[0], rows[3]])
+    assert [words for _, words in figure.labels_across] == ["0.0001", "0.01"]

@@ -19,12 +19,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import command, process_environment
+from tests.conftest import command, process_environment, train_here
 from tests.end_to_end.worlds import assert_same, assert_same_run, last
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import ConfigError, UserError
-from xlm_train.runtime.processes import StopFlag
-from xlm_train.train import train
 from xlm_train.training.loggers import read_metrics
 
 Compose = Callable[..., dict[str, Any]]
@@ -43,7 +41,7 @@ def smoke(compose: Compose, corpus_folder: Path, tmp_path: Path) -> Callable[...
             f"run_name={name}",
             *overrides,
         )
-        assert train(config, StopFlag()) == 0
+        assert train_here(config) == 0
         return tmp_path / name
 
     return run

@@ -21,7 +21,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, process_environment, text_files
 from tests.launch.test_slurm import Slurm
-from xlm_train.config.command import check_overrides, overrides_of
+from xlm_train.config.overrides import check_overrides, overrides_of
 
 DOCUMENTS = ["student", "researcher", "engineer"]
 COMMANDS = ["xlm-prep", "xlm-train", "xlm-eval", "xlm-generate", "xlm-export", "xlm-plan", "xlm-report"]

@@ -118,36 +118,39 @@ def _process(config: dict[str, Any], rank: int, world: int, port: int, watched: 
         }
     torch.set_num_threads(1)
     _watch(rank, watched / f"rank-{rank}.jsonl", death)
-    from xlm_train.runtime.processes import StopFlag
-    from xlm_train.train import train
+    from tests.conftest import train_here
 
-    sys.exit(train(config, StopFlag()))
+    sys.exit(train_here(config))
 
 
 def _watch(rank: int, record: Path, death: Death | None) -> None:
     """Look on at the start of every slot, and die there if so wished; nothing that is computed changes."""
-    from xlm_train.training.module import CausalLanguageModel
+    from xlm_train.objectives.clm import CausalLM
+    from xlm_train.training.module import LanguageModel
 
-    slot_loss, training_step = CausalLanguageModel.slot_loss, CausalLanguageModel.training_step
-    under_way: list[int] = []  # the step
+    loss, training_step = CausalLM.loss, LanguageModel.training_step
+    under_way: list[Any] = []  # the module, the step, and its slots of this process that have not begun
 
-    def watched_step(module: CausalLanguageModel, batch: Any, batch_idx: int) -> None:
-        under_way[:] = [batch.step]
+    def watched_step(module: LanguageModel, batch: Any, batch_idx: int) -> None:
+        under_way[:] = [module, batch.step, list(batch.slots)]
         training_step(module, batch, batch_idx)
         under_way.clear()
 
-    def watched_loss(module: CausalLanguageModel, slot: Any) -> torch.Tensor:
+    def watched_loss(objective: CausalLM, model: Any, windows: Any) -> torch.Tensor:
         if under_way:
-            if death == Death(under_way[0], slot.number):
+            module, step, slots = under_way
+            slot = slots.pop(0)
+            assert slot.inputs is windows
+            if death == Death(step, slot.number):
                 os.kill(os.getpid(), signal.SIGKILL)
-            tokens = hashlib.sha256(slot.tokens_BT.numpy().tobytes() + bytes([slot.language])).hexdigest()
-            entry = SlotTrained(under_way[0], slot.number, rank, tokens, _buckets(module.trainer.model))
+            tokens = hashlib.sha256(windows.tokens_BT.numpy().tobytes() + bytes([windows.language])).hexdigest()
+            entry = SlotTrained(step, slot.number, rank, tokens, _buckets(module.trainer.model))
             with open(record, "a") as file:
                 file.write(json.dumps(vars(entry)) + "\n")
-        return slot_loss(module, slot)
+        return loss(objective, model, windows)
 
-    CausalLanguageModel.training_step = watched_step  # type: ignore[method-assign]
-    CausalLanguageModel.slot_loss = watched_loss  # type: ignore[method-assign]
+    LanguageModel.training_step = watched_step  # type: ignore[method-assign]
+    CausalLM.loss = watched_loss  # type: ignore[method-assign]
 
 
 def _buckets(model: Any) -> int:
@@ -160,15 +163,15 @@ def _buckets(model: Any) -> int:
 
 # -- comparing -----------------------------------------------------------------------------------------------------------
 
-STATE = ("model", "optimizer", "progress", "metrics")
+STATE = ("model", "optimizer", "progress", "metrics", "callbacks", "global_step")
 
 
 def last(run: Path) -> dict[str, Any]:
     """The newest checkpoint of a run, where none is damaged."""
     found = checkpoint_file.newest(run / "checkpoints")
     assert found.content is not None
-    assert not found.damaged
-    return found.content
+    assert not found.skipped
+    return {**found.content, **checkpoint_file.to_view(found.content)}
 
 
 def state(run: Path) -> dict[str, Any]:

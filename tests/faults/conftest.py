@@ -13,9 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import process_environment
-from xlm_train.runtime.processes import StopFlag
-from xlm_train.train import train
+from tests.conftest import process_environment, train_here
 
 # Checkpoints at steps 5, 10, 15 and 20, reports between them.
 SMALL = (
@@ -32,7 +30,7 @@ def train_small(compose: Callable[..., dict[str, Any]], corpus_folder: Path) -> 
 
     def run(folder: Path, *overrides: str) -> None:
         words = [f"data.path={corpus_folder}", f"paths.runs={folder.parent}", f"run_name={folder.name}"]
-        assert train(compose("train", *SMALL, *words, *overrides), StopFlag()) == 0
+        assert train_here(compose("train", *SMALL, *words, *overrides)) == 0
 
     return run
 

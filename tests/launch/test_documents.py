@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch.conftest import LAUNCH
-from xlm_train.config.command import check_overrides
+from xlm_train.config.overrides import check_overrides
 
 DOCUMENTS = ["README.md", "GPU_CHECKLIST.md", "Dockerfile"]
 SCRIPTS = r"launch/(?:one_node\.sh|several_nodes\.sh|slurm\.sbatch|slurm_array\.sbatch)"

@@ -1,0 +1,1 @@
+"""Console commands: one file each reads its config, calls, prints."""

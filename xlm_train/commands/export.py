@@ -2,67 +2,53 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated
 
 from xlm_train.config.command import command
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-from xlm_train.interop.export import export_corpus, export_original, export_transformers, refuse_to_overwrite
-
-FORMATS = ("hf", "xlm")
+from xlm_train.config.schema import one_of, read_config
+from xlm_train.interop.facts import CardFields
 
 
 @dataclass
 class DataPath:
+    """Where the corpus is."""
+
     path: str | None
 
 
 @dataclass
-class CardConfig:
-    name: str | None
-    license: str | None
-    authors: str | None
-    contact: str | None
-    region: str | None
-    watts: float | None
-    grams_co2_per_kwh: float | None
-
-
-@dataclass
 class ExportConfig:
+    """configs/export.yaml."""
+
     checkpoint: str | None
     data: DataPath
     out: str
-    format: str
+    format: Annotated[str, one_of("hf", "xlm")]
     codes: str | None
     optimizer: bool
     verify: bool
     sample: dict[str, str]
     evaluation: str | None
-    card: CardConfig
+    card: CardFields
 
     def problems(self) -> list[str]:
-        """What is wrong with the values, before any file is opened."""
+        """List what is wrong with the values, before any file is opened."""
         problems = []
         if (self.checkpoint is None) == (self.data.path is None):
             problems.append("give checkpoint=FILE for a model, or data.path=FOLDER for a corpus: one of them")
-        if self.format not in FORMATS:
-            problems.append(f"format={self.format}: must be one of {', '.join(FORMATS)}")
         if self.data.path is not None and self.format == "hf":
             problems.append("data.path: a corpus can only be exported with format=xlm")
         files = {"checkpoint": self.checkpoint, "codes": self.codes, "evaluation": self.evaluation}
         files |= {f"sample.{code}": file for code, file in self.sample.items()}
-        problems += [
+        return problems + [
             f"{key}={file}: there is no such file"
             for key, file in files.items()
             if file is not None and not Path(file).is_file()
         ]
-        return problems
 
 
 @command(
@@ -75,15 +61,15 @@ class ExportConfig:
         "xlm-export checkpoint=FILE out=DIR format=xlm",
         "xlm-export data.path=CORPUS out=DIR format=xlm",
     ],
+    read=functools.partial(read_config, ExportConfig),
 )
-def main(config: DictConfig) -> int:
-    from xlm_train.config.schema import read_config
-
-    settings = read_config(ExportConfig, config)
-
+def main(settings: ExportConfig) -> int:
+    """Export and print what there is now. Returns the exit status."""
     from xlm_train.data.corpus import Corpus
-    from xlm_train.interop.facts import Said
+    from xlm_train.interop.export import export_corpus, export_original, export_transformers, refuse_to_overwrite
+    from xlm_train.interop.export import summary as summary_of
     from xlm_train.runtime import checkpoint_file
+    from xlm_train.text.bpe import BpeCodes
 
     out = Path(settings.out)
     refuse_to_overwrite(out)
@@ -92,46 +78,22 @@ def main(config: DictConfig) -> int:
     else:
         content = checkpoint_file.load(settings.checkpoint)
         if settings.codes is not None:
-            from xlm_train.text.bpe import BpeCodes
-
             content["text"]["codes"] = BpeCodes.from_file(settings.codes).to_text()
         if settings.format == "xlm":
             record = export_original(content, out, settings.optimizer)
         else:
             record = export_transformers(
-                content,
-                out,
+                content, out,
                 checkpoint=Path(settings.checkpoint),
                 evaluation=None if settings.evaluation is None else Path(settings.evaluation),
-                said=Said(**vars(settings.card)),
+                fields=settings.card,
                 sample=settings.sample,
                 verify=settings.verify,
-            )
+            )  # fmt: skip
     for warning in record["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
-    print(summary(out, record))
+    print(summary_of(out, record))
     return 0
-
-
-def summary(out: Path, record: Mapping[str, Any]) -> str:
-    """What the command prints at the end."""
-    lines = [f"{out}: {', '.join(record['files'])}"]
-    if record["kind"] == "hf":
-        if differences := record.get("largest_score_difference"):
-            found = ", ".join(f"{code} {value:.1e}" for code, value in differences.items())
-            lines.append(f"loaded with transformers; largest difference of its scores from ours: {found}")
-        else:
-            lines.append("not tried out: transformers is not installed, or verify=false")
-        for code, counts in record.get("stock_encode", {}).items():
-            lines.append(
-                f"encode() of transformers differs from our preparation in {counts['differ']} of {counts['lines']}"
-                f" {code} lines"
-            )
-        if not record.get("stock_encode"):
-            lines.append(
-                "encode() of transformers was not compared with our preparation: no text (sample.LANGUAGE=FILE)"
-            )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

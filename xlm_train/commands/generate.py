@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from xlm_train.config.command import command
-from xlm_train.config.schema import out_problems, read_config
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
+from xlm_train.config.schema import Count, out_problems, read_config
 from xlm_train.model.decoding import Sampling, continue_texts, write_continuations
 
 
 @dataclass
 class GenerateConfig:
+    """configs/generate.yaml."""
+
     checkpoint: str
     lang: str
     prompt: str | None
     prompts_file: str | None
-    max_tokens: int
-    num_samples: int
+    max_tokens: Count
+    num_samples: Count
     temperature: float
     top_k: int
     top_p: float
     seed: int
     stop_at_eos: bool
-    batch_texts: int
+    batch_texts: Count
     out: str | None
     bptt: int | None
     device: str
@@ -37,16 +35,14 @@ class GenerateConfig:
 
     @property
     def sampling(self) -> Sampling:
+        """How the next word is chosen."""
         return Sampling(self.temperature, self.top_k, self.top_p, self.seed)
 
     def problems(self) -> list[str]:
-        """What is wrong with the values, before any file is opened."""
+        """List what is wrong with the values, before any file is opened."""
         problems = self.sampling.problems() + out_problems(self.out)
         if (self.prompt is None) == (self.prompts_file is None):
             problems.append("give prompt='...' or prompts_file=FILE, one of them")
-        for key in ("max_tokens", "num_samples", "batch_texts"):
-            if getattr(self, key) < 1:
-                problems.append(f"{key}={getattr(self, key)}: must be at least 1")
         if self.num_samples > 1 and self.temperature == 0:
             problems.append(
                 f"num_samples={self.num_samples}: temperature=0 gives the same text each time; set temperature=1"
@@ -62,10 +58,10 @@ class GenerateConfig:
         "xlm-generate checkpoint=FILE lang=en prompt='The king' temperature=0.8 top_p=0.9 num_samples=3 seed=1",
         "xlm-generate checkpoint=FILE lang=en prompts_file=prompts.txt out=texts.jsonl",
     ],
+    read=functools.partial(read_config, GenerateConfig),
 )
-def main(config: DictConfig) -> int:
-    settings = read_config(GenerateConfig, config)
-
+def main(settings: GenerateConfig) -> int:
+    """Continue each prompt, print and write. Returns the exit status."""
     import torch
 
     from xlm_train.model.pretrained import open_checkpoint
@@ -85,15 +81,9 @@ def main(config: DictConfig) -> int:
             print(f"warning: prompt {number}: not in the model's vocabulary, read as <unk>: {pieces}", file=sys.stderr)
     start, done = time.perf_counter(), []
     for continuation in continue_texts(
-        trained,
-        prompts,
-        settings.lang,
-        settings.max_tokens,
-        settings.sampling,
-        settings.num_samples,
-        settings.stop_at_eos,
-        settings.batch_texts,
-    ):
+        trained, prompts, settings.lang, settings.max_tokens, settings.sampling, settings.num_samples,
+        settings.stop_at_eos, settings.batch_texts,
+    ):  # fmt: skip
         print(continuation.text, flush=True)
         done.append(continuation)
     seconds = time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""The command: check everything, plan, show, write."""
+"""`xlm-plan`: check everything, plan, show, write."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+def read(config: DictConfig) -> dict[str, Any]:
+    """Check the config and resolve it."""
+    from xlm_train.config.train import resolved_config
+    from xlm_train.plan.settings import problems_of_plan
+
+    if problems := problems_of_plan(config):
+        raise ConfigError(problems)
+    return resolved_config(config)
+
+
 @command(
     "plan",
     "Memory, time, network, disk, cost and energy of a run, before anything is paid for.",
@@ -20,16 +30,10 @@ if TYPE_CHECKING:
         "xlm-plan experiment=clm_ende_1024 cluster=a100_8 data.path=CORPUS plan.epochs=3 plan.price_per_gpu_hour=1.80",
         "xlm-plan experiment=demo data.path=CORPUS out=plans/demo   (measures this machine for some seconds)",
     ],
+    read=read,
 )
-def main(config: DictConfig) -> int:
-    from omegaconf import OmegaConf
-
-    from xlm_train.plan.settings import problems_of_plan
-
-    if problems := problems_of_plan(config):
-        raise ConfigError(problems)
-    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-
+def main(resolved: dict[str, Any]) -> int:
+    """Plan, print and write. Returns the exit status."""
     from xlm_train.data.corpus import Corpus
     from xlm_train.plan.estimate import make_plan
     from xlm_train.plan.page import as_markdown, as_text

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from xlm_train.config.command import command
 from xlm_train.config.schema import read_config
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 from xlm_train.report import write_report
 
 
 @dataclass
 class Paths:
+    """The folder of runs."""
+
     runs: str
 
 
 @dataclass
 class ReportConfig:
-    run_name: str
-    compare: list[str]
+    """configs/report.yaml. A run's name may be a number."""
+
+    run_name: str | int | float
+    compare: list[str | int | float]
     paths: Paths
 
 
@@ -34,12 +35,13 @@ class ReportConfig:
         "xlm-report run_name=first compare=[second,third]",
         "xlm-report run_name=demo paths.runs=demo/runs",
     ],
+    read=functools.partial(read_config, ReportConfig),
 )
-def main(config: DictConfig) -> int:
-    settings = read_config(ReportConfig, config)
+def main(settings: ReportConfig) -> int:
+    """Write the report and print where it is. Returns the exit status."""
     from xlm_train.report.reading import find_runs
 
-    run, *others = find_runs(Path(settings.paths.runs), [settings.run_name, *map(str, settings.compare)])
+    run, *others = find_runs(Path(settings.paths.runs), [*map(str, [settings.run_name, *settings.compare])])
     write_report(run, others)
     print(f"{run / 'report.html'}\n{run / 'report.md'}")
     return 0

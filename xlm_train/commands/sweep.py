@@ -29,7 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.config.command import config_folder, overrides_of, with_extra
+from xlm_train.config.command import is_multirun_job
+from xlm_train.config.overrides import compose, config_dir_of, overrides_of
 from xlm_train.runtime.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_USER_ERROR, ConfigError, UserError
 from xlm_train.runtime.files import atomic_write, read_json, write_json
 
@@ -51,16 +52,15 @@ class Sweep:
     constant: tuple[str, ...]
     flags: tuple[str, ...]
 
-    @property
-    def hydra_overrides(self) -> list[str]:
-        """What Hydra must be told besides: the keys that a job's name leaves out, because all jobs share their value."""
-        keys = ",".join(f"'{key}'" for key in self.constant)
-        return [f"hydra.job.config.override_dirname.exclude_keys=[{keys}]"]
-
-    def carry_out(self, start: Callable[[], None], flag: StopFlag) -> int:
+    def carry_out(self, words: list[str], start: Callable[[list[str]], None], flag: StopFlag) -> int:
         """Let Hydra start the jobs, wait, write and print the table. Returns the exit status.
 
         75 where a signal or a time limit left jobs for another start of the same command; else that of the worst job.
+
+        Args:
+            words: The command line.
+            start: Lets Hydra start the jobs of a command line.
+            flag: Set by a signal that asks the sweep to leave.
         """
         from xlm_train.report.sweep import conclude
 
@@ -71,8 +71,10 @@ class Sweep:
             threading.Thread(target=self._pass_on, args=(flag, over), daemon=True).start()
             # submitit's own signal before a time limit would end a job where it stands; this one saves and leaves
             os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")
+            # a job's name leaves out the keys whose value all jobs share
+            keys = ",".join(f"'{key}'" for key in self.constant)
             try:
-                start()
+                start([*words, f"hydra.job.config.override_dirname.exclude_keys=[{keys}]"])
             except Exception:  # a launcher whose process was killed, say; what the jobs left is still shown
                 traceback.print_exc()
                 broken = True
@@ -107,9 +109,7 @@ class Sweep:
 
 def sweep_of(config_name: str, arguments: Sequence[str]) -> Sweep:
     """The sweep that a command line asks for. Raises ConfigError with what keeps it from starting at all."""
-    from hydra import compose, initialize_config_dir
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
     from xlm_train.runtime.run_folder import NAME
@@ -124,11 +124,7 @@ def sweep_of(config_name: str, arguments: Sequence[str]) -> Sweep:
     if problems:
         raise ConfigError(problems)
     shared = [override for override in parsed if not override.is_sweep_override()]
-    try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
-            config = compose(config_name, [str(word.input_line) for word in shared], return_hydra_config=True)
-    except HydraException as error:
-        raise ConfigError(with_extra(str(error).splitlines()[0])) from error
+    config = compose(config_name, [str(word.input_line) for word in shared], config_dir_of(arguments), whole=True)
     if OmegaConf.is_missing(config, "run_name"):
         raise ConfigError("run_name has no value: give run_name=...")
     if not NAME.fullmatch(str(config.run_name)):
@@ -141,7 +137,9 @@ def sweep_of(config_name: str, arguments: Sequence[str]) -> Sweep:
 
 
 def job_suffix() -> str:
-    """What tells this job's run from the sweep's others: what it varies, fit for a folder's name. Nothing outside of a sweep."""
+    """What tells this job's run from the sweep's others: what it varies, fit for a folder's name. Empty outside of a sweep."""
+    if not is_multirun_job():
+        return ""
     return "".join("," + re.sub(r"[^\w.=+@-]", "_", word) for word in _varied())
 
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from xlm_train.data.corpus import Corpus
-from xlm_train.runtime import checkpoint_file
-from xlm_train.runtime.errors import CheckpointError
-from xlm_train.training.loggers import describe
+from xlm_train.runtime.errors import EXIT_FAILED, CheckpointError
 
 
 def verify(folder: str) -> int:
-    """Print a line for each checkpoint; returns 1 where one is damaged, else 0. Raises CheckpointError where there is none."""
+    """Print a line for each checkpoint, or one for a corpus.
+
+    Returns:
+        1 where a checkpoint is damaged, else 0.
+
+    Raises:
+        CheckpointError: Where there is none.
+        CorpusError: Where the folder is a corpus, and damaged.
+    """
+    from xlm_train.data.corpus import Corpus
+    from xlm_train.runtime import checkpoint_file
+    from xlm_train.training.loggers import describe
+
     place = Path(folder)
     if (place / "manifest.json").is_file():
         corpus = Corpus(place)
@@ -39,4 +48,4 @@ def verify(folder: str) -> int:
             f"ok       {path}: step {progress['step']:,}, {progress['updates']:,} updates, {tokens:,} tokens, {scores}, "
             f"corpus {str(lineage['corpus'])[:12]}, {len(lineage['parents'])} parents, sha256 {content['sha256'][:12]}"
         )
-    return 1 if damaged else 0
+    return EXIT_FAILED if damaged else 0

@@ -1,13 +1,19 @@
-"""A command's config as a typed dataclass, with every mistake in it found at once."""
+"""A command's config as a typed dataclass, with every mistake in it found at once.
+
+A schema is a dataclass whose fields may be dataclasses themselves. A field's type may carry checks of its value:
+`slots: Annotated[int, at_least(1)]`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import types
 import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from xlm_train.runtime.errors import ConfigError
 
@@ -16,49 +22,244 @@ if TYPE_CHECKING:
 
 T = typing.TypeVar("T")
 
+# What users of Lightning and Hugging Face type, and what it is here.
+_RESUME = "the same run_name resumes; init_from=FILE starts a new run from a checkpoint"
+_LENGTH = "trainer.max_steps or trainer.max_tokens"
+_BATCH = "data.slots x data.slot_streams windows, over all devices"
+HABITS = {
+    "gradient_clip_val": "trainer.clip_norm",
+    "max_grad_norm": "trainer.clip_norm",
+    "max_epochs": _LENGTH,
+    "num_train_epochs": _LENGTH,
+    "max_time": "trainer.max_hours",
+    "num_nodes": "trainer.nodes",
+    "batch_size": _BATCH,
+    "per_device_train_batch_size": _BATCH,
+    "accumulate_grad_batches": "data.slots is the accumulation",
+    "gradient_accumulation_steps": "data.slots is the accumulation",
+    "learning_rate": "optimizer.lr",
+    "warmup_steps": "schedule.warmup_updates",
+    "val_check_interval": "callbacks.validation.every_n_steps",
+    "ckpt_path": _RESUME,
+    "resume_from_checkpoint": _RESUME,
+    "resume_from": _RESUME,
+}
+
+
+class _Unknown:
+    """Stands for a value that cannot be computed because of another one, which is told."""
+
+    def __repr__(self) -> str:
+        return "???"
+
+
+UNKNOWN = _Unknown()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A check of several values together.
+
+    Args:
+        needs: Dotted keys of the values that `check` is called with; it is not, where one of them is wrong already.
+        check: Yields problems.
+    """
+
+    needs: tuple[str, ...]
+    check: Callable[..., Iterable[str]]
+
+
+def at_least(least: float) -> Callable[[Any], str | None]:
+    """Check of a field: not below `least`."""
+    return lambda value: None if value >= least else f"must be at least {least}"
+
+
+def positive(value: float) -> str | None:
+    """Check of a field: above 0."""
+    return None if value > 0 else "must be positive"
+
+
+def one_of(*options: str, null: bool = False) -> Callable[[Any], str | None]:
+    """Check of a field: one of some words; null: the message names null too."""
+    words = ("null or " if null else "") + f"one of {', '.join(options)}"
+    return lambda value: None if value in options else f"must be {words}"
+
+
+Count = Annotated[int, at_least(1)]
+
 
 def read_config(schema: type[T], config: DictConfig) -> T:
-    """The composed config as an instance of `schema`, a dataclass whose fields may be dataclasses themselves.
+    """Read a composed config as an instance of `schema`.
 
-    Raises ConfigError with everything that is wrong: values missing or of the wrong type, or else what the instance's
-    own `problems()` lists, where it has that method.
+    Args:
+        schema: A dataclass; what its method `problems()` lists, where it has one, is found too.
+        config: Composed, not yet resolved.
+
+    Returns:
+        The instance.
+
+    Raises:
+        ConfigError: With everything that is wrong: keys that do not exist, values missing or of the wrong type.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
-    try:
-        values = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
-    if problems := field_problems(schema, values):
-        raise ConfigError(problems)
-    built = _build(schema, values)
-    if problems := getattr(built, "problems", list)():
+    values, problems = resolve(typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=False)))
+    problems += check_fields(schema, values)[1]
+    built = build(schema, values) if _is_typed(schema, values) else None
+    problems += getattr(built, "problems", list)()
+    if problems or built is None:
         raise ConfigError(problems)
     return built
 
 
-def field_problems(schema: Any, values: dict[str, Any], prefix: str = "") -> list[str]:
-    """Fields of a dataclass that `values` lacks or has with the wrong type; `prefix` stands before their names."""
-    problems = []
+def _is_typed(schema: Any, values: Any) -> bool:
+    """Whether a mapping has every field of a dataclass with the right type."""
     hints = typing.get_type_hints(schema)
-    for field in dataclasses.fields(schema):
-        key, wanted, value = f"{prefix}{field.name}", hints[field.name], values.get(field.name)
+    return isinstance(values, Mapping) and all(
+        _is_typed(hints[field.name], values.get(field.name))
+        if dataclasses.is_dataclass(hints[field.name])
+        else values.get(field.name) != "???" and fits(values.get(field.name), hints[field.name])
+        for field in dataclasses.fields(schema)
+    )
+
+
+def resolve(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Replace `${...}` in a nested mapping.
+
+    Returns:
+        The mapping, with UNKNOWN for what cannot be resolved; and the reasons. A value that only lacks another one,
+        which has none (`???`), is no problem of its own.
+    """
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+
+    failed: dict[str, list[str]] = {}  # keys by reason
+
+    def plain(node: DictConfig, prefix: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key in node:
+            name = prefix + str(key)
+            try:
+                value = "???" if OmegaConf.is_missing(node, key) else node[key]
+                if isinstance(value, DictConfig):
+                    value = plain(value, f"{name}.")
+                elif OmegaConf.is_config(value):
+                    value = OmegaConf.to_container(value, resolve=True)
+            except InterpolationToMissingValueError:
+                value = UNKNOWN
+            except OmegaConfBaseException as error:
+                failed.setdefault(str(error).splitlines()[0], []).append(name)
+                value = UNKNOWN
+            found[str(key)] = value
+        return found
+
+    resolved = plain(OmegaConf.create(values), "")
+    # what names a key that fails fails as well, for the same reason: the shallowest is told
+    return resolved, [f"{min(names, key=lambda name: name.count('.'))}: {why}" for why, names in failed.items()]
+
+
+def check_fields(schema: Any, values: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], list[str]]:
+    """Compare a mapping with a dataclass: keys, types and each field's own checks.
+
+    Args:
+        schema: The dataclass.
+        values: Resolved.
+        prefix: Stands before the keys in messages: "data.".
+
+    Returns:
+        The values that are right, by dotted key; and the problems.
+    """
+    good: dict[str, Any] = {}
+    hints = typing.get_type_hints(schema, include_extras=True)
+    names = [field.name for field in dataclasses.fields(schema) if field.init]
+    known = [f"{prefix}{name}" for name in names]
+    problems = [
+        f"{prefix}{key}{'' if isinstance(value, dict) else f'={value}'}: {no_such_key(f'{prefix}{key}', known)}"
+        for key, value in values.items()
+        if key not in names
+    ]
+    for name in names:
+        key, value, wanted = f"{prefix}{name}", values.get(name), hints[name]
+        checks: Sequence[Callable[[Any], str | None]] = getattr(wanted, "__metadata__", ())
+        wanted = typing.get_args(wanted)[0] if checks else wanted
+        if value is UNKNOWN:
+            continue
         if value == "???" or (value is None and not fits(None, wanted)):
             problems.append(f"{key} has no value: give {key}=...")
         elif dataclasses.is_dataclass(wanted):
-            problems += (
-                field_problems(wanted, value, f"{key}.")
-                if isinstance(value, dict)
-                else [f"{key}={value}: has no fields"]
-            )
+            if isinstance(value, dict):
+                inner_good, inner_problems = check_fields(wanted, value, f"{key}.")
+                good |= inner_good
+                problems += inner_problems
+            else:
+                problems.append(f"{key}={value}: has fields: {key}.NAME=...")
+        elif typing.get_origin(wanted) is dict and isinstance(value, dict) and not fits(value, wanted):
+            inner = typing.get_args(wanted)[1]
+            problems += [
+                f"{key}.{name}={item}: must be {_words(inner)}"
+                for name, item in value.items()
+                if item is not UNKNOWN and not fits(item, inner)
+            ]
         elif not fits(value, wanted):
-            problems.append(f"{key}={value}: must be {_words(wanted)}")
-    return problems
+            quote = f"; quote it: {key}='\"{value}\"'" if wanted is str and not isinstance(value, dict | list) else ""
+            problems.append(f"{key}={value}: must be {_words(wanted)}{quote}")
+        elif value is not None and (wrong := [why for check in checks if (why := check(value))]):
+            problems += [f"{key}={value}: {why}" for why in wrong]
+        else:
+            good[key] = value
+    return good, problems
+
+
+def check_rules(rules: Iterable[Rule], good: Mapping[str, Any]) -> list[str]:
+    """Problems that rules find, each checked where all its values are among the good ones."""
+    return [
+        problem
+        for rule in rules
+        if all(key in good for key in rule.needs)
+        for problem in rule.check(*(good[key] for key in rule.needs))
+    ]
+
+
+def build(schema: type[T], values: Mapping[str, Any]) -> T:
+    """Make an instance of a dataclass of dataclasses from a mapping that `check_fields` finds right."""
+    hints = typing.get_type_hints(schema)
+    return schema(
+        **{
+            field.name: build(hints[field.name], values[field.name])
+            if dataclasses.is_dataclass(hints[field.name])
+            else values[field.name]
+            for field in dataclasses.fields(schema)  # type: ignore[arg-type]
+            if field.init
+        }
+    )
+
+
+def no_such_key(key: str, known: Sequence[str]) -> str:
+    """Say that a key does not exist, and which one is most likely meant."""
+    if habit := HABITS.get(key.rpartition(".")[2]):
+        return f"there is no '{key}'; here: {habit}"
+    return f"there is no '{key}'{near(key, known)}"
+
+
+def near(word: str, known: Sequence[str]) -> str:
+    """Name the known words nearest to one, as ` (did you mean a or b?)`, or nothing.
+
+    A dotted key's neighbours are looked through first; where there are none, all keys; at last the same leaf elsewhere.
+    """
+    prefix, leaf = word[: word.rfind(".") + 1], word[word.rfind(".") + 1 :]
+    siblings = [name[len(prefix) :] for name in known if name.startswith(prefix)]
+    siblings = [name for name in siblings if "." not in name and not name.startswith("_")]
+    if siblings:
+        close = [prefix + name for name in difflib.get_close_matches(leaf, siblings, n=2)]
+    else:
+        close = difflib.get_close_matches(word, known, n=3)
+    if not close:  # `lr` for `optimizer.lr`
+        close = [name for name in known if name.rpartition(".")[2] == leaf][:3]
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
 def out_problems(out: str | None) -> list[str]:
-    """Whether a result can be written to `out`: known before the work that it is the result of."""
+    """Tell whether a result can be written to `out`, before the work that it is the result of."""
     folder = Path("." if out is None else out).parent
     if out is None or os.access(folder, os.W_OK):
         return []
@@ -66,17 +267,28 @@ def out_problems(out: str | None) -> list[str]:
 
 
 def fits(value: Any, wanted: Any) -> bool:
-    """Whether a value has a type: true and false are no numbers, whole numbers are numbers."""
+    """Tell whether a value has a type: true and false are no numbers, whole numbers are numbers."""
+    if wanted is Any:
+        return True
     if isinstance(wanted, types.UnionType):
         return any(fits(value, option) for option in typing.get_args(wanted))
     if wanted is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if wanted is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, typing.get_origin(wanted) or wanted)
+    origin, inner = typing.get_origin(wanted) or wanted, typing.get_args(wanted)
+    if not isinstance(value, origin):
+        return False
+    if origin in (list, dict) and inner:
+        return all(fits(item, inner[-1]) for item in (value.values() if origin is dict else value))
+    return True
 
 
 def _words(wanted: Any) -> str:
+    if typing.get_origin(wanted) is dict:
+        return "a mapping"
+    if typing.get_origin(wanted) is list and typing.get_args(wanted) == (int,):
+        return "a list of whole numbers, as [1,2]"
     names = {
         int: "a whole number",
         float: "a number",
@@ -87,15 +299,3 @@ def _words(wanted: Any) -> str:
     }
     options = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
     return " or ".join(names.get(typing.get_origin(option) or option, "a mapping") for option in options)
-
-
-def _build(schema: type[T], values: dict[str, Any]) -> T:
-    hints = typing.get_type_hints(schema)
-    return schema(
-        **{
-            field.name: _build(hints[field.name], values[field.name])
-            if dataclasses.is_dataclass(hints[field.name])
-            else values[field.name]
-            for field in dataclasses.fields(schema)  # type: ignore[arg-type]
-        }
-    )

@@ -1,7 +1,7 @@
 """A binarised corpus, opened by memory map.
 
 Opening reads the manifest and maps the shards: cost and memory do not depend on the corpus. Reading a window touches
-only its bytes. The folder is written by `data_prep`; what each file holds is in the manifest's format, version 1.
+only its bytes. The folder is written by `data_prep`; what each file holds is in its manifest.
 """
 
 from __future__ import annotations
@@ -15,13 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xlm_train.data.manifest import FILE, FORMAT, VERSION
 from xlm_train.runtime.errors import CorpusError
 from xlm_train.runtime.files import read_json, sha256_of
 from xlm_train.text.vocabulary import EOS
-
-FORMAT = "xlm_train.corpus"
-VERSION = 1
-SPLITS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
@@ -87,25 +84,39 @@ class TokenStream:
 class Corpus:
     """An opened corpus folder.
 
-    languages: code -> id, in id order. Streams are reached by `stream(split, language)`.
-    Raises CorpusError naming the file where the folder is missing, unfinished, of a foreign format, or where a file's
-    size or type is not what the manifest says. `verify` compares checksums too (reads every byte).
+    Attribute `languages` holds code -> id in id order; streams are reached by `stream(split, language)`. `verify` compares
+    checksums too (reads every byte).
+
+    Args:
+        path: The folder that xlm-prep or xlm-import wrote.
+
+    Raises:
+        CorpusError: The folder is missing, unfinished or of another format, or a file's size or type is not what the
+            manifest says; each problem names its file.
+
+    Example:
+        >>> corpus = xlm_train.data.Corpus("corpus")
+        >>> corpus.languages
+        {'de': 0, 'en': 1}
+        >>> stream = corpus.stream("train", "en")
+        >>> stream.windows(np.arange(2), bptt=16).shape  # the first two windows of 16 tokens
+        (2, 16)
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
             raise CorpusError(f"data.path={self.path}: there is no such folder; xlm-prep makes one")
-        if not (self.path / "manifest.json").is_file():
+        if not (self.path / FILE).is_file():
             raise CorpusError(
-                f"data.path={self.path}: no manifest.json in it: not a binarised corpus, or xlm-prep has not finished"
+                f"data.path={self.path}: no {FILE} in it: not a binarised corpus, or xlm-prep has not finished"
             )
-        self.manifest: dict[str, Any] = read_json(self.path / "manifest.json")
+        self.manifest: dict[str, Any] = read_json(self.path / FILE)
         if not isinstance(self.manifest, dict) or self.manifest.get("format") != FORMAT:
-            raise CorpusError(f"{self.path / 'manifest.json'}: is not the manifest of a binarised corpus")
+            raise CorpusError(f"{self.path / FILE}: is not the manifest of a binarised corpus")
         if self.manifest.get("version") != VERSION:
             raise CorpusError(
-                f"{self.path / 'manifest.json'}: format version {self.manifest.get('version')}, this program reads {VERSION}"
+                f"{self.path / FILE}: format version {self.manifest.get('version')}, this program reads {VERSION}"
             )
         try:
             self.languages: dict[str, int] = dict(sorted(self.manifest["languages"].items(), key=lambda item: item[1]))
@@ -113,7 +124,7 @@ class Corpus:
             self.lineage = str(self.manifest["lineage"])
             self._streams = self._open()
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise CorpusError(f"{self.path / 'manifest.json'}: is damaged: {type(error).__name__}: {error}") from error
+            raise CorpusError(f"{self.path / FILE}: is damaged: {type(error).__name__}: {error}") from error
 
     def _open(self) -> dict[tuple[str, str], TokenStream]:
         problems: list[str] = []
@@ -161,6 +172,16 @@ class Corpus:
     @property
     def codes_path(self) -> Path:
         return self.path / self.manifest["codes"]["file"]
+
+    @property
+    def text(self) -> dict[str, Any]:
+        """What a checkpoint needs in order to read new text: languages, vocabulary, codes, how text was tokenised."""
+        return {
+            "languages": self.languages,
+            "vocab": self.vocab_path.read_bytes().decode(),
+            "codes": self.codes_path.read_bytes().decode(),
+            **self.manifest["text"],
+        }
 
     def stream(self, split: str, language: str) -> TokenStream:
         """Raises CorpusError where the corpus has no such split or language, or the split is empty."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xlm_train.runtime.console import Progress
 from xlm_train.runtime.errors import CheckpointError, CorpusError, TextError
 from xlm_train.runtime.files import atomic_write
 
@@ -21,33 +22,11 @@ if TYPE_CHECKING:
     from xlm_train.model.pretrained import TrainedModel
 
 
+BASELINES = ("unigram_perplexity", "bigram_perplexity")
 MEASURES = ("perplexity", "accuracy", "perplexity_per_word", "bits_per_character")
 
 
-class Progress:
-    """What has been scored, with rate and time left, on the terminal; nothing where the output is no terminal."""
-
-    def __init__(self) -> None:
-        self.shown = sys.stderr.isatty()
-        self.start = self.last = time.perf_counter()
-
-    def begin(self) -> None:
-        """Start counting a new text."""
-        self.start = self.last = time.perf_counter()
-
-    def show(self, what: str, done: int, total: int | None) -> None:
-        """done, total: tokens."""
-        now = time.perf_counter()
-        if not self.shown or (now - self.last < 0.5 and done != total):
-            return
-        self.last = now
-        rate = done / max(now - self.start, 1e-9)
-        left = "" if total is None else f" of {total:,}, {(total - done) / max(rate, 1e-9):,.0f} s left"
-        print(
-            f"\r{what}: {done:,} tokens{left}, {rate:,.0f} tokens/s \033[K",
-            end="\n" if done == total else "",
-            file=sys.stderr,
-        )
+TOKENS = {"tokens": 0}  # the unit that progress is shown in
 
 
 def evaluate(
@@ -56,14 +35,25 @@ def evaluate(
     split: str = "test",
     baselines: bool = False,
     batch_tokens: int = 8192,
-    progress: Progress | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Score a split of a corpus as the original does: one stream a language, in order, in windows of `trained.bptt`.
 
-    baselines: also those of `xlm_train.evaluation.ngram`, from the corpus's train split. Returns what `xlm-eval` writes as
-    JSON (docs/evaluation.md lists the fields). Raises CorpusError where the corpus was made with another vocabulary,
-    has a language that the checkpoint does not know, or lacks the split; CheckpointError where the model's scores are
-    not finite.
+    Args:
+        trained: The opened checkpoint.
+        corpus: Made with the checkpoint's vocabulary.
+        split: train, valid or test.
+        baselines: Also those of `xlm_train.evaluation.ngram`, from the corpus's train split.
+        batch_tokens: Tokens that go through the model at once.
+        progress: Shows on the terminal what has been scored.
+
+    Returns:
+        What `xlm-eval` writes as JSON; docs/evaluation.md lists the fields.
+
+    Raises:
+        CorpusError: The corpus was made with another vocabulary, has a language that the checkpoint does not know, or
+            lacks the split.
+        CheckpointError: The model's scores are not finite.
     """
     from xlm_train.evaluation.ngram import estimate, score
     from xlm_train.evaluation.perplexity import Score
@@ -98,13 +88,22 @@ def score_text(
     files: Mapping[str, str],
     out: Path,
     batch_tokens: int = 8192,
-    progress: Progress | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Score raw text sentence by sentence (one a line), each by itself, from the eos before it to its own.
 
-    files: language code -> text file, plain or compressed. The scores of each line go to `<out without
-    .json>.LANG.jsonl`; the totals are returned. Raises UserError where a language is not known to the checkpoint or a
-    file cannot be read.
+    Args:
+        trained: The opened checkpoint.
+        files: Language code -> text file, plain or compressed.
+        out: The scores of each line go beside it, to `<out without .json>.LANG.jsonl`.
+        batch_tokens: Tokens that go through the model at once.
+        progress: Shows on the terminal what has been scored.
+
+    Returns:
+        The totals, as `xlm-eval` writes them as JSON.
+
+    Raises:
+        UserError: A language is not known to the checkpoint, or a file cannot be read.
     """
     from xlm_train.text.reader import file_problems
 
@@ -128,13 +127,20 @@ def score_text(
 
 
 def measures(score: Score, counts: Mapping[str, Any], trained: TrainedModel) -> dict[str, Any]:
-    """The figures of one language. counts: tokens (eos included), unknown, words, characters, sentences of its text.
-
-    characters is None in a corpus imported from the original's binarised files, which do not tell them; then
-    bits_per_character is None too.
+    """The figures of one language.
 
     Per word and per character, the loss of all tokens, the ends of sentences included, is shared out over the words
     before BPE and the characters of the raw text: these compare between vocabularies, perplexity per token does not.
+
+    Args:
+        score: Of its text.
+        counts: tokens (eos included), unknown, words, characters and sentences of its text. characters is None in a
+            corpus imported from the original's binarised files, which do not tell them; then bits_per_character is
+            None too.
+        trained: Named where the score is not finite.
+
+    Raises:
+        CheckpointError: The score is not finite.
     """
     from xlm_train.evaluation.perplexity import exponential
 
@@ -153,15 +159,21 @@ def measures(score: Score, counts: Mapping[str, Any], trained: TrainedModel) -> 
 
 
 def mean(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-    """Arithmetic means over languages: what the original stops and chooses checkpoints by. None: not known."""
+    """Arithmetic means over languages, None where a figure is not known.
+
+    Source: the original stops and chooses checkpoints by them.
+    """
     columns = {key: [m[key] for m in measured.values()] for key in MEASURES}
     return {key: None if None in values else math.fsum(values) / len(values) for key, values in columns.items()}
 
 
 def check_match(trained: TrainedModel, corpus: Corpus) -> None:
-    """Raise CorpusError unless the corpus's ids mean the same words to the model, in languages that it knows.
+    """Check that the corpus's ids mean the same words to the model, in languages that it knows.
 
     Words are compared, not counts: a model keeps the vocabulary it was trained with, other text gives other counts.
+
+    Raises:
+        CorpusError: With every difference.
     """
     from xlm_train.text.vocabulary import Vocabulary
 
@@ -200,23 +212,22 @@ def _score_stream(
     language: int,
     batch_tokens: int,
     what: str,
-    progress: Progress | None,
+    progress: bool,
 ) -> Tensor:
-    """The sums of `scoring.score_windows` over a whole stream, with progress."""
+    """The sums of `perplexity.score_windows` over a whole stream, with progress."""
     import torch
 
     from xlm_train.evaluation.perplexity import score_windows
 
-    if progress is not None:
-        progress.begin()
     bptt = trained.bptt
     n_windows, batch = stream.n_windows(bptt), max(1, batch_tokens // bptt)
+    shown = Progress(what, n_windows * (bptt - 1), TOKENS, shown=progress)
     total = torch.zeros(3, dtype=torch.float64, device=trained.device)
     for start in range(0, n_windows, 8 * batch):
         windows = range(start, min(start + 8 * batch, n_windows))
         total += score_windows(trained.model, stream, bptt, language, windows, batch, trained.device)
-        if progress is not None:
-            progress.show(what, windows.stop * (bptt - 1), n_windows * (bptt - 1))
+        shown.add(len(windows) * (bptt - 1), len(windows) * (bptt - 1))
+    shown.end()
     return total
 
 
@@ -227,7 +238,7 @@ def _score_file(
     file: str,
     out: Path,
     batch_tokens: int,
-    progress: Progress | None,
+    progress: bool,
 ) -> dict[str, Any]:
     import numpy as np
 
@@ -235,8 +246,7 @@ def _score_file(
     from xlm_train.text.reader import read_lines
     from xlm_train.text.vocabulary import UNK
 
-    if progress is not None:
-        progress.begin()
+    shown = Progress(f"text.{lang}", None, TOKENS, shown=progress)
     total = Score(0.0, 0, 0)
     counts = dict.fromkeys(("tokens", "unknown", "words", "characters", "sentences"), 0)
     with atomic_write(out) as target:
@@ -259,6 +269,33 @@ def _score_file(
             counts["words"] += encoded.words
             counts["characters"] += sum(map(len, lines))
             counts["sentences"] += len(lines)
-            if progress is not None:
-                progress.show(f"text.{lang}", counts["tokens"], None)
+            shown.add(len(encoded.ids), len(encoded.ids))
+    shown.end()
     return measures(total, counts, trained)
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Write a result as a table for the terminal."""
+    heads = ["", "perplexity", "accuracy %", "per word", "bits/char", "predicted", "unknown %", "unigram", "bigram"]
+    rows = [
+        [
+            lang,
+            *_cells(m),
+            f"{m['predicted_tokens']:,}",
+            f"{100 * m['unknown'] / m['tokens']:.3f}",
+            *(f"{m[key]:,.2f}" for key in BASELINES if key in m),
+        ]
+        for lang, m in result["languages"].items()
+    ]
+    grid = [heads[: len(rows[0])], *rows, ["mean", *_cells(result["mean"])]]
+    widths = [max(map(len, column)) for column in itertools.zip_longest(*grid, fillvalue="")]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=False)) for row in grid)
+
+
+def _cells(m: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{m['perplexity']:,.2f}",
+        f"{m['accuracy']:.2f}",
+        f"{m['perplexity_per_word']:,.2f}",
+        "not known" if m["bits_per_character"] is None else f"{m['bits_per_character']:.3f}",
+    ]

@@ -20,7 +20,11 @@ FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # for 1, 2, 3 or more, where counts of cou
 
 @dataclass(frozen=True)
 class Unigram:
-    """Add-one smoothed word frequencies. counts: (V,)."""
+    """Add-one smoothed word frequencies.
+
+    Args:
+        counts: (V,) how often each word was seen.
+    """
 
     counts: NDArray[np.int64]
 
@@ -34,9 +38,11 @@ class Unigram:
 class Bigram:
     """Interpolated modified Kneser-Ney.
 
-    keys: previous * V + current of every pair seen, rising. discounted: (count - discount) / count of the previous
-    word, per pair. backoff: (V,) mass each previous word leaves to `lower` (1 where it was never seen). lower: (V,)
-    continuation distribution, itself interpolated with the uniform one.
+    Args:
+        keys: previous * V + current of every pair seen, rising.
+        discounted: (count - discount) / count of the previous word, per pair.
+        backoff: (V,) mass that each previous word leaves to `lower` (1 where it was never seen).
+        lower: (V,) continuation distribution, itself interpolated with the uniform one.
     """
 
     keys: NDArray[np.int64]
@@ -56,10 +62,17 @@ class Bigram:
 def count(
     stream: TokenStream, n_words: int, block: int = BLOCK
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Count a stream that begins after an eos: (V,) words, and pairs as rising keys (previous * V + current) and
-    counts.
+    """Count the words and pairs of a stream that begins after an eos.
 
     About 0.1 s per million tokens; memory for a block of tokens and for the table of distinct pairs.
+
+    Args:
+        stream: What is counted.
+        n_words: Vocabulary entries V.
+        block: Tokens counted at once.
+
+    Returns:
+        (V,) counts of words; pairs as rising keys previous * V + current; their counts.
     """
     words = np.zeros(n_words, dtype=np.int64)
     keys, counts = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
@@ -78,7 +91,15 @@ def estimate(stream: TokenStream, n_words: int) -> tuple[Unigram, Bigram]:
 
 
 def kneser_ney(keys: NDArray[np.int64], counts: NDArray[np.int64], n_words: int) -> Bigram:
-    """The bigram of given pair counts. keys: previous * n_words + current, rising."""
+    """The bigram of given pair counts.
+
+    Args:
+        keys: previous * n_words + current, rising.
+        counts: How often each pair was seen.
+        n_words: Vocabulary entries.
+
+    Source: Chen & Goodman 1999, section 3.
+    """
     previous, current = np.divmod(keys, n_words)
     # unigram level: in how many contexts a word was seen, interpolated with the uniform distribution
     contexts = np.bincount(current, minlength=n_words)
@@ -95,7 +116,7 @@ def kneser_ney(keys: NDArray[np.int64], counts: NDArray[np.int64], n_words: int)
 def score(
     unigram: Unigram, bigram: Bigram, stream: TokenStream, bptt: int, batch_windows: int = 1024
 ) -> tuple[float, float]:
-    """Perplexities (unigram, bigram) on exactly the targets of `scoring.score_windows`."""
+    """Perplexities (unigram, bigram) on exactly the targets of `perplexity.score_windows`."""
     sums, predicted = np.zeros(2), 0
     n_windows = stream.n_windows(bptt)
     for start in range(0, n_windows, batch_windows):

@@ -31,22 +31,26 @@ def exponential(nats: float) -> float:
 
 @dataclass(frozen=True)
 class Score:
-    """total_loss: cross-entropy in nats over all predicted tokens. hits: predictions whose likeliest word is the right
-    one.
+    """How well some tokens were predicted.
+
+    Args:
+        total_loss: Cross-entropy in nats over all predicted tokens.
+        correct: Predictions whose most likely word is the right one.
+        predicted: Tokens.
     """
 
     total_loss: float
-    hits: int
+    correct: int
     predicted: int
 
     @classmethod
     def from_sums(cls, sums: Tensor) -> Score:
         """From what `score_windows` returns, or a sum of several."""
-        total_loss, hits, predicted = sums.tolist()
-        return cls(total_loss, int(hits), int(predicted))
+        total_loss, correct, predicted = sums.tolist()
+        return cls(total_loss, int(correct), int(predicted))
 
     def __add__(self, other: Score) -> Score:
-        return Score(self.total_loss + other.total_loss, self.hits + other.hits, self.predicted + other.predicted)
+        return Score(self.total_loss + other.total_loss, self.correct + other.correct, self.predicted + other.predicted)
 
     @property
     def loss(self) -> float:
@@ -61,7 +65,7 @@ class Score:
     @property
     def accuracy(self) -> float:
         """Percent."""
-        return 100 * self.hits / self.predicted
+        return 100 * self.correct / self.predicted
 
 
 @torch.no_grad()
@@ -74,13 +78,26 @@ def score_windows(
     batch_windows: int = 32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Score windows of a stream: a (3,) float64 tensor of cross-entropy in nats, hits and predicted tokens.
+    """Score windows of a stream as the original evaluates.
 
-    Streamed as the original evaluates: one stream, in order, padded on the left with eos (see TokenStream), every
-    window read for itself with positions 0 .. bptt-1; the eos padding counts as a target, the first token of a window
-    never does. windows: default all; ranks that score disjoint ranges merge their results by adding the tensors.
-    Windows do not depend on each other, so `batch_windows` of them go through the model at once and it changes
-    rounding only.
+    The stream is read in order, padded on the left with eos (see TokenStream), every window for itself with positions
+    0 .. bptt-1; the eos padding counts as a target, the first token of a window never does.
+
+    Args:
+        model: Its dropout is off meanwhile.
+        stream: Tokens of one language.
+        bptt: Window length in tokens.
+        language: The model's id of it.
+        windows: Numbers of the windows; default all.
+        batch_windows: Windows that go through the model at once; they do not depend on each other, so it changes
+            rounding only.
+        device: Where the model is.
+
+    Returns:
+        A (3,) float64 tensor of cross-entropy in nats, correct predictions and predicted tokens. Processes that score
+        disjoint ranges merge their results by adding the tensors.
+
+    Source: the original's evaluation/evaluator.py.
     """
     windows = range(stream.n_windows(bptt)) if windows is None else windows
     sums = torch.zeros(3, dtype=torch.float64, device=device)
@@ -91,8 +108,8 @@ def score_windows(
             targets = tokens_BT[:, 1:].reshape(-1)
             # the last position predicts nothing here, and no other sees it
             hidden = model(tokens_BT[:, :-1], langs=language).flatten(0, 1)
-            losses, hits = _predict(model, hidden, targets)
-            sums[:2] += torch.stack([losses.double().sum(), hits.sum().double()])
+            losses, correct = _predict(model, hidden, targets)
+            sums[:2] += torch.stack([losses.double().sum(), correct.sum().double()])
     sums[2] = len(windows) * (bptt - 1)
     return sums
 
@@ -108,10 +125,16 @@ def score_sentences(
 ) -> list[Score]:
     """Score sentences one by one, each as if it began a text.
 
-    sentences: ids, each sentence with its eos at the end. Each is read after an eos, and every one of its tokens is
-    predicted, its own eos included. context: tokens the model reads at most to predict one; a longer sentence is read
-    in overlapping pieces, so that each token after the first `context` is predicted from at least half as many.
-    batch_tokens: tokens, padding included, that go through the model at once.
+    Each is read after an eos, and every one of its tokens is predicted, its own eos included.
+
+    Args:
+        model: Its dropout is off meanwhile.
+        sentences: Ids, each sentence with its eos at the end.
+        language: The model's id of it.
+        context: Tokens the model reads at most to predict one; a longer sentence is read in overlapping pieces, so
+            that each token after the first `context` is predicted from at least half as many.
+        batch_tokens: Tokens, padding included, that go through the model at once.
+        device: Where the model is.
     """
     pieces = [(number, *span) for number, ids in enumerate(sentences) for span in _spans(len(ids), context)]
     pieces.sort(key=lambda piece: piece[2] - piece[1])  # like lengths together: little padding
@@ -130,25 +153,23 @@ def score_sentences(
             # padding stands on the right, where a causal model does not see it
             hidden = model(torch.from_numpy(inputs).to(device), langs=language)
             keep = torch.from_numpy(counted).to(device)
-            losses, hits = _predict(model, hidden[keep], torch.from_numpy(targets).to(device)[keep])
+            losses, correct = _predict(model, hidden[keep], torch.from_numpy(targets).to(device)[keep])
             rows = np.repeat([piece[0] for piece in batch], counted.sum(axis=1))
-            np.add.at(sums, rows, np.stack([losses.double().cpu().numpy(), hits.cpu().numpy()], axis=1))
-    return [Score(float(loss), int(hits), len(ids)) for (loss, hits), ids in zip(sums, sentences, strict=True)]
+            np.add.at(sums, rows, np.stack([losses.double().cpu().numpy(), correct.cpu().numpy()], axis=1))
+    return [Score(float(loss), int(correct), len(ids)) for (loss, correct), ids in zip(sums, sentences, strict=True)]
 
 
 def _predict(model: XLM, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy in nats (N,) and whether the likeliest word is the target (N,); logits are formed a chunk at a
-    time.
-    """
+    """Cross-entropy in nats (N,) and whether the most likely word is the target (N,), a chunk of logits at a time."""
     chunk = max(1, READOUT_ELEMENTS // model.shape.n_rows)
-    losses, hits = [], []
+    losses, correct = [], []
     for hidden, target in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True):
         logits = model.logits(hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses.append(F.cross_entropy(logits, target, reduction="none"))
-        # a tie for the highest counts as a hit: argmax, which would break it, costs more than the rest of the readout
-        hits.append(logits.gather(1, target[:, None])[:, 0] == logits.amax(dim=1))
-    return torch.cat(losses), torch.cat(hits)
+        # of equally likely words the first counts, as by argmax (in half precision ties are common); max costs half of it
+        correct.append(logits.max(dim=1).indices == target)
+    return torch.cat(losses), torch.cat(correct)
 
 
 def _spans(n_targets: int, context: int) -> Iterator[tuple[int, int, int]]:

@@ -1,24 +1,39 @@
-"""`xlm-export`: a checkpoint as a folder for transformers, or a checkpoint or corpus in the original's files."""
+"""Exports: a checkpoint as a folder for transformers, or a checkpoint or corpus in the original's files.
+
+Each export is a folder that appears only when it is complete, with a record (export.json) of what it was made from and
+the checksum of every file: a later export replaces a folder only if nothing in it was changed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from xlm_train.interop.facts import Said
+import numpy as np
+
+from xlm_train.data.corpus import Corpus
+from xlm_train.interop.facts import CardFields, gather
+from xlm_train.interop.model_card import model_card
+from xlm_train.interop.original.binarised import BinarisedText, write_binarised
+from xlm_train.interop.original.checkpoint import export_checkpoint
+from xlm_train.interop.original.names import to_original
+from xlm_train.interop.transformers import check
+from xlm_train.interop.transformers import folder as transformers_folder
+from xlm_train.interop.transformers.folder import RECORD, RECORD_FORMAT, read_record
+from xlm_train.model.transformer import ModelShape
 from xlm_train.runtime.errors import ConfigError, UserError
-
-if TYPE_CHECKING:
-    pass
+from xlm_train.runtime.files import sha256_of, whole_folder, write_json
+from xlm_train.text.vocabulary import Vocabulary
 
 
 def refuse_to_overwrite(out: Path) -> None:
-    """Raise ConfigError unless `out` is free, empty, or an earlier export that nobody has changed since."""
-    from xlm_train.interop.transformers.folder import RECORD, read_record
-    from xlm_train.runtime.files import sha256_of
+    """Check that `out` is free, empty, or an earlier export that nobody has changed since.
 
+    Raises:
+        ConfigError: If it is anything else.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir():
@@ -42,125 +57,113 @@ def export_transformers(
     out: Path,
     checkpoint: Path,
     evaluation: Path | None,
-    said: Said,
+    fields: CardFields,
     sample: Mapping[str, str],
     verify: bool,
 ) -> dict[str, Any]:
     """Write the folder for transformers, try it out where transformers is installed, and fill in its card.
 
-    The folder appears only when all this has succeeded. Returns its record (export.json).
-    """
-    from xlm_train.interop.facts import gather
-    from xlm_train.interop.model_card import model_card
-    from xlm_train.interop.transformers import check
-    from xlm_train.interop.transformers import folder as transformers_folder
-    from xlm_train.runtime.files import atomic_write, whole_folder
+    Args:
+        content: Of the checkpoint.
+        out: The folder to make.
+        checkpoint: The checkpoint's file; facts for the card are looked for around it.
+        evaluation: A result of xlm-eval for the card; None takes those beside the checkpoint.
+        fields: What the user says for the card.
+        sample: Language -> file of raw text to compare encode() on.
+        verify: Load the folder with transformers and compare.
 
-    facts = gather(checkpoint, content, evaluation, said, n_parameters(content))
-    unknown = sample.keys() - facts.languages.keys()
-    if unknown:
+    Returns:
+        The folder's record (export.json).
+
+    Raises:
+        UserError: If transformers' XLM cannot be this model or computes other scores, or a file is missing or wrong.
+    """
+    shape = ModelShape(**content["shape"])
+    exported = to_original(content["model"], shape, tied=False)  # tied weights once, no padding rows
+    facts = gather(checkpoint, content, evaluation, fields, sum(tensor.numel() for tensor in exported.values()))
+    if unknown := sample.keys() - facts.languages.keys():
         raise ConfigError(f"sample.{min(unknown)}: the checkpoint knows the languages {', '.join(facts.languages)}")
-    samples = find_samples(sample, facts.manifest)
+    samples = _find_samples(sample, facts.manifest)
     with whole_folder(out) as folder:
         facts.warnings = transformers_folder.write(folder, content)
-        record = new_record("hf", content, facts.warnings)
-        write_record(folder, record)  # reading the folder's text needs it; written again below, with what was measured
+        record = _record("hf", content, facts.warnings)
+        _write_record(folder, record)  # reading the folder's text needs it; written again with what was measured
         if verify and check.installed():
             record["largest_score_difference"] = check.compare_scores(folder, content)
-            facts.stock = check.stock_differences(folder, samples)
-            record["stock_encode"] = facts.stock
-        with atomic_write(folder / "README.md") as file:
-            file.write(model_card(facts).encode())
-        write_record(folder, record)
+            record["stock_encode"] = facts.stock = check.stock_differences(folder, samples)
+        (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
+        _write_record(folder, record)
     return record
 
 
 def export_original(content: dict[str, Any], out: Path, with_optimizer: bool) -> dict[str, Any]:
-    """Write checkpoint.pth as the original does, with codes and vocab beside it. Returns the folder's record."""
-    from xlm_train.interop.original.checkpoint import export_checkpoint
-    from xlm_train.runtime.files import atomic_write, whole_folder
+    """Write checkpoint.pth as the original does, with codes and vocab beside it.
 
+    Args:
+        content: Of the checkpoint.
+        out: The folder to make.
+        with_optimizer: Write Adam's moments too, where the checkpoint has them.
+
+    Returns:
+        The folder's record (export.json).
+    """
     warnings = [] if content["text"]["codes"] else ["the checkpoint holds no BPE codes: none are written (codes=FILE)"]
+    record = _record("xlm", content, warnings)
     with whole_folder(out) as folder:
         export_checkpoint(folder / "checkpoint.pth", content, with_optimizer)
         for name in ("codes", "vocab"):
             if content["text"][name]:
-                with atomic_write(folder / name) as file:
-                    file.write(content["text"][name].encode())
-        record = new_record("xlm", content, warnings)
-        write_record(folder, record)
+                (folder / name).write_text(content["text"][name], encoding="utf-8", newline="")
+        _write_record(folder, record)
     return record
 
 
-def export_corpus(corpus: Any, out: Path) -> dict[str, Any]:
-    """Write a corpus as the original's SPLIT.LANG.pth files, with codes and vocab beside them. Returns the record.
+def export_corpus(corpus: Corpus, out: Path) -> dict[str, Any]:
+    """Write a corpus as the original's SPLIT.LANG.pth files, with codes and vocab beside them.
 
     A language's split goes through memory as a whole, as it does in the original.
+
+    Args:
+        corpus: The corpus.
+        out: The folder to make.
+
+    Returns:
+        The folder's record (export.json).
     """
-    import numpy as np
-
-    from xlm_train.interop.original.binarised import BinarisedText, write_binarised
-    from xlm_train.runtime.files import atomic_write, whole_folder
-    from xlm_train.text.vocabulary import Vocabulary
-
     vocabulary = Vocabulary.from_file(corpus.vocab_path)
+    record = {**_record("xlm-corpus", None, []), "lineage": {"corpus": corpus.lineage, "parents": []}}
     with whole_folder(out) as folder:
         for split, languages in corpus.manifest["splits"].items():
             for code, statistics in languages.items():
                 if not corpus.has(split, code):
                     continue
-                stream = corpus.stream(split, code)
-                ids = np.concatenate([shard.tokens for shard in stream.shards])
-                starts = np.concatenate(
-                    [
-                        np.load(corpus.path / entry["index"]) + shard.start
-                        for entry, shard in zip(statistics["shards"], stream.shards, strict=True)
-                    ]
-                )
+                shards = corpus.stream(split, code).shards
+                indices = [np.load(corpus.path / entry["index"]) for entry in statistics["shards"]]
+                ids = np.concatenate([shard.tokens for shard in shards])
+                starts = np.concatenate([i + shard.start for i, shard in zip(indices, shards, strict=True)])
                 write_binarised(folder / f"{split}.{code}.pth", BinarisedText(ids, starts, vocabulary, {}))
         for path in (corpus.codes_path, corpus.vocab_path):
-            with atomic_write(folder / path.name) as file:
-                file.write(path.read_bytes())
-        record = {**new_record("xlm-corpus", None, []), "lineage": {"corpus": corpus.lineage, "parents": []}}
-        write_record(folder, record)
+            (folder / path.name).write_bytes(path.read_bytes())
+        _write_record(folder, record)
     return record
 
 
-def n_parameters(content: Mapping[str, Any]) -> int:
-    """Parameters of the model as it is exported: tied weights once, no padding rows."""
-    from xlm_train.interop.original.names import to_original
-    from xlm_train.model.transformer import ModelShape
-
-    theirs = to_original(content["model"], ModelShape(**content["shape"]), tied=False)
-    return sum(tensor.numel() for tensor in theirs.values())
-
-
-def find_samples(given: Mapping[str, str], manifest: Mapping[str, Any] | None) -> dict[str, list[str]]:
-    """Raw text of each language to try encode() on: what the user gave, else the corpus's own inputs that are
-    still there.
-    """
-    from xlm_train.interop.transformers.check import sample_lines
-
-    samples = {code: sample_lines(file) for code, file in given.items()}
+def _find_samples(given: Mapping[str, str], manifest: Mapping[str, Any] | None) -> dict[str, list[str]]:
+    """Raw text of each language to try encode() on: the user's, else the corpus's inputs that are still there."""
+    samples = {code: check.sample_lines(file) for code, file in given.items()}
     for split in ("valid", "test", "train"):
         for code, statistics in (manifest or {"splits": {}})["splits"].get(split, {}).items():
             for entry in statistics.get("inputs", []):
                 if code not in samples and Path(entry["path"]).is_file():
                     try:
-                        samples[code] = sample_lines(entry["path"])
+                        samples[code] = check.sample_lines(entry["path"])
                     except UserError:
                         continue  # not a text file by itself: a pattern, or parquet
     return samples
 
 
-def new_record(kind: str, content: Mapping[str, Any] | None, warnings: list[str]) -> dict[str, Any]:
-    """export.json: what the folder was made from. Later exports replace a folder only where all files are as
-    listed in it.
-    """
-    from datetime import datetime
-
-    from xlm_train.interop.transformers.folder import RECORD_FORMAT
-
+def _record(kind: str, content: Mapping[str, Any] | None, warnings: list[str]) -> dict[str, Any]:
+    """export.json, but for the checksums of the files."""
     record: dict[str, Any] = {
         "format": RECORD_FORMAT,
         "version": 1,
@@ -176,10 +179,32 @@ def new_record(kind: str, content: Mapping[str, Any] | None, warnings: list[str]
     return record
 
 
-def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Write export.json with the checksum of every other file of the folder."""
-    from xlm_train.interop.transformers.folder import RECORD
-    from xlm_train.runtime.files import sha256_of, write_json
-
+def _write_record(folder: Path, record: dict[str, Any]) -> None:
     record["files"] = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != RECORD}
     write_json(folder / RECORD, record)
+
+
+def summary(out: Path, record: Mapping[str, Any]) -> str:
+    """Say what an export has written, in a few lines.
+
+    Args:
+        out: Its folder.
+        record: Of the export, as in export.json.
+    """
+    lines = [f"{out}: {', '.join(record['files'])}"]
+    if record["kind"] == "hf":
+        if differences := record.get("largest_score_difference"):
+            found = ", ".join(f"{code} {value:.1e}" for code, value in differences.items())
+            lines.append(f"loaded with transformers; largest difference of its scores from ours: {found}")
+        else:
+            lines.append("not tried out: transformers is not installed, or verify=false")
+        for code, counts in record.get("stock_encode", {}).items():
+            lines.append(
+                f"encode() of transformers differs from our preparation in {counts['differ']} of {counts['lines']}"
+                f" {code} lines"
+            )
+        if not record.get("stock_encode"):
+            lines.append(
+                "encode() of transformers was not compared with our preparation: no text (sample.LANGUAGE=FILE)"
+            )
+    return "\n".join(lines)

@@ -10,11 +10,10 @@ from typing import Any
 
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import read_json
-from xlm_train.training.loggers import read_metrics
 
 
 @dataclass(frozen=True)
-class Said:
+class CardFields:
     """What no file can know and the user may say."""
 
     name: str | None = None
@@ -30,12 +29,22 @@ class Said:
 class Facts:
     """All that the card tells, as far as it is known.
 
-    manifest: of the corpus the model was trained on. environment, metrics, energy: of the run folder. evaluations:
-    results of xlm-eval. stock: language -> lines that transformers' encode() was tried on, and how many differ.
+    Attributes:
+        content: Of the checkpoint.
+        fields: What the user says.
+        checkpoint_sha256: Of the checkpoint's file.
+        n_parameters: Of the exported model: tied weights once, no padding rows.
+        manifest: Of the corpus the model was trained on.
+        environment: environment.json of the run folder.
+        metrics: Lines of metrics.jsonl of the run folder, up to the checkpoint's step.
+        energy: energy.json of the run folder, or an estimate.
+        evaluations: Results of xlm-eval.
+        stock: Language -> on how many lines transformers' encode() was tried, and for how many it differs.
+        warnings: What transformers cannot treat as this program does.
     """
 
     content: Mapping[str, Any]
-    said: Said = field(default_factory=Said)
+    fields: CardFields = field(default_factory=CardFields)
     checkpoint_sha256: str = ""
     n_parameters: int = 0
     manifest: Mapping[str, Any] | None = None
@@ -48,16 +57,19 @@ class Facts:
 
     @property
     def config(self) -> Mapping[str, Any]:
+        """The resolved config of the run, or of an import."""
         config: Mapping[str, Any] = self.content["config"]
         return config
 
     @property
     def languages(self) -> dict[str, int]:
+        """Language -> id."""
         return dict(self.content["text"]["languages"])
 
     @property
     def name(self) -> str:
-        return self.said.name or self.config.get("run_name") or "xlm-clm-" + "".join(self.languages)
+        """The model's name: the user's, else the run's."""
+        return self.fields.name or self.config.get("run_name") or "xlm-clm-" + "".join(self.languages)
 
     @property
     def hours(self) -> float | None:
@@ -70,32 +82,46 @@ class Facts:
 
 def _estimated_energy(facts: Facts) -> dict[str, Any] | None:
     """Energy from the hours of training and the power the user states; None where either is unknown."""
-    if facts.hours is None or facts.said.watts is None:
+    if facts.hours is None or facts.fields.watts is None:
         return None
-    kwh = facts.hours * facts.said.watts / 1000
-    method = f"estimated, not measured: {facts.hours:.3g} hours x {facts.said.watts:g} W as stated by the author"
+    kwh = facts.hours * facts.fields.watts / 1000
+    method = f"estimated, not measured: {facts.hours:.3g} hours x {facts.fields.watts:g} W as stated by the author"
     estimate: dict[str, Any] = {"energy_kwh": kwh, "method": method}
-    if facts.said.grams_co2_per_kwh is not None:
-        estimate["co2_kg"] = kwh * facts.said.grams_co2_per_kwh / 1000
-        estimate["method"] += f", {facts.said.grams_co2_per_kwh:g} g CO2 per kWh"
+    if facts.fields.grams_co2_per_kwh is not None:
+        estimate["co2_kg"] = kwh * facts.fields.grams_co2_per_kwh / 1000
+        estimate["method"] += f", {facts.fields.grams_co2_per_kwh:g} g CO2 per kWh"
     return estimate
 
 
 def gather(
-    checkpoint: Path, content: Mapping[str, Any], evaluation: Path | None, said: Said, n_parameters: int
+    checkpoint: Path, content: Mapping[str, Any], evaluation: Path | None, fields: CardFields, n_parameters: int
 ) -> Facts:
-    """Facts from a checkpoint and what lies around it: its corpus, its run folder, results of xlm-eval.
+    """Gather facts from a checkpoint and what lies around it: its corpus, its run folder, results of xlm-eval.
 
-    A corpus that is not the one the model was trained on (another lineage) is not used. Raises UserError where
-    `evaluation` is a result of another checkpoint.
+    A corpus that is not the one the model was trained on (another lineage) is not used.
+
+    Args:
+        checkpoint: The file.
+        content: What is in it.
+        evaluation: A result of xlm-eval; None takes those beside the checkpoint.
+        fields: What the user says.
+        n_parameters: Of the exported model.
+
+    Returns:
+        The facts.
+
+    Raises:
+        UserError: If `evaluation` is not a result of xlm-eval for this checkpoint.
     """
-    facts = Facts(content, said, content["sha256"], n_parameters)
+    facts = Facts(content, fields, content["sha256"], n_parameters)
     path = (facts.config.get("data") or {}).get("path")
     manifest = _json_if_there(Path(path) / "manifest.json") if path else None
     if manifest is not None and manifest.get("lineage") == content["lineage"].get("corpus"):
         facts.manifest = manifest
     run = checkpoint.resolve().parent.parent
     if (run / "config.yaml").is_file():
+        from xlm_train.training.loggers import read_metrics  # with Lightning, which the card's fields do without
+
         facts.environment = _json_if_there(run / "environment.json")
         step = content["progress"]["step"]
         facts.metrics = [line for line in read_metrics(run / "metrics.jsonl") if line["step"] <= step]

@@ -8,8 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from xlm_train.interop.facts import Facts
 from xlm_train.model.transformer import ModelShape
+from xlm_train.runtime.run_folder import flatten
+from xlm_train.text.vocabulary import SPECIALS
 
 UNKNOWN = "not recorded"
 MEASURES = {
@@ -19,40 +23,161 @@ MEASURES = {
     "bits_per_character": "bits per character",
 }
 SETTINGS = ("data", "model", "optimizer", "schedule", "trainer", "seed")
+PARAMS = (  # of an imported checkpoint
+    "optimizer", "bptt", "batch_size", "epoch_size", "clip_grad_norm", "fp16", "dropout", "attention_dropout",
+)  # fmt: skip
 NOT_SETTINGS = ("data.path", "optimizer._partial_", "schedule._partial_")
 EXAMPLES = defaultdict(lambda: "12 : 3 = 4", de="Es war einmal", en="Wikipedia was used to")
 LANGUAGE_NAMES = {"de": "German", "en": "English", "es": "Spanish", "fr": "French", "it": "Italian", "nl": "Dutch"}
 
 
 def model_card(facts: Facts) -> str:
-    """The card as Markdown with the hub's metadata on top."""
-    from omegaconf import OmegaConf
+    """Write the card.
 
-    sections = [
-        _details(facts),
-        _start(facts),
-        _uses(facts),
-        _limitations(facts),
-        _training(facts),
-        _evaluation(facts),
-        _impact(facts),
-        _technical(facts),
-        _citation(facts),
-    ]
+    Args:
+        facts: What is known; the rest is said to be not recorded.
+
+    Returns:
+        Markdown with the hub's metadata on top.
+    """
     head = OmegaConf.to_yaml(OmegaConf.create(metadata(facts)))
-    return f"---\n{head}---\n\n# {facts.name}\n\n" + "\n\n".join(sections) + "\n"
+    fields, names = facts.fields, _language_names(facts)
+    shape = ModelShape(**facts.content["shape"])
+    language = "en" if "en" in facts.languages else next(iter(facts.languages))
+    other = next((code for code in facts.languages if code != language), language)
+    stock = "\n".join(f"- {code}: {_share(facts.stock.get(code))}" for code in facts.languages)
+    warnings = "".join(f"\n- {warning}" for warning in facts.warnings)
+    positions = "sinusoidal" if shape.sinusoidal_positions else "learned"
+    hours = UNKNOWN
+    if facts.hours is not None:
+        hours = f"{facts.hours:,.3g} (training steps; validation and saving not counted)"
+    return f"""---
+{head}---
+
+# {facts.name}
+
+## Model details
+
+A causal (left-to-right) cross-lingual language model for {names}: one Transformer that reads text of
+each language with an embedding of that language added at every position (Lample & Conneau 2019). It is of the same
+kind as `xlm-clm-ende-1024`.
+
+- **Developed by:** {fields.authors or UNKNOWN}
+- **Model type:** causal language model, {facts.n_parameters:,} parameters
+- **Languages:** {names}
+- **License:** {fields.license or UNKNOWN}
+- **Origin:** {_origin(facts)}
+- **Paper:** Cross-lingual Language Model Pretraining, https://arxiv.org/abs/1901.07291
+
+## How to get started
+
+```python
+import torch
+from transformers import XLMTokenizer, XLMWithLMHeadModel
+
+tokenizer = XLMTokenizer.from_pretrained("FOLDER")
+model = XLMWithLMHeadModel.from_pretrained("FOLDER")
+
+input_ids = torch.tensor([tokenizer.encode("{EXAMPLES[language]}")])
+langs = torch.full_like(input_ids, tokenizer.lang2id["{language}"])  # without langs the scores are other ones
+scores = model(input_ids, langs=langs).logits
+```
+
+**Exact token ids.** transformers' `encode()` applies English rules to every language and begins a text with `<s>`,
+where training texts begin with `</s>`. Lines that it encodes differently from the training's preparation:
+
+{stock}
+
+The training's own ids, from the files in this folder, each line ended by `</s>`:
+
+```python
+from xlm_train.interop.transformers.folder import open_text
+
+ids = open_text("FOLDER").encode(["{EXAMPLES[other]}"], "{other}").ids[:-1]
+input_ids = torch.tensor([[tokenizer.sep_token_id, *ids.tolist()]])  # </s> first
+```
+
+Text that is tokenised already comes out the same through
+`tokenizer.convert_tokens_to_ids(tokenizer._tokenize(text, bypass_tokenizer=True))`.
+
+**Do not use `model.generate()`.** For XLM it puts a mask token after the text and predicts what follows *that*.
+`xlm-generate` of this project continues text properly. A loss from `labels=input_ids` is not shifted: shift the labels
+yourself.{warnings}
+
+## Uses
+
+Scoring and continuing text in {names}, and as the starting point of further training: translation
+models, as in the paper, or classifiers. It follows no instructions and is no translator as it is.
+
+## Bias, risks and limitations
+
+The model repeats what its training text says, errors and prejudices included, and nothing has been done to remove them.
+What it writes is not to be taken for fact. It was not tested for bias.{_window(facts)}
+
+## Training details
+
+### Training data
+
+{_data(facts)}
+
+### Preprocessing
+
+{_preprocessing(facts)}
+
+### Hyperparameters
+
+{_hyperparameters(facts)}
+
+## Evaluation
+
+{_evaluation(facts)}
+
+## Environmental impact
+
+- **Hardware type:** {_hardware(facts)}
+- **Hours used:** {hours}
+- **Region:** {_region(facts)}
+- **Energy:** {_measured(facts, "energy_kwh", "kWh")}
+- **Carbon dioxide emitted:** {_measured(facts, "co2_kg", "kg")}
+
+## Technical specifications
+
+- **Architecture:** Transformer, {shape.n_layers} layers, width {shape.dim}, {shape.n_heads} heads, feed-forward width
+  {shape.ffn_dim}, GELU, LayerNorm after each sum; {shape.max_positions} {positions} positions; language embeddings:
+  {shape.n_langs if shape.uses_languages else "none"}; input and output embeddings tied; dropout {shape.dropout}
+- **Objective:** each token from those before it in its window (cross-entropy)
+
+- **Software:** {_software(facts)}
+- **Checkpoint:** sha256 `{facts.checkpoint_sha256}`
+
+## Citation
+
+```bibtex
+@inproceedings{{lample2019cross,
+  title = {{Cross-lingual Language Model Pretraining}},
+  author = {{Lample, Guillaume and Conneau, Alexis}},
+  booktitle = {{Advances in Neural Information Processing Systems}},
+  year = {{2019}}
+}}
+```
+
+Lample, G., & Conneau, A. (2019). Cross-lingual language model pretraining. *Advances in Neural Information Processing
+Systems*, 32.
+
+**Contact:** {fields.contact or UNKNOWN}
+"""
 
 
 def metadata(facts: Facts) -> dict[str, Any]:
-    """What the hub reads from the card's head."""
+    """Collect what the hub reads from the card's head."""
     found: dict[str, Any] = {
         "language": list(facts.languages),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["xlm", "causal-lm", "cross-lingual"],
     }
-    if facts.said.license:
-        found["license"] = facts.said.license
+    if facts.fields.license:
+        found["license"] = facts.fields.license
     if facts.energy and facts.energy.get("co2_kg") is not None:
         found["co2_eq_emissions"] = {
             "emissions": 1000 * facts.energy["co2_kg"],
@@ -94,66 +219,10 @@ def _language_names(facts: Facts) -> str:
     )
 
 
-def _details(facts: Facts) -> str:
-    imported = facts.config.get("imported")
-    origin = (
-        "trained from scratch" if not facts.content["lineage"].get("parents") else "continued from another checkpoint"
-    )
-    if imported:
-        origin = f"imported from `{imported['file']}`, not trained by this project"
-    return f"""## Model details
-
-A causal (left-to-right) cross-lingual language model for {_language_names(facts)}: one Transformer that reads text of
-each language with an embedding of that language added at every position (Lample & Conneau 2019). It is of the same
-kind as `xlm-clm-ende-1024`.
-
-- **Developed by:** {facts.said.authors or UNKNOWN}
-- **Model type:** causal language model, {facts.n_parameters:,} parameters
-- **Languages:** {_language_names(facts)}
-- **License:** {facts.said.license or UNKNOWN}
-- **Origin:** {origin}
-- **Paper:** Cross-lingual Language Model Pretraining, https://arxiv.org/abs/1901.07291"""
-
-
-def _start(facts: Facts) -> str:
-    language = "en" if "en" in facts.languages else next(iter(facts.languages))
-    other = next((code for code in facts.languages if code != language), language)
-    stock = "\n".join(f"- {code}: {_share(facts.stock.get(code))}" for code in facts.languages)
-    warned = "".join(f"\n- {warning}" for warning in facts.warnings)
-    return f"""## How to get started
-
-```python
-import torch
-from transformers import XLMTokenizer, XLMWithLMHeadModel
-
-tokenizer = XLMTokenizer.from_pretrained("FOLDER")
-model = XLMWithLMHeadModel.from_pretrained("FOLDER")
-
-input_ids = torch.tensor([tokenizer.encode("{EXAMPLES[language]}")])
-langs = torch.full_like(input_ids, tokenizer.lang2id["{language}"])  # without langs the scores are other ones
-scores = model(input_ids, langs=langs).logits
-```
-
-**Exact token ids.** transformers' `encode()` applies English rules to every language and begins a text with `<s>`,
-where training texts begin with `</s>`. Lines that it encodes differently from the training's preparation:
-
-{stock}
-
-The training's own ids, from the files in this folder, each line ended by `</s>`:
-
-```python
-from xlm_train.interop.transformers.folder import open_text
-
-ids = open_text("FOLDER").encode(["{EXAMPLES[other]}"], "{other}").ids[:-1]
-input_ids = torch.tensor([[tokenizer.sep_token_id, *ids.tolist()]])  # </s> first
-```
-
-Text that is tokenised already comes out the same through
-`tokenizer.convert_tokens_to_ids(tokenizer._tokenize(text, bypass_tokenizer=True))`.
-
-**Do not use `model.generate()`.** For XLM it puts a mask token after the text and predicts what follows *that*.
-`xlm-generate` of this project continues text properly. A loss from `labels=input_ids` is not shifted: shift the labels
-yourself.{warned}"""
+def _origin(facts: Facts) -> str:
+    if imported := facts.config.get("imported"):
+        return f"imported from `{imported['file']}`, not trained by this project"
+    return "continued from another checkpoint" if facts.content["lineage"].get("parents") else "trained from scratch"
 
 
 def _share(counts: Mapping[str, int] | None) -> str:
@@ -162,35 +231,9 @@ def _share(counts: Mapping[str, int] | None) -> str:
     return f"{counts['differ']:,} of {counts['lines']:,} lines ({100 * counts['differ'] / counts['lines']:.1f} %)"
 
 
-def _uses(facts: Facts) -> str:
-    return f"""## Uses
-
-Scoring and continuing text in {_language_names(facts)}, and as the starting point of further training: translation
-models, as in the paper, or classifiers. It follows no instructions and is no translator as it is."""
-
-
-def _limitations(facts: Facts) -> str:
-    data = facts.config.get("data") or {}
-    window = (
-        f"Windows of {data['bptt']} tokens were seen in training: later positions are untrained."
-        if data.get("bptt")
-        else ""
-    )
-    return f"""## Bias, risks and limitations
-
-The model repeats what its training text says, errors and prejudices included, and nothing has been done to remove them.
-What it writes is not to be taken for fact. It was not tested for bias. {window}""".rstrip()
-
-
-def _training(facts: Facts) -> str:
-    return "\n\n".join(
-        [
-            "## Training details",
-            "### Training data\n\n" + _data(facts),
-            "### Preprocessing\n\n" + _preprocessing(facts),
-            "### Hyperparameters\n\n" + _hyperparameters(facts),
-        ]
-    )
+def _window(facts: Facts) -> str:
+    bptt = (facts.config.get("data") or {}).get("bptt")
+    return f" Windows of {bptt} tokens were seen in training: later positions are untrained." if bptt else ""
 
 
 def _data(facts: Facts) -> str:
@@ -223,13 +266,11 @@ def _preprocessing(facts: Facts) -> str:
     return (
         "The Moses steps (punctuation replaced and normalised, non-printing characters removed, tokenised by each"
         f" language's rules), {case}, {accents}; then byte-pair encoding, {merges:,} merges shared by the languages."
-        f" Vocabulary: {words:,} entries, 14 special ones included."
+        f" Vocabulary: {words:,} entries, {len(SPECIALS)} special ones included."
     )
 
 
 def _hyperparameters(facts: Facts) -> str:
-    from xlm_train.runtime.run_folder import flatten
-
     config = {key: value for key, value in facts.config.items() if key in SETTINGS}
     flat = {key: value for key, value in flatten(config).items() if key not in NOT_SETTINGS and value is not None}
     progress = facts.content["progress"]
@@ -239,17 +280,7 @@ def _hyperparameters(facts: Facts) -> str:
     done += f", {tokens:,} tokens read" if tokens is not None else ""
     if facts.config.get("imported"):
         params = facts.config["imported"].get("params", {})
-        known = (
-            "optimizer",
-            "bptt",
-            "batch_size",
-            "epoch_size",
-            "clip_grad_norm",
-            "fp16",
-            "dropout",
-            "attention_dropout",
-        )
-        rows += [[f"`{key}` (of the imported checkpoint)", json.dumps(params[key])] for key in known if key in params]
+        rows += [[f"`{key}` (of the imported checkpoint)", json.dumps(params[key])] for key in PARAMS if key in params]
     return done + ".\n\n" + (_table(["setting", "value"], rows) if rows else f"Settings: {UNKNOWN}.")
 
 
@@ -262,14 +293,14 @@ def _tokens(facts: Facts) -> int | None:
 
 def _evaluation(facts: Facts) -> str:
     if not facts.evaluations:
-        return f"## Evaluation\n\nResults: {UNKNOWN}."
+        return f"Results: {UNKNOWN}."
     rows = [
         [_text_name(result), code, *(_number(figures.get(measure), 3) for measure in MEASURES)]
         for result in facts.evaluations
         for code, figures in [*result["languages"].items(), ("mean", result.get("mean", {}))]
     ]
     return (
-        "## Evaluation\n\nBy `xlm-eval`; a split is read as one stream in windows, as the original evaluates."
+        "By `xlm-eval`; a split is read as one stream in windows, as the original evaluates."
         " Perplexities per token compare only under the same vocabulary; per word and per character they compare"
         " between vocabularies.\n\n" + _table(["text", "language", *MEASURES.values()], rows)
     )
@@ -282,7 +313,7 @@ def _text_name(result: Mapping[str, Any]) -> str:
 
 
 def _region(facts: Facts) -> str:
-    return facts.said.region or (facts.energy or {}).get("region") or UNKNOWN
+    return facts.fields.region or (facts.energy or {}).get("region") or UNKNOWN
 
 
 def _hardware(facts: Facts) -> str:
@@ -295,54 +326,17 @@ def _hardware(facts: Facts) -> str:
     return f"{processes} x {kind}" if devices else f"{kind}, {processes} process{'es' if processes > 1 else ''}"
 
 
-def _impact(facts: Facts) -> str:
+def _measured(facts: Facts, name: str, unit: str) -> str:
     energy = facts.energy or {}
+    if energy.get(name) is None:
+        return UNKNOWN
     how = f" ({energy['method']})" if energy.get("method") else ""
-    used = _number(energy.get("energy_kwh"), 3) + (f" kWh{how}" if energy.get("energy_kwh") is not None else "")
-    co2 = _number(energy.get("co2_kg"), 3) + (f" kg{how}" if energy.get("co2_kg") is not None else "")
-    hours = (
-        UNKNOWN if facts.hours is None else f"{facts.hours:,.3g} (training steps; validation and saving not counted)"
-    )
-    return f"""## Environmental impact
-
-- **Hardware type:** {_hardware(facts)}
-- **Hours used:** {hours}
-- **Region:** {_region(facts)}
-- **Energy:** {used}
-- **Carbon dioxide emitted:** {co2}"""
+    return f"{_number(energy[name], 3)} {unit}{how}"
 
 
-def _technical(facts: Facts) -> str:
-    shape = ModelShape(**facts.content["shape"])
-    packages = (facts.environment or {}).get("packages") or {}
-    software = ", ".join(
-        f"{name} {packages[name]}" for name in ("torch", "pytorch-lightning", "numpy") if name in packages
-    )
-    positions = "sinusoidal" if shape.sinusoidal_positions else "learned"
-    return f"""## Technical specifications
-
-- **Architecture:** Transformer, {shape.n_layers} layers, width {shape.dim}, {shape.n_heads} heads, feed-forward width
-  {shape.ffn_dim}, GELU, LayerNorm after each sum; {shape.max_positions} {positions} positions; language embeddings:
-  {shape.n_langs if shape.uses_languages else "none"}; input and output embeddings tied; dropout {shape.dropout}
-- **Objective:** each token from those before it in its window (cross-entropy)
-
-- **Software:** {f"Python {facts.environment['python']}, {software}" if facts.environment else UNKNOWN}
-- **Checkpoint:** sha256 `{facts.checkpoint_sha256}`"""
-
-
-def _citation(facts: Facts) -> str:
-    return f"""## Citation
-
-```bibtex
-@inproceedings{{lample2019cross,
-  title = {{Cross-lingual Language Model Pretraining}},
-  author = {{Lample, Guillaume and Conneau, Alexis}},
-  booktitle = {{Advances in Neural Information Processing Systems}},
-  year = {{2019}}
-}}
-```
-
-Lample, G., & Conneau, A. (2019). Cross-lingual language model pretraining. *Advances in Neural Information Processing
-Systems*, 32.
-
-**Contact:** {facts.said.contact or UNKNOWN}"""
+def _software(facts: Facts) -> str:
+    if not facts.environment:
+        return UNKNOWN
+    packages = facts.environment.get("packages") or {}
+    known = [f"{name} {packages[name]}" for name in ("torch", "pytorch-lightning", "numpy") if name in packages]
+    return ", ".join([f"Python {facts.environment['python']}", *known])

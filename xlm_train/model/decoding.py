@@ -1,4 +1,4 @@
-"""`xlm-generate`: continue a text, with a key-value cache, several texts at once."""
+"""Continuing a text word by word, with a key-value cache, several texts at once."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 class Sampling:
     """How the next word is chosen.
 
-    temperature: 0 takes the likeliest word (greedy); otherwise the scores are divided by it before the softmax. top_k:
-    only the k likeliest words (0: all). top_p: only the likeliest words that together reach this probability (Holtzman
-    et al. 2020), applied after temperature and top_k. seed: the same seed, prompt and sample number give the same
-    text.
+    Args:
+        temperature: 0 takes the most likely word (greedy); otherwise the scores are divided by it before the softmax.
+        top_k: Only the k most likely words (0: all).
+        top_p: Only the most likely words that together reach this probability, after temperature and top_k.
+        seed: The same seed, prompt and sample number give the same text.
+
+    Source: for top_p, Holtzman et al. 2020.
     """
 
     temperature: float = 0.0
@@ -35,7 +38,7 @@ class Sampling:
     seed: int = 0
 
     def problems(self) -> list[str]:
-        """What is wrong with these values, naming the override that mends it."""
+        """What is wrong with these values, naming the override that fixes it."""
         problems = []
         if self.temperature < 0:
             problems.append(f"temperature={self.temperature}: must be 0 (greedy) or positive")
@@ -54,7 +57,16 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Continuation:
-    """text: prompt and continuation, detokenised. tokens: the new ids. finished: it ended itself, with an eos."""
+    """One continued text.
+
+    Args:
+        prompt: As it was given.
+        language: Its code.
+        sample: Number among the samples of this prompt.
+        text: Prompt and continuation, detokenised.
+        tokens: The new ids.
+        finished: It ended itself, with an eos.
+    """
 
     prompt: str
     language: str
@@ -77,8 +89,12 @@ def window_start(length: int, context: int) -> int:
 class CachedTexts:
     """Next-word scores for texts that grow a token at a time, each token read once.
 
-    Texts may differ in length; `context` is the most tokens read to predict one (see `window_start`), longest the most
-    that any text will have.
+    Args:
+        model: In evaluation mode.
+        language: Its id of the texts' language.
+        n_texts: Texts, which may differ in length.
+        context: The most tokens read to predict one (see `window_start`).
+        longest: The most tokens that any text will have.
     """
 
     def __init__(self, model: XLM, language: int, n_texts: int, context: int, longest: int) -> None:
@@ -92,7 +108,7 @@ class CachedTexts:
         self.starts = [-1] * n_texts  # first position of each text that the cache holds; -1: holds nothing
 
     def next_logits(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        """Scores (len(texts), V) of the word after each text: those of the last call, each one token longer."""
+        """Scores (len(texts), V) of the word after each text; the texts are those of the last call, a token longer."""
         import torch
 
         starts = [window_start(len(text), self.context) for text in texts]
@@ -113,7 +129,7 @@ class CachedTexts:
         self.starts = [self.starts[row] for row in rows]
 
     def _read(self, rows: Sequence[int], texts: Sequence[Sequence[int]]) -> None:
-        """Fill the cache rows anew with texts, which stand at positions 0 and on."""
+        """Fill the cache rows again with texts, which stand at positions 0 and on."""
         import torch
 
         from xlm_train.model.transformer import KeyValueCache
@@ -143,12 +159,23 @@ def generate(
     stop_at_eos: bool = True,
     banned: Sequence[int] = (),
 ) -> list[list[int]]:
-    """New tokens for each prompt, at most max_tokens, all prompts read together.
+    """Continue prompts, all of them together.
 
-    prompts: token ids, at least one each; a text begins with eos, as in training. context: tokens read at most to
-    predict one. sample_numbers: tells several samples of one prompt apart. stop_at_eos: a text ends with the first eos
-    (which is returned too). banned: ids that are never chosen. What a prompt gives does not depend on the others
-    beside it, but for rounding.
+    What a prompt gives does not depend on the others beside it, but for rounding.
+
+    Args:
+        model: It is set to evaluation mode.
+        prompts: Token ids, at least one each; a text begins with eos, as in training.
+        language: The model's id of it.
+        max_tokens: New tokens of each prompt, at most.
+        context: Tokens read at most to predict one.
+        sampling: Default greedy.
+        sample_numbers: One a prompt: tells several samples of one prompt apart.
+        stop_at_eos: A text ends with the first eos (which is returned too).
+        banned: Ids that are never chosen.
+
+    Returns:
+        The new tokens of each prompt.
     """
     import torch
 
@@ -178,8 +205,12 @@ def generate(
 
 
 def choose(logits_BV: Tensor, sampling: Sampling, uniform_B: Tensor) -> Tensor:
-    """The next word of each row (B,): the likeliest, or by inverting the cumulative distribution at uniform_B in [0,
-    1).
+    """The next word of each row (B,).
+
+    Args:
+        logits_BV: Scores of all words.
+        sampling: Greedy, or by inverting the cumulative distribution.
+        uniform_B: Where it is inverted, in [0, 1).
     """
     import torch
 
@@ -191,8 +222,8 @@ def choose(logits_BV: Tensor, sampling: Sampling, uniform_B: Tensor) -> Tensor:
         scores, ids = scores.topk(min(sampling.top_k, scores.shape[1]), dim=1)
     probabilities = scores.softmax(dim=1)
     if sampling.top_p < 1:
-        probabilities, likeliest = _reaching(probabilities, sampling.top_p)
-        ids = ids.gather(1, likeliest)
+        probabilities, most_likely = _reaching(probabilities, sampling.top_p)
+        ids = ids.gather(1, most_likely)
         before = probabilities.cumsum(dim=1) - probabilities
         probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
     reached = probabilities.cumsum(dim=1)
@@ -230,11 +261,23 @@ def continue_texts(
     stop_at_eos: bool = True,
     batch_texts: int = 32,
 ) -> Iterator[Continuation]:
-    """Continuations of raw texts in their order, num_samples of each.
+    """Continue raw texts, in their order.
 
     A prompt is tokenised and cut like the training text; a newline in it ends a sentence (an eos), so a prompt that
-    ends in one asks for the next sentence. Special words other than eos are never generated. Raises ConfigError where
-    the checkpoint does not know the language.
+    ends in one asks for the next sentence. Special words other than eos are never generated.
+
+    Args:
+        trained: The opened checkpoint.
+        prompts: Raw text.
+        language: Its code.
+        max_tokens: New tokens of each text, at most.
+        sampling: Default greedy.
+        num_samples: Continuations of each prompt.
+        stop_at_eos: A text ends with the first eos.
+        batch_texts: Texts that are continued together.
+
+    Raises:
+        ConfigError: The checkpoint does not know the language.
     """
     from xlm_train.text.vocabulary import EOS, SPECIALS
 

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.device import resolve_device
-from xlm_train.runtime.errors import ConfigError
+from xlm_train.runtime.errors import ConfigError, TextError
 from xlm_train.text.reader import TextReader
+from xlm_train.text.vocabulary import EOS, read_text
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """path, sha256: of the checkpoint file and its content. bptt: window length in tokens, as in training."""
+    """What `open_checkpoint` returns.
+
+    Args:
+        path: Of the checkpoint file.
+        sha256: Of its content.
+        step: At which it was saved.
+        lineage: Corpus and checkpoints that it comes from.
+        model: In evaluation mode, on `device`.
+        text: Raw text to the model's ids and back.
+        bptt: Window length in tokens, as in training.
+        device: Where the model is.
+    """
 
     path: Path
     sha256: str
@@ -37,13 +53,63 @@ class TrainedModel:
         """
         return self.bptt - 1
 
+    def logits(self, line: str, language: str) -> Tensor:
+        """Scores of all words at each place of a line of raw text.
+
+        Args:
+            line: Without its line end.
+            language: Its code.
+
+        Returns:
+            (T, V), where T counts the line's tokens and the eos that ends it; row p scores what follows the first p of
+            them.
+
+        Raises:
+            ConfigError: The checkpoint does not know the language.
+            TextError: The line has more than `context` tokens.
+        """
+        return self._logits(self._ids(line, language), language)
+
+    def score(self, line: str, language: str) -> float:
+        """Natural logarithm of the probability of a line of raw text, its end included; arguments as `logits`."""
+        ids = self._ids(line, language)
+        return float(self._logits(ids, language).log_softmax(dim=1).gather(1, ids[:, None]).sum())
+
+    def _ids(self, line: str, language: str) -> Tensor:
+        self.text.language(language)
+        ids = torch.from_numpy(self.text.encode([line], language).ids.astype(np.int64)).to(self.device)
+        if len(ids) > self.context:
+            raise TextError(
+                f"the line has {len(ids):,} tokens, {self.path} reads {self.context:,} at most: shorten it"
+                f" (xlm-eval text.{language}=FILE scores longer lines in pieces)"
+            )
+        return ids
+
+    @torch.no_grad()
+    def _logits(self, ids: Tensor, language: str) -> Tensor:
+        read = torch.cat([ids.new_tensor([EOS]), ids[:-1]])
+        return self.model.logits(self.model(read[None], langs=self.text.language(language))[0])
+
 
 def open_checkpoint(path: str | Path, device: str = "auto", bptt: int | None = None) -> TrainedModel:
     """Read a checkpoint into a model in evaluation mode.
 
-    device: auto, cpu or cuda; auto takes a GPU where there is one. bptt: default what the checkpoint's config says, or
-    all positions where it says nothing (a file imported from elsewhere). Raises UserError where the file is missing,
-    damaged or not a checkpoint, the device is not there, or the model has fewer positions than bptt.
+    Args:
+        path: A file that xlm-train or xlm-import wrote.
+        device: auto, cpu or cuda; auto takes a GPU where there is one.
+        bptt: Window length in tokens; default what the checkpoint's config says, or all positions where it says nothing
+            (a file imported from elsewhere).
+
+    Raises:
+        UserError: The file is missing, damaged or not a checkpoint, the device is not there, or the model has fewer
+            positions than bptt.
+
+    Example:
+        >>> trained = xlm_train.load_pretrained("model.pt", device="cpu")
+        >>> trained.logits("The king was dead.", "en").shape  # 5 tokens and the line's end, 6,142 words
+        torch.Size([6, 6142])
+        >>> trained.score("The king was dead.", "en") < 0
+        True
     """
     place = resolve_device(device)
     content = checkpoint_file.load(path)
@@ -65,3 +131,53 @@ def open_checkpoint(path: str | Path, device: str = "auto", bptt: int | None = N
         bptt=bptt,
         device=place,
     )
+
+
+load_pretrained = open_checkpoint  # its name in the public API: xlm_train.load_pretrained
+
+
+def prepare_text(
+    text: str | Sequence[str],
+    language: str,
+    checkpoint: str | Path | TrainedModel | None = None,
+    *,
+    codes: str | Path | None = None,
+    vocab: str | Path | None = None,
+    lowercase: bool = False,
+    remove_accents: bool = False,
+) -> list[NDArray[np.int64]]:
+    """Raw text to ids: tokenised, cut by BPE, looked up in the vocabulary.
+
+    Args:
+        text: Lines without their ends, or a string whose newlines end them.
+        language: Their code, such as `en`.
+        checkpoint: Prepares the text as the model's training text was.
+        codes: Instead of a checkpoint, a BPE codes file ...
+        vocab: ... and its vocabulary file.
+        lowercase: With codes and vocab, lower-case the text.
+        remove_accents: With codes and vocab, strip its accents.
+
+    Returns:
+        Ids of each line, its eos included; `<unk>` (3) where the vocabulary lacks a piece.
+
+    Raises:
+        UserError: A file cannot be read, the checkpoint does not know the language or holds no codes, or neither a
+            checkpoint nor codes and vocab are given.
+
+    Example:
+        >>> xlm_train.prepare_text("The king was dead.", "en", codes="codes", vocab="vocab")
+        [array([  31,  695,   24, 3248,   14,    1])]
+    """
+    if (checkpoint is None, codes is None, vocab is None) not in ((False, True, True), (True, False, False)):
+        raise ConfigError("prepare_text: give a checkpoint, or codes=FILE and vocab=FILE")
+    if isinstance(checkpoint, TrainedModel):
+        reader = checkpoint.text
+    elif checkpoint is not None:
+        reader = TextReader(checkpoint_file.load(checkpoint)["text"], name=str(checkpoint))
+    else:
+        files = {"codes": read_text(str(codes)), "vocab": read_text(str(vocab))}
+        options = {"lowercase": lowercase, "remove_accents": remove_accents}
+        reader = TextReader({"languages": {language: 0}, **files, **options}, name=f"{codes}, {vocab}")
+    reader.language(language)
+    encoded = reader.encode(text.split("\n") if isinstance(text, str) else text, language)
+    return np.split(encoded.ids.astype(np.int64), encoded.starts)[1:]

@@ -1,14 +1,17 @@
 """The transformer of Lample & Conneau (2019), in one file.
 
-Shapes: B streams, T positions, D model width, H heads, V vocabulary. Post-norm blocks (LayerNorm after each
-residual sum), erf GELU, learned positions, one embedding per language, input and output embeddings tied.
-Source: Lample & Conneau 2019, section 3 and 5.1; Devlin et al. 2018 for the layer; behaviour checked against
+Post-norm blocks (LayerNorm after each residual sum), erf GELU, learned positions, one embedding per language, input and
+output embeddings tied. Shapes: B streams, T positions, D model width, H heads, E = D / H, V vocabulary.
+
+Source: Lample & Conneau 2019, sections 3 and 5.1; Devlin et al. 2018 for the layer; behaviour checked against
 activations and gradients of the original implementation.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,25 +20,37 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from xlm_train.model.ops.attention import causal_attention
-from xlm_train.model.ops.dropout import dropout
-from xlm_train.model.ops.gelu import gelu_linear
-from xlm_train.model.ops.linear_cross_entropy import linear_cross_entropy, tied_lookup
-from xlm_train.model.ops.matmul import Linear
+from xlm_train.model.ops import OPS, PlainOps
 from xlm_train.runtime.errors import ConfigError
 
 PAD = 2
 LAYER_NORM_EPS = 1e-12
+
+Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # new keys and values in, all that the layer has out
 
 
 @dataclass(frozen=True)
 class ModelShape:
     """Everything that fixes the model's parameters and arithmetic.
 
-    n_words: vocabulary entries, specials included. n_langs: languages; 1 means no language embedding.
-    vocab_multiple: the embedding matrix is padded to a multiple of this many rows (the commands' default is 8: tensor
-    cores want it in half precision, and a CPU's products are faster); the padding rows are outside the softmax and are
-    never exported.
+    Args:
+        n_words: Vocabulary entries, specials included.
+        n_langs: Languages; with 1 there is no language embedding.
+        dim: Width D.
+        n_layers: Blocks.
+        n_heads: Attention heads; they divide `dim`.
+        ffn_dim: Width inside the feed-forward layers.
+        max_positions: The longest window in tokens.
+        dropout: Of the embeddings and of what each block adds, in [0, 1).
+        attention_dropout: Of the attention weights, in [0, 1).
+        sinusoidal_positions: Fixed positions instead of learned ones.
+        language_embeddings: Add each language's vector to the input.
+        vocab_multiple: The embedding matrix is padded to a multiple of this many rows (the commands' default is 8:
+            tensor cores want it in half precision, and a CPU's products are faster); the padding rows are outside the
+            softmax and are never exported.
+
+    Raises:
+        ConfigError: With every value that cannot work, each named as its override.
     """
 
     n_words: int
@@ -77,17 +92,24 @@ class ModelShape:
 
     @property
     def uses_languages(self) -> bool:
+        """Whether the model has language embeddings."""
         return self.language_embeddings and self.n_langs > 1
 
     def to_dict(self) -> dict[str, Any]:
+        """Field -> value, as checkpoints hold it."""
         return asdict(self)
 
 
 class KeyValueCache:
     """Keys and values of positions already read, for generation.
 
-    One (2, B, H, capacity, D/H) buffer a layer. Rows may stand at different positions: what a query at position p
-    sees is the slots 0..p of its own row.
+    Rows may stand at different positions: what a query at position p sees is the slots 0..p of its own row.
+
+    Args:
+        shape: Of the model.
+        batch: Rows B.
+        capacity: Positions that a row can hold.
+        like: A tensor of the dtype and on the device that keys and values have.
     """
 
     def __init__(self, shape: ModelShape, batch: int, capacity: int, like: Tensor) -> None:
@@ -95,8 +117,11 @@ class KeyValueCache:
         self.layers = [torch.zeros(size, dtype=like.dtype, device=like.device) for _ in range(shape.n_layers)]
         self.capacity = capacity
 
-    def write(self, layer: int, positions_BT: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values at their positions; return all slots of the layer."""
+    def store(self, layer: int, positions_BT: Tensor) -> Store:
+        """What puts new keys and values (B, H, T, E) at their positions, and returns all of the layer's."""
+        return functools.partial(self._store, layer, positions_BT)
+
+    def _store(self, layer: int, positions_BT: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> tuple[Tensor, Tensor]:
         index = positions_BT[:, None, :, None].expand_as(k_BHTE)
         keys, values = self.layers[layer]
         keys.scatter_(2, index, k_BHTE)
@@ -105,91 +130,106 @@ class KeyValueCache:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused query/key/value product.
+    """Multi-head self-attention with one fused query/key/value product."""
 
-    Which keys a query sees: all up to its own (`causal`, without a cache), or what `visible` (broadcastable to
-    B, H, T, keys; None: all) allows.
-    """
-
-    def __init__(self, shape: ModelShape) -> None:
+    def __init__(self, shape: ModelShape, ops: type[PlainOps]) -> None:
         super().__init__()
+        self.ops = ops
         self.n_heads = shape.n_heads
         self.dropout = shape.attention_dropout
-        self.qkv = Linear(shape.dim, 3 * shape.dim)
-        self.out = Linear(shape.dim, shape.dim)
+        self.qkv = ops.Linear(shape.dim, 3 * shape.dim)
+        self.out = ops.Linear(shape.dim, shape.dim)
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        causal: bool,
-        visible: Tensor | None = None,
-        cache: tuple[KeyValueCache, int, Tensor] | None = None,
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, causal: bool, visible: Tensor | None = None, store: Store | None = None) -> Tensor:
+        """What each position takes from those it sees, (B, T, D).
+
+        Args:
+            x_BTD: Input.
+            causal: Position p sees 0..p; then `visible` and `store` are not used.
+            visible: Otherwise, which keys a query sees: booleans broadcastable to (B, H, T, keys); None: all.
+            store: Takes the keys and values of these positions and returns those to be seen.
+        """
         B, T, D = x_BTD.shape
         qkv_BT3HE = self.qkv(x_BTD).view(B, T, 3, self.n_heads, D // self.n_heads)
-        dropout_p = self.dropout if self.training else 0.0
+        dropout = self.dropout if self.training else 0.0
         if causal:
-            return self.out(causal_attention(qkv_BT3HE, dropout_p).reshape(B, T, D))
-        q, k, v = qkv_BT3HE.permute(2, 0, 3, 1, 4)
-        if cache is not None:
-            store, layer, positions_BT = cache
-            k, v = store.write(layer, positions_BT, k, v)
-        context = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout_p)
-        return self.out(context.transpose(1, 2).reshape(B, T, D))
+            context_BTHE = self.ops.causal_attention(qkv_BT3HE, dropout)
+        else:
+            q, k, v = qkv_BT3HE.permute(2, 0, 3, 1, 4)
+            if store is not None:
+                k, v = store(k, v)
+            context_BTHE = F.scaled_dot_product_attention(q, k, v, visible, dropout).transpose(1, 2)
+        return self.out(context_BTHE.reshape(B, T, D))
 
 
 class FeedForward(nn.Module):
     """Linear, GELU (erf form), Linear."""
 
-    def __init__(self, shape: ModelShape) -> None:
+    def __init__(self, shape: ModelShape, ops: type[PlainOps]) -> None:
         super().__init__()
-        self.lin1 = Linear(shape.dim, shape.ffn_dim)
-        self.lin2 = Linear(shape.ffn_dim, shape.dim)
+        self.ops = ops
+        self.lin1 = ops.Linear(shape.dim, shape.ffn_dim)
+        self.lin2 = ops.Linear(shape.ffn_dim, shape.dim)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return gelu_linear(self.lin1(x_BTD), self.lin2.weight, self.lin2.bias)
+        """(B, T, D), each position by itself."""
+        return self.ops.gelu_linear(self.lin1(x_BTD), self.lin2.weight, self.lin2.bias)
 
 
 class Block(nn.Module):
     """One post-norm transformer layer."""
 
-    def __init__(self, shape: ModelShape) -> None:
+    def __init__(self, shape: ModelShape, ops: type[PlainOps]) -> None:
         super().__init__()
+        self.ops = ops
         self.dropout = shape.dropout
-        self.attention = Attention(shape)
+        self.attention = Attention(shape, ops)
         self.norm1 = nn.LayerNorm(shape.dim, eps=LAYER_NORM_EPS)
-        self.ffn = FeedForward(shape)
+        self.ffn = FeedForward(shape, ops)
         self.norm2 = nn.LayerNorm(shape.dim, eps=LAYER_NORM_EPS)
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        causal: bool,
-        visible: Tensor | None = None,
-        cache: tuple[KeyValueCache, int, Tensor] | None = None,
-    ) -> Tensor:
-        attended = self.attention(x_BTD, causal, visible, cache)
-        x_BTD = self.norm1(x_BTD + dropout(attended, self.dropout, self.training))
-        return self.norm2(x_BTD + dropout(self.ffn(x_BTD), self.dropout, self.training))
+    def forward(self, x_BTD: Tensor, causal: bool, visible: Tensor | None = None, store: Store | None = None) -> Tensor:
+        """(B, T, D); arguments as `Attention.forward`."""
+        attended = self.attention(x_BTD, causal, visible, store)
+        x_BTD = self.norm1(x_BTD + self.ops.dropout(attended, self.dropout, self.training))
+        return self.norm2(x_BTD + self.ops.dropout(self.ffn(x_BTD), self.dropout, self.training))
 
 
 class XLM(nn.Module):
-    """The language model: `forward` gives hidden states, `logits` and `loss` read them out, `next_token_loss` is the whole
-    of training.
+    """The language model.
 
-    recompute: do not keep the activations inside blocks for the backward pass but compute them again there
-    (activation checkpointing): memory for about a third more time.
+    `forward` gives hidden states, `logits` and `loss` read them out, `next_token_loss` is the whole of training.
+
+    Args:
+        shape: Sizes and options.
+        recompute: Do not keep the activations inside blocks for the backward pass but compute them again there
+            (activation checkpointing): memory for about a third more time.
+        ops: `fast`, or `plain` for the same arithmetic in plain PyTorch (see `xlm_train.model.ops`).
+
+    Raises:
+        ConfigError: Where `ops` is neither.
+
+    Example:
+        >>> from xlm_train.model import XLM, ModelShape
+        >>> model = XLM(ModelShape(n_words=1000, dim=64, n_layers=2, n_heads=4, ffn_dim=256))
+        >>> windows = torch.randint(14, 1000, (8, 32))  # 8 windows of 32 tokens
+        >>> model.next_token_loss(windows, langs=0).backward()
+        >>> model.logits(model(windows, langs=0)).shape
+        torch.Size([8, 32, 1000])
     """
 
-    def __init__(self, shape: ModelShape, recompute: bool = False) -> None:
+    def __init__(self, shape: ModelShape, recompute: bool = False, ops: str = "fast") -> None:
         super().__init__()
+        if ops not in OPS:
+            raise ConfigError(f"model.ops={ops}: must be one of {', '.join(OPS)}")
         self.shape = shape
         self.recompute = recompute
+        self.ops = OPS[ops]
         self.embeddings = nn.Embedding(shape.n_rows, shape.dim, padding_idx=PAD)
         self.position_embeddings = nn.Embedding(shape.max_positions, shape.dim)
         self.lang_embeddings = nn.Embedding(shape.n_langs, shape.dim) if shape.uses_languages else None
         self.norm = nn.LayerNorm(shape.dim, eps=LAYER_NORM_EPS)
-        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layers))
+        self.blocks = nn.ModuleList(Block(shape, self.ops) for _ in range(shape.n_layers))
         self.output_bias = nn.Parameter(torch.empty(shape.n_rows))  # the output weights are self.embeddings'
         initialise(self)
 
@@ -204,99 +244,103 @@ class XLM(nn.Module):
     ) -> Tensor:
         """Hidden states (B, T, D) of the last layer.
 
-        tokens_BT: token ids. langs: language ids, one for all, or broadcastable to (B, T). lengths_B: tokens of each
-        row that count, the rest being padding (hidden states there are zero); without it all count. causal: position
-        p sees 0..p; otherwise the whole row. positions_BT: default 0..T-1. With a `cache` the new tokens
-        stand at positions_BT, and see everything of their row at positions up to their own.
-        """
-        return self._encode(self.embeddings(tokens_BT), langs, lengths_B, causal, positions_BT, cache)
+        Args:
+            tokens_BT: Token ids.
+            langs: Language ids: one for all, one a row (B,), or broadcastable to (B, T).
+            lengths_B: Tokens of each row that count, the rest being padding, whose hidden states are zero; without it
+                all count.
+            causal: Position p sees 0..p; otherwise the whole row.
+            positions_BT: Default 0..T-1.
+            cache: The new tokens stand at `positions_BT` and see everything of their row at positions up to their own.
 
-    def _encode(
-        self,
-        words_BTD: Tensor,
-        langs: Tensor | int | None,
-        lengths_B: Tensor | None = None,
-        causal: bool = True,
-        positions_BT: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-    ) -> Tensor:
-        """`forward` from the words' embeddings on."""
-        x = words_BTD
-        T = x.shape[1]
+        Raises:
+            ValueError: Without `langs` where the model has language embeddings; without `positions_BT` with a cache.
+        """
+        x_BTD = self._embed(self.embeddings(tokens_BT), langs, positions_BT)
+        keep_BT1, visible = None, None
+        stores: list[Store | None] = [None] * len(self.blocks)
+        if lengths_B is not None:
+            keep_BT = torch.arange(tokens_BT.shape[1], device=x_BTD.device) < lengths_B[:, None]
+            keep_BT1 = keep_BT[:, :, None]
+            x_BTD = x_BTD * keep_BT1
+            if not causal:
+                visible = keep_BT[:, None, None, :]
+        if cache is not None:
+            if positions_BT is None:
+                raise ValueError("with a cache, positions_BT says where the new tokens stand")
+            slots = torch.arange(cache.capacity, device=x_BTD.device)
+            visible, causal = (slots <= positions_BT[:, :, None])[:, None], False
+            stores = [cache.store(layer, positions_BT) for layer in range(len(self.blocks))]
+        for block, store in zip(self._runnable_blocks(), stores, strict=True):
+            x_BTD = block(x_BTD, causal, visible, store)
+            if keep_BT1 is not None:
+                x_BTD = x_BTD * keep_BT1
+        return x_BTD
+
+    def _embed(self, words_BTD: Tensor, langs: Tensor | int | None, positions_BT: Tensor | None = None) -> Tensor:
+        """The first block's input: words, positions and languages, summed, normalised, dropped out."""
+        x_BTD = words_BTD
         if positions_BT is None:
-            x = x + self.position_embeddings.weight[:T]
+            x_BTD = x_BTD + self.position_embeddings.weight[: x_BTD.shape[1]]
         else:
-            x = x + self.position_embeddings(positions_BT)
+            x_BTD = x_BTD + self.position_embeddings(positions_BT)
         if self.lang_embeddings is not None:
             if langs is None:
                 raise ValueError("this model has language embeddings: `langs` is needed")
             if isinstance(langs, int):  # the training case: a (D,) row; as a tensor the number would be sent to the GPU
-                x = x + self.lang_embeddings.weight[langs]
+                x_BTD = x_BTD + self.lang_embeddings.weight[langs]
             else:
                 rows = self.lang_embeddings(langs)
-                x = x + (rows[:, None] if langs.ndim == 1 else rows)
-        x = dropout(self.norm(x), self.shape.dropout, self.training)
+                x_BTD = x_BTD + (rows[:, None] if langs.ndim == 1 else rows)
+        return self.ops.dropout(self.norm(x_BTD), self.shape.dropout, self.training)
 
-        visible, keep = None, None
-        if lengths_B is not None:
-            keep = torch.arange(T, device=x.device) < lengths_B[:, None]
-            x = x * keep[:, :, None]
-            if not causal:
-                visible = keep[:, None, None, :]
-        if cache is not None:
-            if positions_BT is None:
-                raise ValueError("with a cache, positions_BT says where the new tokens stand")
-            slots = torch.arange(cache.capacity, device=x.device)
-            visible, causal = (slots <= positions_BT[:, :, None])[:, None], False
-
-        for number, block in enumerate(self.blocks):
-            if self.recompute and self.training:
-                x = checkpoint(block, x, causal, visible, use_reentrant=False)
-            else:
-                x = block(x, causal, visible, None if cache is None else (cache, number, positions_BT))
-            if keep is not None:
-                x = x * keep[:, :, None]
-        return x
+    def _runnable_blocks(self) -> list[Callable[..., Tensor]]:
+        if self.recompute and self.training:
+            return [functools.partial(checkpoint, block, use_reentrant=False) for block in self.blocks]
+        return list(self.blocks)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores (..., V) over the real vocabulary (padding rows cut off)."""
+        """Scores (..., V) over the real vocabulary (padding rows cut off) of hidden states (..., D)."""
         scores = F.linear(hidden, self.embeddings.weight, self.output_bias)
         return scores[..., : self.shape.n_words]
 
     def loss(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean cross-entropy in nats over all targets, a float32 scalar; the logits are never held all at once."""
-        return linear_cross_entropy(
-            hidden_BTD.reshape(-1, self.shape.dim),
-            self.embeddings.weight,
-            self.output_bias,
-            targets_BT.reshape(-1),
-            n_words=self.shape.n_words,
-        )
+        return self._loss(hidden_BTD, self.embeddings.weight, targets_BT)
+
+    def _loss(self, hidden_BTD: Tensor, weight_VD: Tensor, targets_BT: Tensor) -> Tensor:
+        hidden_ND, targets_N = hidden_BTD.reshape(-1, self.shape.dim), targets_BT.reshape(-1)
+        return self.ops.linear_cross_entropy(hidden_ND, weight_VD, self.output_bias, targets_N, self.shape.n_words)
 
     def next_token_loss(self, windows_BT: Tensor, langs: Tensor | int | None) -> Tensor:
-        """Mean cross-entropy in nats where position p of each window predicts its token p+1: T-1 predictions a window.
+        """Mean cross-entropy in nats where position p of each window predicts its token p+1.
 
         Equals loss(forward(windows_BT[:, :-1], langs), windows_BT[:, 1:]), but the embedding's gradient is formed once:
         the lookup adds its rows to the softmax layer's, instead of two (V, D) gradients being made and summed.
+
+        Args:
+            windows_BT: Token ids; T - 1 predictions a window.
+            langs: As in `forward`.
+
+        Returns:
+            A float32 scalar.
         """
-        words_BTD, output_weight = tied_lookup(self.embeddings.weight, windows_BT[:, :-1], PAD)
-        hidden_BTD = self._encode(words_BTD, langs)
-        return linear_cross_entropy(
-            hidden_BTD.reshape(-1, self.shape.dim),
-            output_weight,
-            self.output_bias,
-            windows_BT[:, 1:].reshape(-1),
-            n_words=self.shape.n_words,
-        )
+        words_BTD, output_weight = self.ops.tied_lookup(self.embeddings.weight, windows_BT[:, :-1], PAD)
+        x_BTD = self._embed(words_BTD, langs)
+        for block in self._runnable_blocks():
+            x_BTD = block(x_BTD, causal=True)
+        return self._loss(x_BTD, output_weight, windows_BT[:, 1:])
 
 
 @torch.no_grad()
 def initialise(model: XLM) -> None:
-    """Initial weights as the original's.
+    """Give a model its initial weights.
 
-    Embeddings normal with deviation D^-0.5 and a zero row for padding; Linear layers and the output bias uniform
+    Embeddings are normal with deviation D^-0.5 and a zero row for padding; Linear layers and the output bias uniform
     in +-1/sqrt(fan-in) (PyTorch's default for Linear); LayerNorm 1 and 0. Sinusoidal positions are fixed, sine on
-    even and cosine on odd columns (Vaswani et al. 2017, section 3.5).
+    even and cosine on odd columns.
+
+    Source: the original's model/transformer.py; positions: Vaswani et al. 2017, section 3.5.
     """
     shape = model.shape
     for table in (model.embeddings, model.position_embeddings, model.lang_embeddings):

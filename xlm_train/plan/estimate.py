@@ -10,11 +10,12 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from xlm_train.config.train import ClusterConfig
 from xlm_train.model.flops import Flops, flops_per_token
 from xlm_train.plan.memory import peak_memory, setting_of
 from xlm_train.plan.network_model import COMPRESSIONS, Gradient, Link, StepTime, make_buckets, step_time
 from xlm_train.plan.probe import Speed, measure, vocabulary_seconds
-from xlm_train.plan.settings import Cluster, PlanSettings
+from xlm_train.plan.settings import PlanSettings
 from xlm_train.runtime.energy import GRAMS_CO2_PER_KWH
 
 if TYPE_CHECKING:
@@ -35,13 +36,19 @@ BINDS = 0.10  # share of a step spent waiting for the network from which it is c
 
 @dataclass(frozen=True)
 class SlotTime:
-    """Seconds of one slot: until its backward pass through the blocks, and that pass."""
+    """Seconds of one slot.
+
+    Args:
+        before: Until its backward pass through the blocks.
+        backward: That pass.
+    """
 
     before: float
     backward: float
 
     @property
     def total(self) -> float:
+        """The whole slot."""
         return self.before + self.backward
 
 
@@ -56,8 +63,18 @@ def parameter_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
 
 
 def gradients_of(parameters: Mapping[str, tuple[int, ...]], n_layers: int) -> list[Gradient]:
-    """Gradients in the order in which the backward pass finishes them: the output's bias, the blocks from the last to
-    the first, and at the very end the embeddings, the output's tied weights among them."""
+    """Put gradients into the order in which the backward pass finishes them.
+
+    First the output's bias, then the blocks from the last to the first, and at the very end the embeddings, the output's
+    tied weights among them.
+
+    Args:
+        parameters: Names and shapes.
+        n_layers: Of the model.
+
+    Returns:
+        The gradients with their times.
+    """
     backwards = list(reversed(list(parameters.items())))
     bias = [Gradient(parameters["output_bias"], 0.0)]
     blocks = [
@@ -67,8 +84,17 @@ def gradients_of(parameters: Mapping[str, tuple[int, ...]], n_layers: int) -> li
     return bias + blocks + rest
 
 
-def speed_of_cluster(cluster: Cluster, precision: str, efficiency: float) -> Speed:
-    """A stated speed: one share of the peak for all products; what is not a product is in that share."""
+def speed_of_cluster(cluster: ClusterConfig, precision: str, efficiency: float) -> Speed:
+    """Take a cluster's stated speed: one share of the peak for all products, with what is not a product in it.
+
+    Args:
+        cluster: With a peak for this precision and a bandwidth of memory.
+        precision: The config's `trainer.precision`.
+        efficiency: The share.
+
+    Returns:
+        The speed of one device.
+    """
     peak = cluster.peak_tflops[precision]
     assert peak is not None
     assert cluster.memory_gbytes_per_s is not None
@@ -79,7 +105,18 @@ def speed_of_cluster(cluster: Cluster, precision: str, efficiency: float) -> Spe
 def slot_time(
     shape: ModelShape, flops: Mapping[str, Flops], tokens: int, speed: Speed, accumulates: bool = False
 ) -> SlotTime:
-    """Of one slot with so many predicted tokens, on one device. accumulates: its gradients are added to others."""
+    """Predict one slot on one device.
+
+    Args:
+        shape: The model's.
+        flops: Of a predicted token, by part.
+        tokens: Predicted tokens of the slot.
+        speed: Of the device.
+        accumulates: Whether its gradients are added to others.
+
+    Returns:
+        Its seconds.
+    """
     softmax = flops["output softmax"].total
     blocks = sum(part.total for part in flops.values()) - softmax
     backward = blocks - sum(part.forward for name, part in flops.items() if name != "output softmax")
@@ -91,18 +128,25 @@ def slot_time(
 
 
 def make_plan(config: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
-    """All figures of a plan. config: composed, resolved and checked (configs/plan.yaml).
+    """Compute all figures of a plan.
 
     Measures this machine for some seconds where it is the cluster and states no speed.
+
+    Args:
+        config: Composed, resolved and checked (configs/plan.yaml).
+        corpus: What is trained on; None where that is not known yet.
+
+    Returns:
+        What plan.json holds.
     """
     from xlm_train.model.transformer import ModelShape
 
-    plan, cluster = PlanSettings(**config["plan"]), Cluster(**config["cluster"])
+    plan, cluster = PlanSettings(**config["plan"]), ClusterConfig(**config["cluster"])
     data = config["data"]
     shape = ModelShape(
         n_words=corpus.n_words if corpus else plan.n_words,
         n_langs=len(corpus.languages) if corpus else plan.n_langs,
-        **{name: value for name, value in config["model"].items() if name != "recompute"},
+        **{name: value for name, value in config["model"].items() if name not in ("recompute", "ops")},
     )
     parameters = parameter_shapes(shape)
     count = sum(math.prod(size) for size in parameters.values())
@@ -156,7 +200,7 @@ def make_plan(config: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
             "tokens_per_second": tokens_step / step.total, "seconds_per_step": step.total,
             "peak_tflops_per_device": speed.peak / 1e12,
             "efficiency": setting.streams * setting.positions * flops_token / slot.total / speed.peak, "source": source,
-            "share_of_peak": flops_step / step.total / cluster.devices / speed.peak,
+            "mfu": flops_step / step.total / cluster.devices / speed.peak,
         },
         "network": network,
         "budget": budget,
@@ -180,7 +224,7 @@ def make_plan(config: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
     return result
 
 
-def _speed(config: dict[str, Any], cluster: Cluster, plan: PlanSettings, shape: ModelShape) -> tuple[Speed, str]:
+def _speed(config: dict[str, Any], cluster: ClusterConfig, plan: PlanSettings, shape: ModelShape) -> tuple[Speed, str]:
     """The devices' speed and where it is known from."""
     precision, data = config["trainer"]["precision"], config["data"]
     if plan.probe or cluster.peak_tflops[precision] is None:
@@ -206,7 +250,7 @@ def _speed(config: dict[str, Any], cluster: Cluster, plan: PlanSettings, shape: 
 
 
 def _network(
-    cluster: Cluster,
+    cluster: ClusterConfig,
     shape: ModelShape,
     parameters: Mapping[str, tuple[int, ...]],
     chosen: str | None,
@@ -250,7 +294,7 @@ def _network(
 
 def _budget(config: dict[str, Any], plan: PlanSettings, corpus: Corpus | None, tokens_step: int) -> dict[str, Any]:
     """How long to train, and who says so."""
-    from xlm_train.train import steps_of
+    from xlm_train.config.train import steps_of
 
     if plan.tokens is not None:
         steps, source = -(-plan.tokens // tokens_step), "plan.tokens"
@@ -280,13 +324,18 @@ def _data(corpus: Corpus | None, tokens: int, alpha: float) -> dict[str, Any] | 
     }
 
 
-def _notes(config: dict[str, Any], cluster: Cluster, plan: dict[str, Any], shape: ModelShape, count: int) -> list[str]:
+def _notes(
+    config: dict[str, Any], cluster: ClusterConfig, plan: dict[str, Any], shape: ModelShape, count: int
+) -> list[str]:
     """What a person should know or change, with the overrides."""
     notes, data, trainer = [], config["data"], config["trainer"]
     if not plan["memory"]["fits"]:
         notes.append("does not fit" + _what_fits(config, cluster, shape, count, plan["memory"]["available_gb"]))
     if plan["network"]["binds"]:
-        allowed = ("none", "fp16" if trainer["precision"] == "16-mixed" else "powersgd")  # see config.py
+        allowed = (
+            "none",
+            "fp16" if trainer["precision"] == "16-mixed" else "powersgd",
+        )  # what config/train.py lets through
         best = min(allowed, key=plan["network"]["seconds_per_step"].__getitem__)
         faster = (
             f"trainer.gradient_compression={best}, or " if best != (plan["network"]["compression"] or "none") else ""
@@ -311,7 +360,7 @@ def _notes(config: dict[str, Any], cluster: Cluster, plan: dict[str, Any], shape
     return notes
 
 
-def _what_fits(config: dict[str, Any], cluster: Cluster, shape: ModelShape, count: int, available: float) -> str:
+def _what_fits(config: dict[str, Any], cluster: ClusterConfig, shape: ModelShape, count: int, available: float) -> str:
     """The largest slot that fits at the same tokens a step, without and with recomputing."""
     data, model = config["data"], config["model"]
     for recompute in (model["recompute"], True):

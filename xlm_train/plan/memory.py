@@ -4,7 +4,7 @@ Where the peak is: at the end of a slot's forward pass, when everything the back
 works on a chunk of logits, or a moment later, in the backward pass of the last block. Slots of a step run one after
 the other, so it is one slot's activations, however many slots there are.
 
-What is kept is counted tensor by tensor from model.py and loss.py, and compared with what autograd really saves in
+What is kept is counted tensor by tensor from model/transformer.py and model/ops/, and compared with what autograd really saves in
 tests/xlm_train/plan/test_plan.py.
 """
 
@@ -28,8 +28,19 @@ GPU_CONTEXT = 1.0e9
 
 @dataclass(frozen=True)
 class Setting:
-    """What decides about memory besides the model. positions: predicted tokens of a stream. compression: of gradients
-    between processes, or None. slots: of a step, on one process."""
+    """What decides about memory besides the model.
+
+    Args:
+        streams: Of a slot.
+        positions: Predicted tokens of a stream.
+        precision: The config's `trainer.precision`.
+        gpu: Whether the device is a GPU.
+        recompute: Whether the blocks' activations are computed again in the backward pass.
+        optimizer: Its class, with the module.
+        processes: Of the run.
+        compression: Of gradients between processes, or None.
+        slots: Of a step, on one process.
+    """
 
     streams: int
     positions: int
@@ -53,7 +64,7 @@ class Setting:
 
 
 def activation_bytes(shape: ModelShape, setting: Setting) -> int:
-    """What the forward pass of one slot keeps for its backward pass, loss excluded."""
+    """Bytes that the forward pass of one slot keeps for its backward pass, loss excluded."""
     tokens = setting.streams * setting.positions
     block = tokens * _block_bytes_per_token(shape, setting)
     mask = shape.dim if shape.dropout else 0
@@ -65,15 +76,18 @@ def activation_bytes(shape: ModelShape, setting: Setting) -> int:
 
 
 def _block_bytes_per_token(shape: ModelShape, setting: Setting) -> int:
-    """Kept by one block: the inputs of three of its products (the fourth, GELU's output, is computed again), q, k and v,
-    GELU's input, the inputs of its norms (float32)."""
+    """What one block keeps.
+
+    The inputs of three of its products (the fourth, GELU's output, is computed again), q, k and v, GELU's input, the
+    inputs of its norms (float32).
+    """
     D, F, low = shape.dim, shape.ffn_dim, setting.low
     kept = low * (D + 3 * D + D + D + F) + 2 * (4 * D + 8)
     if shape.dropout:
         kept += 2 * D  # two masks, a byte a number
     if setting.gpu:
         return kept + 4 * shape.n_heads  # the fused kernel keeps one sum a query
-    # attention.py on a CPU: the weights a query has for the keys its block of queries meets, and their mask
+    # ops/attention.py on a CPU: the weights a query has for the keys its block of queries meets, and their mask
     weight = 5 if shape.attention_dropout else 4
     return kept + shape.n_heads * weight * _keys_met(setting.positions) // setting.positions
 
@@ -88,7 +102,16 @@ def _keys_met(positions: int) -> int:
 
 
 def peak_memory(shape: ModelShape, parameters: int, setting: Setting) -> dict[str, float]:
-    """Parts -> bytes at the peak; their sum is the peak, above what is there when training begins."""
+    """Predict the memory of one process at its peak, above what is there when training begins.
+
+    Args:
+        shape: The model's.
+        parameters: How many it has.
+        setting: The run's.
+
+    Returns:
+        Bytes by part; their sum is the peak.
+    """
     from xlm_train.model.ops.linear_cross_entropy import CHUNK_ELEMENTS
 
     D, rows, low = shape.dim, shape.n_rows, setting.low
@@ -136,7 +159,16 @@ def peak_memory(shape: ModelShape, parameters: int, setting: Setting) -> dict[st
 
 
 def setting_of(config: dict[str, Any], processes: int, gpu: bool) -> Setting:
-    """From a training config, for the process with the most slots."""
+    """What decides about memory in a training config.
+
+    Args:
+        config: Resolved and checked.
+        processes: Of the planned run.
+        gpu: Whether they are on GPUs.
+
+    Returns:
+        The setting of the process with the most slots.
+    """
     return Setting(
         streams=config["data"]["slot_streams"],
         positions=config["data"]["bptt"] - 1,

@@ -11,6 +11,7 @@ Times are in seconds, sizes in bytes, bandwidths in bytes a second in one direct
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,17 +23,20 @@ POWERSGD_MIN_RATE = 2  # of torch's powerSGD_hook: a tensor that shrinks less is
 
 @dataclass(frozen=True)
 class Gradient:
-    """One parameter's gradient. shape: of the parameter. ready: when it is final, as a share of the backward pass."""
+    """One parameter's gradient.
+
+    Args:
+        shape: Of the parameter.
+        ready: When it is final, as a share of the backward pass.
+    """
 
     shape: tuple[int, ...]
     ready: float
 
     @property
     def elements(self) -> int:
-        product = 1
-        for size in self.shape:
-            product *= size
-        return product
+        """How many numbers it has."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -43,19 +47,25 @@ class Bucket:
 
     @property
     def bytes(self) -> int:
+        """Their size in float32."""
         return 4 * sum(gradient.elements for gradient in self.gradients)
 
     @property
     def ready(self) -> float:
+        """When the last of them is final, as a share of the backward pass."""
         return max(gradient.ready for gradient in self.gradients)
 
 
 @dataclass(frozen=True)
 class Link:
-    """What connects the processes: `nodes` machines of `devices` processes each.
+    """What connects the processes.
 
-    inside, between: bandwidth of one device's links inside a node, and of a whole node's links to the others.
-    latency: of one message. inside counts only with several devices, between only with several nodes.
+    Args:
+        devices: Processes of a node.
+        nodes: Machines.
+        inside: Bandwidth of one device's links inside a node; counts only with several devices.
+        between: Bandwidth of a whole node's links to the others; counts only with several nodes.
+        latency: Of one message.
     """
 
     devices: int
@@ -67,9 +77,10 @@ class Link:
     def all_reduce(self, n_bytes: float) -> float:
         """Seconds to sum `n_bytes` over all processes.
 
-        Rings: reduce-scatter inside the nodes, all-reduce across them, all-gather inside. Over n members a ring sends
+        In rings: reduce-scatter inside the nodes, all-reduce across them, all-gather inside. Over n members a ring sends
         2 (n-1)/n of its bytes through each member's link in 2 (n-1) messages. Across nodes the devices of a node
         share its links, each with its part of the bytes: together all of them, once.
+
         Source: Thakur, Rabenseifner & Gropp 2005; Patarasuk & Yuan 2009.
         """
         seconds = 0.0
@@ -81,8 +92,13 @@ class Link:
 
 @dataclass(frozen=True)
 class StepTime:
-    """compute: forward, backward and update alone. communication: all reductions, laid end to end. exposed: what of
-    them the step waits for. total: the step."""
+    """Seconds of a step.
+
+    Args:
+        compute: Forward, backward and update alone.
+        communication: All reductions, laid end to end.
+        exposed: What of them the step waits for.
+    """
 
     compute: float
     communication: float
@@ -90,13 +106,23 @@ class StepTime:
 
     @property
     def total(self) -> float:
+        """The whole step."""
         return self.compute + self.exposed
 
 
 def make_buckets(
     gradients: Sequence[Gradient], first: int = FIRST_BUCKET_BYTES, limit: int = BUCKET_BYTES
 ) -> list[Bucket]:
-    """Buckets as DistributedDataParallel lays them out: gradients in order of arrival; full when its limit is reached."""
+    """Put gradients into buckets as DistributedDataParallel does: in order of arrival, full when the limit is reached.
+
+    Args:
+        gradients: In the order in which the backward pass finishes them.
+        first: Limit of the first bucket in bytes.
+        limit: Limit of the others in bytes.
+
+    Returns:
+        The buckets in the order in which they are reduced.
+    """
     buckets: list[Bucket] = []
     current: list[Gradient] = []
     for gradient in gradients:
@@ -108,10 +134,17 @@ def make_buckets(
 
 
 def wire_bytes(bucket: Bucket, compression: str | None, rank: int = 1) -> list[int]:
-    """Bytes of each message that reduces a bucket: one, or for PowerSGD up to three, one after the other.
+    """Bytes of each message that reduces a bucket.
 
-    fp16 halves them. PowerSGD sends a matrix of n x m as its two factors of `rank` columns, n + m numbers each,
-    first the one, then the other; vectors and what would not shrink go whole before them.
+    Args:
+        bucket: The bucket.
+        compression: None, "fp16" or "powersgd".
+        rank: Of PowerSGD's factors.
+
+    Returns:
+        One message, of half the bytes with fp16. For PowerSGD up to three, one after the other: vectors and what would
+        not shrink go whole; then a matrix of n x m goes as its two factors, of n and of m times `rank` numbers.
+
     Source: Vogels, Karimireddy & Jaggi 2019, algorithm 1; torch's powerSGD_hook.
     """
     if compression is None:
@@ -138,9 +171,20 @@ def step_time(
     compress: float = 0.0,
     rank: int = 1,
 ) -> StepTime:
-    """A step of `compute` seconds before its last backward pass, `backward` seconds of that, and `update` seconds after.
+    """Predict a step.
 
-    compress: seconds that packing and unpacking cost for each byte of gradient. With one process nothing is reduced.
+    Args:
+        compute: Seconds before its last backward pass.
+        backward: Seconds of that.
+        update: Seconds after it.
+        buckets: The gradients, in the order in which they are reduced.
+        link: Between the processes; with one process nothing is reduced.
+        compression: None, "fp16" or "powersgd".
+        compress: Seconds that packing and unpacking cost for each byte of gradient.
+        rank: Of PowerSGD's factors.
+
+    Returns:
+        The step's seconds.
     """
     alone = compute + backward + update
     if link.devices * link.nodes == 1:

@@ -1,22 +1,12 @@
-"""A plan as text: aligned tables for the terminal, the same tables in Markdown for a file."""
+"""A plan as tables: aligned for the terminal, in Markdown for a file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
+from xlm_train.report.html import Table, markdown_text
 from xlm_train.runtime.console import compact
-
-
-@dataclass(frozen=True)
-class Table:
-    """A titled table: the first column is text, the others stand to the right. note: a line below it."""
-
-    title: str
-    rows: Sequence[Sequence[str]]
-    head: Sequence[str] = ()
-    note: str = ""
 
 
 def tables(plan: dict[str, Any]) -> list[Table]:
@@ -27,33 +17,19 @@ def tables(plan: dict[str, Any]) -> list[Table]:
 
 
 def as_text(plan: dict[str, Any]) -> str:
-    """For a terminal."""
+    """Write a plan for a terminal."""
     lines = []
     for table in tables(plan):
-        rows = ([table.head] if table.head else []) + list(table.rows)
-        widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
-        lines.append(table.title)
-        for row in rows:
-            cells = [
-                row[0].ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=False)),
-            ]
-            lines.append("  " + "  ".join(cells).rstrip())
-        lines += [f"  {table.note}", ""] if table.note else [""]
-    lines += ["Notes", *(f"  - {note}" for note in plan["notes"])]
-    return "\n".join(lines)
+        lines += [table.caption, *(f"  {line}" for line in table.text().splitlines()), ""]
+    return "\n".join([*lines, "Notes", *(f"  - {note}" for note in plan["notes"])])
 
 
 def as_markdown(plan: dict[str, Any]) -> str:
-    """For plan.md."""
-    lines = [f"# Plan: {plan['cluster']['name']}", ""]
+    """Write a plan for plan.md."""
+    parts = [f"# Plan: {plan['cluster']['name']}"]
     for table in tables(plan):
-        columns = max(map(len, table.rows))
-        head = [*table.head, *[""] * (columns - len(table.head))]
-        lines += [f"## {table.title}", "", "| " + " | ".join(head) + " |", "|---" + "|---:" * (columns - 1) + "|"]
-        lines += ["| " + " | ".join([*row, *[""] * (columns - len(row))]) + " |" for row in table.rows]
-        lines += ["", *([table.note, ""] if table.note else [])]
-    return "\n".join([*lines, "## Notes", "", *(f"- {note}" for note in plan["notes"]), ""])
+        parts += [f"## {markdown_text(table.caption)}", replace(table, caption="").markdown()]
+    return "\n\n".join([*parts, "## Notes", "\n".join(f"- {note}" for note in plan["notes"])]) + "\n"
 
 
 def _model(plan: dict[str, Any]) -> Table:
@@ -61,6 +37,7 @@ def _model(plan: dict[str, Any]) -> Table:
     where = "of the corpus" if model["from_corpus"] else "assumed"
     return Table(
         f"{cluster['name']}: {cluster['devices']} x {cluster['accelerator']}",
+        [],
         [
             ["parameters", f"{model['parameters']:,}"],
             ["  of them embeddings, tied with the output", f"{model['embeddings']:,}"],
@@ -82,16 +59,17 @@ def _flops(plan: dict[str, Any]) -> Table:
         for name, part in parts.items()
     ]
     rows.append(["all", *(f"{total[kind] / 1e6:.1f}" for kind in kinds), "100%"])
-    return Table("MFLOP a predicted token", rows, ["", *kinds, "share"])
+    return Table("MFLOP a predicted token", ["part", *kinds, "share"], rows)
 
 
 def _memory(plan: dict[str, Any]) -> Table:
     memory = plan["memory"]
     rows = [[name, f"{size:.3f}"] for name, size in plan["memory_gb"].items()]
     rows.append(["peak", f"{memory['peak_gb']:.3f}"])
-    rows.append(["there is", f"{memory['available_gb']:.3f}"])
+    rows.append(["available", f"{memory['available_gb']:.3f}"])
     return Table(
         f"Memory of a device, GB: {'fits' if memory['fits'] else 'DOES NOT FIT'}",
+        [],
         rows,
         note=f"{plan['step']['precision']}{', activations recomputed' if plan['step']['recompute'] else ''}",
     )
@@ -101,12 +79,13 @@ def _speed(plan: dict[str, Any]) -> Table:
     speed = plan["speed"]
     return Table(
         "Speed",
+        [],
         [
             ["tokens/s, all devices", f"{speed['tokens_per_second']:,.0f}"],
             ["seconds a step", f"{speed['seconds_per_step']:.3f}"],
             ["peak of a device, TFLOP/s", f"{speed['peak_tflops_per_device']:.3g}"],
             ["efficiency of forward and backward", f"{speed['efficiency']:.1%}"],
-            ["share of the peak, all included", f"{speed['share_of_peak']:.1%}"],
+            ["model FLOPs utilisation, network and update included", f"{speed['mfu']:.1%}"],
         ],
         note=f"efficiency: {speed['source']}",
     )
@@ -115,7 +94,7 @@ def _speed(plan: dict[str, Any]) -> Table:
 def _network(plan: dict[str, Any]) -> Table:
     network = plan["network"]
     if plan["cluster"]["devices"] == 1:
-        return Table("Network", [["one device: nothing to reduce", ""]])
+        return Table("Network", [], [["one device: nothing to reduce", ""]])
     rows = [
         ["gradients, GB", f"{network['gradient_gb']:.3f}"],
         ["  of them in the last bucket, which nothing hides", f"{network['last_bucket_gb']:.3f}"],
@@ -128,6 +107,7 @@ def _network(plan: dict[str, Any]) -> Table:
     rows += [[f"a step with compression {name}, s", f"{s:.3f}"] for name, s in network["seconds_per_step"].items()]
     return Table(
         f"Network: {'BINDS' if network['binds'] else 'does not bind'}",
+        [],
         rows,
         note=f"planned with compression {network['compression'] or 'none'}",
     )
@@ -143,14 +123,15 @@ def _run(plan: dict[str, Any]) -> Table:
         ["device hours", f"{plan['time']['device_hours']:,.1f}"],
     ]
     if plan["data"] is not None:
-        rows += [[f"readings of {lang}", f"{passes:.2f}"] for lang, passes in plan["data"]["passes"].items()]
-    return Table("The run", rows, note=f"length: {budget['source']}")
+        rows += [[f"passes through {lang}", f"{passes:.2f}"] for lang, passes in plan["data"]["passes"].items()]
+    return Table("The run", [], rows, note=f"length: {budget['source']}")
 
 
 def _disk(plan: dict[str, Any]) -> Table:
     checkpoint, data = plan["checkpoint"], plan["data"]
     return Table(
         "Disk",
+        [],
         [
             ["a checkpoint, GB", f"{checkpoint['gb']:.3f}"],
             [f"the {checkpoint['kept']} that are kept, GB", f"{checkpoint['disk_gb']:.2f}"],
@@ -175,4 +156,4 @@ def _price(plan: dict[str, Any]) -> Table:
         rows.append([f"energy at {power} a device, PUE {energy['pue']}", f"{energy['kwh']:,.1f} kWh"])
         rows.append([f"CO2 at {grid} ({energy['region']})", f"{energy['co2_kg']:,.1f} kg"])
     note = "the price is an example until you give yours; the energy is an estimate from stated power"
-    return Table("Price", rows, note=note)
+    return Table("Price", [], rows, note=note)

@@ -23,14 +23,18 @@ if TYPE_CHECKING:
 PROBE_FLOPS = 1.5e11  # of the probe's step: a second or two of one core
 VOCABULARY_PASSES = 5  # over a float32 matrix of the vocabulary's size: a gradient is scaled and added to another
 
-
 Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
 class StepParts:
-    """Seconds of a step's parts. loss: the output softmax with its gradient. blocks: everything else forward and
-    backward. update: norm, clipping, optimizer."""
+    """Seconds of a step's parts.
+
+    Args:
+        blocks: Forward and backward, all but the loss.
+        loss: The output softmax with its gradient.
+        update: Norm, clipping, optimizer.
+    """
 
     blocks: float
     loss: float
@@ -39,8 +43,15 @@ class StepParts:
 
 @dataclass(frozen=True)
 class Speed:
-    """What a machine does. blocks, softmax: FLOPs a second there. update: parameters updated a second.
-    memory: bytes a second read or written. peak: FLOPs a second of the fastest of the model's products."""
+    """What a machine does in a second.
+
+    Args:
+        blocks: FLOPs in the blocks.
+        softmax: FLOPs in the output softmax.
+        update: Parameters updated.
+        memory: Bytes read or written.
+        peak: FLOPs of the fastest of the model's products.
+    """
 
     blocks: float
     softmax: float
@@ -50,9 +61,16 @@ class Speed:
 
 
 class RealStep:
-    """Training steps of a fresh model on random tokens: the arithmetic of module.py, without Lightning around it.
+    """Training steps of a new model on random tokens: the arithmetic of training/module.py without Lightning around it.
 
-    clock: time.perf_counter, or time.process_time to leave out what other programs take of a core (for one thread).
+    Args:
+        shape: The model's.
+        streams: Of a slot.
+        positions: Predicted tokens of a stream.
+        slots: Of a step.
+        recompute: Whether the blocks' activations are computed again in the backward pass.
+        make_optimizer: Of the parameters; AdamW if None.
+        clock: time.perf_counter, or time.process_time to leave out what other programs take of a core (for one thread).
     """
 
     def __init__(
@@ -84,6 +102,7 @@ class RealStep:
         self.loss_began = self.clock()
 
     def run(self) -> StepParts:
+        """Take one step."""
         import torch
 
         start, loss_seconds = self.clock(), 0.0
@@ -101,7 +120,16 @@ class RealStep:
 
 
 def probe_shape(shape: ModelShape, streams: int, positions: int) -> tuple[ModelShape, int]:
-    """Two layers, or one where the planned model has two; half the streams at most, and no more than PROBE_FLOPS."""
+    """Choose what to measure: another depth than the planned one, few enough streams to stay below PROBE_FLOPS.
+
+    Args:
+        shape: The planned model's.
+        streams: Of a planned slot.
+        positions: Predicted tokens of a stream.
+
+    Returns:
+        The shape with two layers, or one where the planned model has two, and at most half the streams.
+    """
     small = replace(shape, n_layers=1 if shape.n_layers == 2 else 2)
     blocks, softmax = _flops(small, positions)
     return small, max(1, min(streams // 2, int(PROBE_FLOPS / (positions * (blocks + softmax)))))
@@ -110,7 +138,18 @@ def probe_shape(shape: ModelShape, streams: int, positions: int) -> tuple[ModelS
 def measure(
     shape: ModelShape, streams: int, positions: int, seconds: float = 4.0, clock: Clock = time.perf_counter
 ) -> Speed:
-    """Measure this machine, in about so many seconds; streams and positions are those planned."""
+    """Measure this machine.
+
+    Args:
+        shape: The planned model's.
+        streams: Of a planned slot.
+        positions: Predicted tokens of a stream.
+        seconds: About how long.
+        clock: See `RealStep`.
+
+    Returns:
+        What the machine does with this model in a second.
+    """
     small, few = probe_shape(shape, streams, positions)
     step = RealStep(small, few, positions, clock=clock)
     step.run()  # the first fetches memory and lays out gradients and moments
@@ -129,7 +168,20 @@ def measure(
 def speed_of(
     parts: StepParts, shape: ModelShape, streams: int, positions: int, parameters: int, memory: float, peak: float
 ) -> Speed:
-    """What a step's parts of a known shape say of the machine."""
+    """Derive a machine's speed from a measured step.
+
+    Args:
+        parts: Seconds of the step.
+        shape: The measured model's.
+        streams: Of the step's one slot.
+        positions: Predicted tokens of a stream.
+        parameters: Of the measured model.
+        memory: Bytes a second.
+        peak: FLOPs a second.
+
+    Returns:
+        The speed.
+    """
     tokens = streams * positions
     blocks, softmax = _flops(shape, positions)
     return Speed(
@@ -142,7 +194,15 @@ def speed_of(
 
 
 def vocabulary_seconds(shape: ModelShape, memory: float) -> float:
-    """Of one of several slots, whatever its tokens: adding its gradient of the vocabulary's matrix to the step's."""
+    """Seconds that one of several slots takes to add its gradient of the vocabulary's matrix, whatever its tokens.
+
+    Args:
+        shape: The model's.
+        memory: Bytes that the machine reads or writes in a second.
+
+    Returns:
+        Seconds.
+    """
     return VOCABULARY_PASSES * 4.0 * shape.n_rows * shape.dim / memory
 
 

@@ -9,19 +9,26 @@ from pathlib import Path
 def write_report(run: Path, compare: Sequence[Path] = ()) -> None:
     """Write `report.html`, `report.md` and `plots/curves.png` into the folder of a run.
 
-    compare: folders of other runs, shown beside it. Whatever a folder lacks or has damaged is said on the page.
-    Raises UserError where a file cannot be written.
+    What a folder lacks, and what in it is damaged, is named on the page.
+
+    Args:
+        run: The run's folder.
+        compare: Folders of other runs, shown beside it.
+
+    Raises:
+        UserError: A file cannot be written.
     """
     from xlm_train.report.content import sections
-    from xlm_train.report.picture import plot_curves
+    from xlm_train.report.curves import figures
+    from xlm_train.report.png import draw
     from xlm_train.report.reading import read_run
     from xlm_train.report.writing import as_html, as_markdown
     from xlm_train.runtime.files import atomic_write
 
     runs = [read_run(path) for path in (run, *compare)]
     (run / "plots").mkdir(exist_ok=True)
-    plot_curves(runs[0], run / "plots" / "curves.png")
-    found = sections(runs)
-    for name, text in (("report.html", as_html(runs, found)), ("report.md", as_markdown(runs, found))):
+    draw(figures(runs), run / "plots" / "curves.png")
+    content = sections(runs)
+    for name, text in (("report.html", as_html(runs, content)), ("report.md", as_markdown(runs, content))):
         with atomic_write(run / name) as file:
             file.write(text.encode())

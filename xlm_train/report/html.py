@@ -1,4 +1,4 @@
-"""What every HTML page of this project has in common: the frame, the look in light and dark, tables.
+"""What every page of this project has in common: the frame, the look in light and dark, tables and paragraphs.
 
 A page is one file: style, drawings and script stand in it, and a content security policy forbids it to fetch anything.
 """
@@ -33,30 +33,53 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a head, with a caption. The first cell of a row is its head. words: cells of text, not of figures."""
+    """Rows under a head. The first cell of a row is its head.
+
+    Args:
+        caption: Above the table; "" for none.
+        head: Titles of the columns; none for a table that needs none.
+        rows: The cells, as many in each row as there are columns.
+        words: Whether the cells are text; otherwise they are figures, which stand to the right.
+        note: Below the table, in text and Markdown.
+    """
 
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[str | Cell]]
     words: bool = False
+    note: str = ""
 
     def html(self) -> str:
         """The table in a box that scrolls by itself, reachable by keyboard."""
         head = "".join(f'<th scope="col">{escape(title)}</th>' for title in self.head)
         rows = "".join(f"<tr>{''.join(_cells(row))}</tr>" for row in self.rows)
         kind = ' class="words"' if self.words else ""
-        caption = (
-            f'<p class="muted">{escape(self.caption)}</p>' if self.caption else ""
-        )  # does not scroll with the table
         label = escape(self.caption or ", ".join(self.head))
+        caption = f'<p class="muted">{escape(self.caption)}</p>' if self.caption else ""  # does not scroll
         return (
             f'{caption}<div class="scroll" role="region" aria-label="{label}" tabindex="0">'
             f'<table{kind} aria-label="{label}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
         )
 
     def markdown(self) -> str:
-        lines = [self.head, ["---"] * len(self.head), *self.rows]
-        return "\n".join("| " + " | ".join(_plain(cell) for cell in line) + " |" for line in lines)
+        """The table, with its caption above and its note below."""
+        columns = len(self.rows[0]) if self.rows else len(self.head)
+        head = self.head or [""] * columns
+        under = ["---", *["---" if self.words else "---:"] * (columns - 1)]
+        lines = ["| " + " | ".join(_plain(cell) for cell in line) + " |" for line in (head, under, *self.rows)]
+        caption = [f"{markdown_text(self.caption)}:"] if self.caption else []
+        return "\n\n".join([*caption, "\n".join(lines), *([markdown_text(self.note)] if self.note else [])])
+
+    def text(self) -> str:
+        """The table for a terminal, without its caption: columns of equal width, the note in a line of its own."""
+        lines = [[_text(cell) for cell in line] for line in ([self.head] if self.head else []) + list(self.rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        lines = [
+            [cell.ljust(width) if self.words or place == 0 else cell.rjust(width)
+             for place, (cell, width) in enumerate(zip(line, widths, strict=True))]
+            for line in lines
+        ]  # fmt: skip
+        return "\n".join(["  ".join(line).rstrip() for line in lines] + ([self.note] if self.note else []))
 
 
 def _cells(row: Sequence[str | Cell]) -> Iterable[str]:
@@ -67,9 +90,49 @@ def _cells(row: Sequence[str | Cell]) -> Iterable[str]:
         yield f"<{name}{tone}>{escape(cell.text)}</{name[:2]}>"
 
 
+def _text(value: str | Cell) -> str:
+    return value.text if isinstance(value, Cell) else value
+
+
 def _plain(value: str | Cell) -> str:
-    text = value.text if isinstance(value, Cell) else value
-    return markdown_text(text).replace("|", "\\|")
+    return markdown_text(_text(value)).replace("|", "\\|")
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Text. warning: something is missing or wrong."""
+
+    text: str
+    warning: bool = False
+
+    def html(self) -> str:
+        """The text as a paragraph, a warning in its colours."""
+        kind = ' class="warning"' if self.warning else ""
+        return f"<p{kind}>{escape(self.text)}</p>"
+
+    def markdown(self) -> str:
+        """The text, a warning in bold."""
+        return f"**{markdown_text(self.text)}**" if self.warning else markdown_text(self.text)
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Something long that a reader opens."""
+
+    title: str
+    content: str | Table
+
+    def html(self) -> str:
+        """The title, which opens the content."""
+        inside = self.content.html() if isinstance(self.content, Table) else f"<pre>{escape(self.content)}</pre>"
+        return f"<details><summary>{escape(self.title)}</summary>{inside}</details>"
+
+    def markdown(self) -> str:
+        """A table as it is; of text nothing, which lies in a file beside the report."""
+        return self.content.markdown() if isinstance(self.content, Table) else ""
+
+
+Block = Paragraph | Table | Folded
 
 
 def markdown_text(text: str) -> str:
@@ -80,7 +143,17 @@ def markdown_text(text: str) -> str:
 
 
 def document(title: str, body: str, style: str = "", script: str = "") -> str:
-    """A whole page. `title` is escaped; `body`, `style` and `script` are markup."""
+    """Put a whole page together.
+
+    Args:
+        title: Text, which is escaped.
+        body: Markup.
+        style: CSS besides what every page has.
+        script: JavaScript.
+
+    Returns:
+        A page that fetches nothing.
+    """
     light, dark = ("".join(f"--c{n}:{pair[mode]};" for n, pair in enumerate(PALETTE)) for mode in (0, 1))
     colours = f":root{{{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}"
     common = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")

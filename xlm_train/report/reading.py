@@ -17,6 +17,9 @@ from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import read_json
 from xlm_train.runtime.run_folder import flatten
 
+# What earlier versions wrote under other names.
+METRICS = {"speed/share_of_peak": "speed/mfu"}
+MOVED = {"xlm_train.optim.": "xlm_train.training.optim.", "xlm_train.schedule.": "xlm_train.training.schedule."}
 SIGNS_OF_A_RUN = ("config.yaml", "status.json", "metrics.jsonl")
 
 
@@ -45,7 +48,24 @@ class CheckpointFile:
 
 @dataclass
 class Run:
-    """A run folder's contents. problems: what is missing or damaged, in words."""
+    """A run folder's contents.
+
+    Args:
+        path: The folder.
+        config: config.yaml as it was written; `leaves` has today's names.
+        status: status.json.
+        environment: environment.json.
+        energy: energy.json.
+        columns: The metrics by name.
+        events: events.jsonl: of each at least "event" and "step".
+        checkpoints: The files of the checkpoints folder.
+        newest_sha256: The checksum that the newest of them ends with, as hex.
+        parent_sha256: The same of the checkpoint that the run was started from.
+        evaluations: What `xlm-eval` left beside the run.
+        manifest: The corpus's, where it still lies where the config says.
+        last_report: When the last metrics were written, in seconds since 1970.
+        problems: What is missing or damaged, in words.
+    """
 
     path: Path
     config: dict[str, Any] = field(default_factory=dict)
@@ -64,14 +84,23 @@ class Run:
 
     @property
     def name(self) -> str:
+        """The run's name."""
         return str(self.config.get("run_name") or self.path.name)
 
     @cached_property
     def leaves(self) -> dict[str, Any]:
-        """The config by dotted keys."""
-        return flatten(self.config)
+        """The config by dotted keys, in today's names."""
+        found = {}
+        for key, value in flatten(self.config).items():
+            key = key.replace("callbacks.interruption.", "callbacks.preemption.")
+            if key.endswith("._target_"):
+                for old, new in MOVED.items():
+                    value = str(value).replace(old, new)
+            found[key] = value
+        return found
 
     def setting(self, key: str) -> Any:
+        """The value of a dotted key of the config, or None."""
         return self.leaves.get(key)
 
     @property
@@ -82,6 +111,7 @@ class Run:
 
     @property
     def restarts(self) -> list[dict[str, Any]]:
+        """The starts that went on from a checkpoint."""
         return [event for event in self.events if event["event"] == "start" and event["step"] > 0]
 
     @property
@@ -92,6 +122,7 @@ class Run:
 
     @property
     def processes(self) -> int | None:
+        """Processes of the run, over all nodes."""
         sizes = [self.setting(f"trainer.{key}") for key in ("devices", "nodes")]
         return math.prod(sizes) if all(isinstance(size, int) for size in sizes) else None
 
@@ -105,6 +136,7 @@ class Run:
         return sum(s * (n - b) for s, n, b in zip(column.values, column.steps, before, strict=True)) / 3600
 
     def last(self, name: str) -> float | None:
+        """The value of a metric that was reported last."""
         column = self.columns.get(name)
         return column.values[-1] if column else None
 
@@ -123,20 +155,26 @@ class Run:
 
 
 def find_runs(runs: Path, names: Sequence[str]) -> list[Path]:
-    """The folders of runs by name. Raises UserError with every name there is no run of, and the nearest that exist."""
+    """Find the folders of runs.
+
+    Args:
+        runs: The folder that has them all.
+        names: Names of runs, below that folder.
+
+    Returns:
+        Their folders.
+
+    Raises:
+        UserError: Every name there is no run of, with the nearest that exist.
+    """
     if not runs.is_dir():
         raise UserError(f"paths.runs={runs}: there is no such folder; paths.runs=FOLDER says where the runs are")
     folders = [runs / name for name in names]
     missing = [name for name, folder in zip(names, folders, strict=True) if not _is_run(folder)]
     problems = []
     if missing:
-        known = sorted(
-            str(file.parent.relative_to(runs))
-            for pattern in SIGNS_OF_A_RUN
-            for depth in ("*", "*/*")
-            for file in runs.glob(f"{depth}/{pattern}")
-        )
-        known = list(dict.fromkeys(known))
+        files = (file for sign in SIGNS_OF_A_RUN for depth in ("*", "*/*") for file in runs.glob(f"{depth}/{sign}"))
+        known = sorted({str(file.parent.relative_to(runs)) for file in files})
         for name in missing:
             key = "run_name" if name == names[0] else "compare"
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
@@ -153,7 +191,14 @@ def _is_run(folder: Path) -> bool:
 
 
 def read_run(path: Path) -> Run:
-    """Everything the report tells of a run. Raises nothing for what is missing or damaged: `problems` names it."""
+    """Read everything that a report tells of a run.
+
+    Args:
+        path: The run's folder, in whatever state it is.
+
+    Returns:
+        The run. For what is missing or damaged nothing is raised: `problems` names it.
+    """
     run = Run(path)
     run.config = _read_config(path / "config.yaml", run.problems)
     run.status = _read_object(path / "status.json", run.problems, expected=True)
@@ -163,7 +208,7 @@ def read_run(path: Path) -> Run:
         run.last_report = _number(line.get("time"))
         for key, value in line.items():
             if "/" in key and (figure := _number(value)) is not None:
-                column = run.columns.setdefault(key, Column())
+                column = run.columns.setdefault(METRICS.get(key, key), Column())
                 column.steps.append(line["step"])
                 column.values.append(figure)
     run.events = [
@@ -274,28 +319,12 @@ def _read_checkpoints(run: Run) -> None:
         run.problems.append(f"checkpoints/best.pt points to {best_name}, which is not there")
     if whole:
         newest = max(whole, key=lambda file: file.step)
-        run.newest_sha256 = _trailer_sha256(folder / newest.name)
+        run.newest_sha256 = checkpoint_file.peek(folder / newest.name)
         if run.newest_sha256 is None:
             run.problems.append(f"checkpoints/{newest.name} does not end as a checkpoint: it is damaged")
     parent = run.config.get("init_from")
     if isinstance(parent, str) and Path(parent).is_file():
-        run.parent_sha256 = _trailer_sha256(Path(parent))
-
-
-def _trailer_sha256(file: Path) -> str | None:
-    """The checksum that a checkpoint ends with, as it was written; None where the file's length is not what it says."""
-    from xlm_train.runtime.checkpoint_file import MAGIC, TRAILER
-
-    try:
-        with open(file, "rb") as source:
-            size = source.seek(0, 2)
-            if size < TRAILER.size:
-                return None
-            source.seek(size - TRAILER.size)
-            magic, length, digest = TRAILER.unpack(source.read(TRAILER.size))
-    except OSError:
-        return None
-    return digest.hex() if magic == MAGIC and length == size - TRAILER.size else None
+        run.parent_sha256 = checkpoint_file.peek(Path(parent))
 
 
 def when(seconds: float) -> str:

@@ -1,4 +1,4 @@
-// Under the pointer: the nearest value of every curve. The page is whole without it.
+// Under the pointer: the nearest value of every curve, a line each. The page is whole without it.
 for (const figure of document.querySelectorAll("figure.plot")) {
   const svg = figure.querySelector(".area > svg");
   const output = figure.querySelector(".readout");
@@ -22,14 +22,15 @@ for (const figure of document.querySelectorAll("figure.plot")) {
     const x = low + (high - low) * Math.min(1, Math.max(0, (event.clientX - box.left) / box.width));
     const first = data.curves[0].x;
     const at = first[nearest(first, x)];
-    const place = 1000 * (at - low) / (high - low);
-    cursor.setAttribute("d", `M${place} 0V1000`);
-    const values = data.curves.map((curve) => {
+    const share = (at - low) / (high - low);
+    cursor.setAttribute("d", `M${1000 * share} 0V1000`);
+    const lines = data.curves.map((curve) => {
       const index = nearest(curve.x, at);
       const where = curve.x[index] === at ? "" : ` (${data.x} ${curve.x[index].toLocaleString("en")})`;
-      return `${curve.label} ${curve.y[index].toLocaleString("en", { maximumSignificantDigits: 4 })}${where}`;
+      return `${curve.y[index].toLocaleString("en", { maximumSignificantDigits: 4 })}${where} ${curve.label}`;
     });
-    output.textContent = `${data.x} ${at.toLocaleString("en")}: ${values.join(", ")}`;
+    output.textContent = [`${data.x} ${at.toLocaleString("en")}`, ...lines].join("\n");
+    output.style.justifySelf = share < .5 ? "end" : "start"; // on the side where the pointer is not
   });
   svg.addEventListener("pointerleave", () => {
     cursor.removeAttribute("d");

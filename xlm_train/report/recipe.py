@@ -1,4 +1,4 @@
-"""The recipe of the published model, and how far a run followed it.
+"""The recipe of the published model, how far a run followed it, and where a run should be warned that it does not.
 
 The original's figures stand here and nowhere else in the report. Sources: Lample & Conneau 2019, sections 3 and 5.1; the README
 and the defaults of facebookresearch/XLM.
@@ -44,21 +44,28 @@ STREAMS_PER_PROCESS = 64
 TOKENS_PER_UPDATE = PROCESSES * STREAMS_PER_PROCESS * ORIGINAL["data.bptt"]
 UPDATES_PER_EVALUATION = 3126  # 200,000 streams a process, 64 at a time, begun ones counted
 LEARNING_RATES = (1e-4, 5e-4)  # the paper's range of peaks
+FAR = 4  # times as little or as much as the recipe's: worth a warning
 MILLION_SENTENCES = {"de": 260, "en": 200}  # said beside the MLM models
 
 Verdict = Literal["same", "differs", "unknown"]
-Judged = tuple[str, Verdict]  # what the run has, and whether that is the original's
-NOT_IN_CONFIG: Judged = ("not in the config", "unknown")
-NO_CORPUS: Judged = ("not known: the corpus is not where the config says", "unknown")
+Compared = tuple[str, Verdict]  # what the run has, and whether that is what the original had
+NOT_IN_CONFIG: Compared = ("not in the config", "unknown")
+NO_CORPUS: Compared = ("not known: the corpus is not where the config says", "unknown")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One point of the recipe: its name (with the setting it hangs on), what the original had, how a run is judged."""
+    """One point of the recipe.
+
+    Args:
+        name: What it is about, with the setting that decides it.
+        original: What the original had.
+        compare: Says what a run has, and whether that is the same.
+    """
 
     name: str
     original: str
-    judge: Callable[[Run], Judged]
+    compare: Callable[[Run], Compared]
 
 
 def text(value: Any) -> str:
@@ -81,20 +88,20 @@ def _verdict(same: bool) -> Verdict:
 def _setting(name: str, key: str) -> Point:
     """A point that is one setting's value."""
 
-    def judge(run: Run) -> Judged:
+    def compare(run: Run) -> Compared:
         if key not in run.leaves:
             return NOT_IN_CONFIG
         return text(run.leaves[key]), _verdict(run.leaves[key] == ORIGINAL[key])
 
-    return Point(f"{name} ({key})", text(ORIGINAL[key]), judge)
+    return Point(f"{name} ({key})", text(ORIGINAL[key]), compare)
 
 
 def _counted(name: str, original: int, count: Callable[[Run], int | None]) -> Point:
-    def judge(run: Run) -> Judged:
+    def compare(run: Run) -> Compared:
         here = count(run)
         return NO_CORPUS if here is None else (f"{here:,}", _verdict(here == original))
 
-    return Point(name, f"{original:,}", judge)
+    return Point(name, f"{original:,}", compare)
 
 
 def _of_manifest(run: Run, *keys: str) -> int | None:
@@ -113,7 +120,7 @@ def n_parameters(run: Run) -> int | None:
     )
     if n_words is None or not isinstance(languages, dict) or not isinstance(model, dict):
         return None
-    leaves = tuple(sorted((k, v) for k, v in model.items() if k != "recompute"))
+    leaves = tuple(sorted((k, v) for k, v in model.items() if k not in ("recompute", "ops")))
     try:
         return _size_of_model(n_words, len(languages), leaves)
     except (ConfigError, TypeError, ValueError):  # damaged, or of another version
@@ -130,12 +137,12 @@ def _size_of_model(n_words: int, n_langs: int, settings: tuple[tuple[str, Any], 
         return count_parameters(XLM(ModelShape(n_words, n_langs, **dict(settings))))
 
 
-def _languages(run: Run) -> Judged:
+def _languages(run: Run) -> Compared:
     here = sorted(run.manifest.get("languages", {})) or run.languages
     return (", ".join(here), _verdict(tuple(here) == LANGUAGES)) if here else ("not known", "unknown")
 
 
-def _letters(run: Run) -> Judged:
+def _letters(run: Run) -> Compared:
     settings = run.manifest.get("text")
     if not isinstance(settings, dict):
         return NO_CORPUS
@@ -144,7 +151,7 @@ def _letters(run: Run) -> Judged:
     return ", ".join(changed) or "cased, accents kept", _verdict(not changed)
 
 
-def _training_text(run: Run) -> Judged:
+def _training_text(run: Run) -> Compared:
     try:
         sizes = {code: int(entry["sentences"]) for code, entry in run.manifest["splits"]["train"].items()}
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -154,7 +161,7 @@ def _training_text(run: Run) -> Judged:
     return (f"{here}; whether of the same source is not recorded", "unknown") if alike else (here, "differs")
 
 
-def _batch(run: Run) -> Judged:
+def _batch(run: Run) -> Compared:
     tokens = run.tokens_per_step
     if tokens is None:
         return NOT_IN_CONFIG
@@ -164,7 +171,7 @@ def _batch(run: Run) -> Judged:
     return f"{slots} slots x {streams} streams x {bptt} = {tokens:,}{share}", _verdict(ratio == 1)
 
 
-def _processes(run: Run) -> Judged:
+def _processes(run: Run) -> Compared:
     if run.processes is None:
         return NOT_IN_CONFIG
     if not run.environment:
@@ -174,36 +181,36 @@ def _processes(run: Run) -> Judged:
     return f"{run.processes} x {kind}", _verdict(run.processes == PROCESSES and "V100" in kind)
 
 
-def _language_choice(run: Run) -> Judged:
+def _language_choice(run: Run) -> Compared:
     alpha = run.setting("data.lang_alpha")
     if not isinstance(alpha, int | float):
         return NOT_IN_CONFIG
     return f"one a slot, by quota, {'equal shares' if alpha == 0 else f'shares p^{alpha:g}'}", "differs"
 
 
-OPTIMIZERS: Mapping[str, Judged] = {
+OPTIMIZERS: Mapping[str, Compared] = {
     "xlm_train.training.optim.OriginalAdam": ("optimizer=original_adam", "same"),
     "torch.optim.AdamW": ("torch's AdamW: epsilon added after it", "differs"),
 }
-SCHEDULES: Mapping[str, Judged] = {"xlm_train.training.schedule.inverse_sqrt": ("schedule=inverse_sqrt", "same")}
-PRECISIONS: Mapping[str, Judged] = {
+SCHEDULES: Mapping[str, Compared] = {"xlm_train.training.schedule.inverse_sqrt": ("schedule=inverse_sqrt", "same")}
+PRECISIONS: Mapping[str, Compared] = {
     "16-mixed": ("float16 with dynamic loss scaling (autocast, float32 weights)", "same"),
     "bf16-mixed": ("bfloat16 autocast, float32 weights, no loss scaling", "differs"),
     "32-true": ("float32", "differs"),
 }
 
 
-def _choice(name: str, original: str, key: str, known: Mapping[str, Judged]) -> Point:
+def _choice(name: str, original: str, key: str, known: Mapping[str, Compared]) -> Point:
     """A point whose setting names one of several ways."""
 
-    def judge(run: Run) -> Judged:
+    def compare(run: Run) -> Compared:
         value = run.setting(key)
         return NOT_IN_CONFIG if value is None else known.get(str(value), (str(value), "differs"))
 
-    return Point(name, original, judge)
+    return Point(name, original, compare)
 
 
-def _learning_rate(run: Run) -> Judged:
+def _learning_rate(run: Run) -> Compared:
     here = run.setting("optimizer.lr")
     if not isinstance(here, int | float):
         return NOT_IN_CONFIG
@@ -213,7 +220,7 @@ def _learning_rate(run: Run) -> Judged:
     return f"{here:g}{note}", _verdict(same)
 
 
-def _evaluation(run: Run) -> Judged:
+def _evaluation(run: Run) -> Compared:
     steps = run.setting("callbacks.validation.every_n_steps")
     if not isinstance(steps, int) or run.tokens_per_step is None:
         return NOT_IN_CONFIG
@@ -222,19 +229,19 @@ def _evaluation(run: Run) -> Judged:
     return f"every {steps:,} steps = {here / 1e6:,.4g} M tokens", _verdict(same)
 
 
-def _start(run: Run) -> Judged:
+def _start(run: Run) -> Compared:
     if "init_from" not in run.config:
         return NOT_IN_CONFIG
     parent = run.config["init_from"]
     return ("random weights", "same") if parent is None else (f"from {parent}", "differs")
 
 
-def _seed(run: Run) -> Judged:
+def _seed(run: Run) -> Compared:
     seed = run.config.get("seed")
     return NOT_IN_CONFIG if seed is None else (f"{seed}: can be repeated", "differs")
 
 
-def _length(run: Run) -> Judged:
+def _length(run: Run) -> Compared:
     steps = run.last("progress/steps")
     return "not known" if steps is None else f"{steps:,.0f} steps planned", "unknown"
 
@@ -300,8 +307,45 @@ POINTS: Sequence[Point] = (
 
 
 def config_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The settings in which runs differ: key and each run's value, `-` where it has none."""
+    """The settings in which runs differ.
+
+    Args:
+        runs: Two or more.
+
+    Returns:
+        Of each such setting its dotted key and each run's value, "-" where it has none.
+    """
     places = ("run_name", "paths.", "logger.", "hydra.")  # where a run is, not what it is
     keys = sorted({key for run in runs for key in run.leaves if not key.startswith(places)})
     rows = [(key, [text(run.leaves[key]) if key in run.leaves else "-" for run in runs]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def advice(config: dict[str, Any], tokens_per_step: int) -> list[str]:
+    """Warn where the batch or the learning rate of a run is far from the recipe's.
+
+    Args:
+        config: The run's config.
+        tokens_per_step: Tokens that a step reads, over all processes.
+
+    Returns:
+        Warnings with their reasons; none for other models than the published one, which have no recipe here.
+    """
+    if any(config["model"][key] != ORIGINAL[f"model.{key}"] for key in ("dim", "n_layers", "n_heads")):
+        return []
+    found = []
+    data, rate = config["data"], config["optimizer"].get("lr")
+    if tokens_per_step * FAR <= TOKENS_PER_UPDATE:
+        slots = TOKENS_PER_UPDATE // (data["slot_streams"] * data["bptt"])
+        found.append(
+            f"a step has {tokens_per_step:,} tokens, the recipe's {TOKENS_PER_UPDATE:,}: its gradient is noisier by about"
+            f" {(TOKENS_PER_UPDATE / tokens_per_step) ** 0.5:.1f} times than those its learning rate was chosen for;"
+            f" data.slots={slots} gives the recipe's batch on any number of devices, by accumulation"
+        )
+    low, high = LEARNING_RATES
+    if isinstance(rate, int | float) and not low / FAR <= rate <= high * FAR:
+        found.append(
+            f"optimizer.lr={rate:g} is far from the recipe's peaks, {low:g} to {high:g} at {TOKENS_PER_UPDATE:,} tokens a step:"
+            f" {'slow to learn' if rate < low else 'likely to diverge after the warm-up'}"
+        )
+    return found

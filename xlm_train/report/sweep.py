@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
+from xlm_train.report.figures import Axis, Curve, Figure, Mark, roomy_axis
+from xlm_train.report.html import PALETTE, Table
+from xlm_train.report.png import draw
+from xlm_train.report.reading import read_run
 from xlm_train.runtime.errors import EXIT_PREEMPTED
 from xlm_train.runtime.files import atomic_write, read_json, write_json
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
+GREY = len(PALETTE) - 1
 MOST_LINES = 6  # of a panel
+LEAST_APART = 1 / 8  # of a panel's width: labels of values that are nearer would run into each other
+WIDE_SPREAD = 10  # highest to lowest perplexity: from there the axis is logarithmic
 
 
 @dataclass(frozen=True)
 class Row:
-    """A job. Figures are None where the run has none (yet). perplexities: per language, at best_step; hours: in steps."""
+    """A job of a sweep; figures are None where its run has none (yet).
+
+    Args:
+        run: Name of the run's folder.
+        varied: What the sweep varies, and this job's values.
+        status: "finished", "failed", "preempted", "stopped", "not started" ...
+        problems: Why it failed.
+        command: The command that runs the job alone.
+        steps: Steps that metrics were reported for.
+        best_step: Step of the lowest mean validation perplexity.
+        perplexity: The mean over the languages there.
+        perplexities: Of each language there.
+        train_loss: In nats per token, as last reported.
+        tokens_per_second: Median over the run.
+        hours: In training steps.
+    """
 
     run: str
     varied: dict[str, str]
@@ -37,9 +58,16 @@ class Row:
 
 
 def conclude(folder: Path, start: str) -> list[int]:
-    """Write table.md, sweep.json and sweep.png into the sweep's folder, print the table; returns the jobs' exit statuses.
+    """Write table.md, sweep.json and sweep.png into the sweep's folder, and print the table.
 
-    The table has every job that ever ran under the sweep's name; the exit statuses are those of this start alone.
+    The table has every job that ever ran under the sweep's name.
+
+    Args:
+        folder: The sweep's folder.
+        start: Names this start of the sweep in the jobs' records.
+
+    Returns:
+        The exit statuses of the jobs of this start.
     """
     records = [read_json(file) for file in sorted((folder / "jobs").glob("*.json"))]
     current = [record for record in records if record["start"] == start]
@@ -48,13 +76,13 @@ def conclude(folder: Path, start: str) -> list[int]:
     ordered = sorted(records, key=lambda record: (record["start"] != start, record["job"]))
     rows = [read_row(record) for record in ordered]
     cells = table(rows)
+    failed = [row for row in rows if row.status == "failed"]
     write_json(folder / "sweep.json", {"sweep": folder.name, "jobs": [asdict(row) for row in rows]})
     with atomic_write(folder / "table.md") as file:
-        file.write(as_markdown(folder.name, cells, rows).encode())
+        file.write(_markdown(folder.name, cells, rows).encode())
     if any(row.perplexity is not None for row in rows) and rows[0].varied:
-        plot(rows, folder / "sweep.png")
-    print(as_text(cells), flush=True)
-    failed = [row for row in rows if row.status == "failed"]
+        draw(figures(rows), folder / "sweep.png")
+    print(cells.text(), flush=True)
     for row in failed:
         print(f"\nfailed: {row.run}: {row.problems[0]}\n  alone: {row.command}", file=sys.stderr)
     left = sum(record["exit_status"] == EXIT_PREEMPTED for record in current)
@@ -72,8 +100,6 @@ def conclude(folder: Path, start: str) -> list[int]:
 
 def read_row(record: dict[str, Any]) -> Row:
     """A job's row, from its record and its run's folder."""
-    from xlm_train.report.reading import read_run
-
     run = read_run(Path(record["run"]))
     best = run.best_step
     speed = run.columns.get("speed/tokens_per_second")
@@ -95,128 +121,114 @@ def read_row(record: dict[str, Any]) -> Row:
     )
 
 
-def table(rows: Sequence[Row]) -> list[list[str]]:
-    """Header and cells; the best job first among those that are done, then the others."""
-    keys = keys_of(rows)
+class Line(NamedTuple):
+    """Jobs with a figure each, in the colour `hue`; connected: by a line in the order of what is varied."""
+
+    label: str
+    points: Sequence[tuple[Row, float]]
+    hue: int
+    connected: bool = True
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """The jobs as a table, the best first among those that are done, then the others."""
+    keys = _keys(rows)
     languages = sorted({lang for row in rows for lang in row.perplexities})
-    figures_of = ["val/ppl", *(f"val/ppl_{lang}" for lang in languages), "train/loss", "tokens/s", "hours"]
-    cells = [[*keys, "status", "steps", "best step", *figures_of]]
+    figures = ["val/ppl", *(f"val/ppl_{lang}" for lang in languages), "train/loss", "tokens/s", "hours"]
+    cells = []
     for row in sorted(
         rows, key=lambda row: (row.status not in ("finished", "stopped"), row.perplexity or float("inf"))
     ):
-        figures = [row.perplexity, *(row.perplexities.get(lang) for lang in languages), row.train_loss]
+        values = [row.perplexity, *(row.perplexities.get(lang) for lang in languages), row.train_loss]
         cells.append(
-            [*(_short(row.varied.get(key, "")) for key in keys), row.status]
+            [*(_short(_value(row, key)) for key in keys), row.status]
             + ["" if value is None else f"{value:,}" for value in (row.steps, row.best_step)]
-            + ["" if value is None else f"{value:,.5g}" for value in figures]
+            + ["" if value is None else f"{value:,.5g}" for value in values]
             + ["" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}"]
             + ["" if row.hours is None else f"{row.hours:.3g}"]
         )
-    return cells
+    return Table("", [*keys, "status", "steps", "best step", *figures], cells)
 
 
-def keys_of(rows: Sequence[Row]) -> list[str]:
+def _keys(rows: Sequence[Row]) -> list[str]:
     """Everything that some job varies, in the order of the command line."""
     return list(dict.fromkeys(key for row in rows for key in row.varied))
 
 
-def as_text(cells: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
-    )
+def _value(row: Row, key: str) -> str:
+    return row.varied.get(key, "")
 
 
-def as_markdown(name: str, cells: Sequence[Sequence[str]], rows: Sequence[Row]) -> str:
-    lines = [f"| {' | '.join(line)} |" for line in cells]
-    lines.insert(1, "|" + " ---: |" * len(cells[0]))
+def _markdown(name: str, cells: Table, rows: Sequence[Row]) -> str:
     failures = [f"- `{row.run}`: {'; '.join(row.problems)}\n  alone: `{row.command}`" for row in rows if row.problems]
-    parts = [f"# Sweep {name}", "\n".join(lines), *(["Failed:", "\n".join(failures)] if failures else [])]
+    parts = [f"# Sweep {name}", cells.markdown(), *(["Failed:", "\n".join(failures)] if failures else [])]
     return "\n\n".join(parts) + "\n"
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
-    """The best validation perplexity against what was varied.
+def figures(rows: Sequence[Row]) -> list[Figure]:
+    """Show the best validation perplexity against what was varied.
 
-    One key: a line per language and their mean. Two, of which one has few values: a line for each of these. Otherwise one
-    panel a key, a dot a job, a line through the best. Jobs without a perplexity are crosses at the upper edge.
+    Args:
+        rows: The jobs, of which one has a perplexity at least. Those without are marked.
+
+    Returns:
+        For one key: a line per language and their mean. For two, of which one has few values: a line for each of these.
+        Otherwise one figure a key: a dot a job, and a line through the best of each value where there are few.
     """
-    from matplotlib.figure import Figure
-
-    keys = keys_of(rows)
-    counts = {key: len({row.varied.get(key, "") for row in rows}) for key in keys}
-    across = sorted(keys, key=lambda key: (not _is_numeric(rows, key), -counts[key]))
-    together = len(keys) == 1 or (len(keys) == 2 and counts[across[1]] <= MOST_LINES)
-    shown = across[:1] if together else keys
-    figure = Figure(figsize=(max(6.5, 4.5 * len(shown)), 4.5), layout="constrained")
-    panels = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
-    for panel, key in zip(panels, shown, strict=True):
-        places = _across(panel, rows, key)
-        measured = sorted(
-            (row for row in rows if row.perplexity is not None), key=lambda row: places[row.varied.get(key, "")]
-        )
-        if len(keys) == 1:
-            _line(panel, places, key, measured, "mean", {"color": "black", "linewidth": 2})
-            for lang in sorted({lang for row in measured for lang in row.perplexities}):
-                points = [
-                    (places[row.varied.get(key, "")], row.perplexities[lang])
-                    for row in measured
-                    if lang in row.perplexities
-                ]
-                panel.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1, label=lang)
-            panel.legend()
-        elif together:
-            other = across[1]
-            for value in _in_order({row.varied.get(other, "") for row in measured}):
-                _line(panel, places, key, [row for row in measured if row.varied.get(other, "") == value], value, {})
-            panel.legend(title=other)
-        else:
-            _line(panel, places, key, measured, "all", {"color": "0.6", "linestyle": "none"})
-            best: dict[str, Row] = {}
-            for row in measured:
-                value = row.varied.get(key, "")
-                if value not in best or (row.perplexity or 0) < (best[value].perplexity or 0):
-                    best[value] = row
-            if counts[key] <= MOST_LINES:
-                _line(panel, places, key, list(best.values()), "best", {"color": "black"})
-        lost = [places[row.varied.get(key, "")] for row in rows if row.perplexity is None]
-        panel.plot(lost, [0.97] * len(lost), "x", color="firebrick", transform=panel.get_xaxis_transform())
-        panel.set(xlabel=key + (" (x: no perplexity)" if lost else ""))
-        panel.grid(alpha=0.25)
-    values = [row.perplexity for row in rows if row.perplexity is not None]
-    if max(values) > 10 * min(values):
-        panels[0].set_yscale("log")
-    panels[0].set(ylabel="best validation perplexity")
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=110)
+    keys = _keys(rows)
+    counts = {key: len({_value(row, key) for row in rows}) for key in keys}
+    means = [(row, row.perplexity) for row in rows if row.perplexity is not None]
+    if len(keys) == 1:
+        languages = sorted({lang for row, _ in means for lang in row.perplexities})
+        lines = [Line("mean", means, GREY)]
+        for hue, lang in enumerate(languages):
+            lines.append(
+                Line(lang, [(row, y) for row, _ in means if (y := row.perplexities.get(lang)) is not None], hue)
+            )
+        return [_figure(keys[0], rows, lines)]
+    across, *others = sorted(keys, key=lambda key: (not _is_numeric(rows, key), -counts[key]))
+    if len(keys) == 2 and counts[others[0]] <= MOST_LINES:
+        values = _in_order({_value(row, others[0]) for row, _ in means})
+        lines = [
+            Line(f"{others[0]}={_short(value)}", [pair for pair in means if _value(pair[0], others[0]) == value], hue)
+            for hue, value in enumerate(values)
+        ]
+        return [_figure(across, rows, lines)]
+    found = []
+    for key in keys:
+        lines = [Line("each job", means, GREY, connected=False)]
+        if counts[key] <= MOST_LINES:
+            best = {_value(row, key): (row, y) for row, y in sorted(means, key=lambda pair: -pair[1])}
+            lines.append(Line("best of each value", list(best.values()), 0))
+        found.append(_figure(key, rows, lines))
+    return found
 
 
-def _line(
-    panel: Axes, places: dict[str, float], key: str, rows: Sequence[Row], label: str, style: dict[str, Any]
-) -> None:
-    """A line through jobs that have a perplexity."""
-    points = [(places[row.varied.get(key, "")], row.perplexity) for row in rows if row.perplexity is not None]
-    panel.plot(*zip(*points, strict=True), marker="o", label=label, **style)
-
-
-def _across(panel: Axes, rows: Sequence[Row], key: str) -> dict[str, float]:
-    """Where each value of a key lies across the panel: numbers to scale (log where they span much), words side by side."""
-    values = _in_order({row.varied.get(key, "") for row in rows})
-    if not _is_numeric(rows, key):
-        panel.set_xticks(range(len(values)), values)
-        return {value: float(place) for place, value in enumerate(values)}
-    places = {value: float(value) for value in values}
-    low, high = min(places.values()), max(places.values())
-    if low > 0 and (key.endswith("lr") or high >= 4 * low):
-        panel.set_xscale("log")
-    if len(values) <= MOST_LINES:
-        panel.set_xticks(list(places.values()), values)
-        panel.minorticks_off()
-    return places
+def _figure(key: str, rows: Sequence[Row], lines: Sequence[Line]) -> Figure:
+    """The lines against the values of a key: numbers to scale (logarithmic where they span much), words side by side."""
+    values = _in_order({_value(row, key) for row in rows})
+    if _is_numeric(rows, key):
+        places = {value: float(value) for value in values}
+        low, high = min(places.values()), max(places.values())
+        axis = roomy_axis(low, high, log=low > 0 and (key.endswith("lr") or high >= 4 * low))
+        shares = [axis.at(place) for place in places.values()]
+        labelled = all(after - before >= LEAST_APART for before, after in pairwise(shares))
+    else:
+        places = {value: float(place) for place, value in enumerate(values)}
+        axis, labelled = Axis(-0.5, len(values) - 0.5), True
+    curves = []
+    for line in lines:
+        x, y = [places[_value(row, key)] for row, _ in line.points], [y for _, y in line.points]
+        curves.append(Curve(line.label, x, y, line.hue % len(PALETTE), dots=True, line=line.connected))
+    lost = [Mark(places[_value(row, key)], "no_perplexity", row.run) for row in rows if row.perplexity is None]
+    measured = [row.perplexity for row in rows if row.perplexity is not None]
+    log = 0 < WIDE_SPREAD * min(measured) < max(measured)
+    ticks = [(place, _short(value)) for value, place in places.items()] if labelled else []
+    return Figure("", "best validation perplexity", curves, lost, key, log, x_axis=axis, x_ticks=ticks)
 
 
 def _is_numeric(rows: Sequence[Row], key: str) -> bool:
-    return all(_number(row.varied.get(key, "")) is not None for row in rows)
+    return all(_number(_value(row, key)) is not None for row in rows)
 
 
 def _short(value: str) -> str:
@@ -227,9 +239,10 @@ def _short(value: str) -> str:
 
 def _number(text: str) -> float | None:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 def _in_order(values: set[str]) -> list[str]:

@@ -1,30 +1,32 @@
-"""Checkpoints that are whole or not there, and safe to load.
+"""Checkpoint files that are whole or not there, and safe to load.
 
-A checkpoint file is what `torch.save` writes, followed by a trailer of 48 bytes: a magic word, the length and the
-SHA-256 of what stands before it. Length and checksum are verified before anything is parsed, then it loads under
-`weights_only=True`: a damaged file is never half-read and a foreign one never executes code.
+A file is what `torch.save` writes, followed by a trailer of 48 bytes: a magic word, the length and the SHA-256 of what
+stands before it. Length and checksum are verified before anything is parsed, then it loads under `weights_only=True`: a
+damaged file is never half-read and a file of unknown origin never executes code.
 
-Content (format version 2):
+Inside (format version 3) is Lightning's own checkpoint dict (state_dict, optimizer_states, loops, callbacks, ...) and:
     format, version
-    shape       ModelShape as a dict
-    model       state dict of `XLM`
-    optimizer   state dict, or None in a checkpoint for inference
-    progress    step (attempts), updates, skipped steps, loss scale, patience, best metrics (see progress.py)
-    ledger      losses of the steps since the last report; guard: recent good losses (see ledger.py, guard.py)
-    text        languages {code: id}, vocab, codes (both as text), lowercase, remove_accents: to read new text
-    lineage     corpus: its lineage hash; parents: hashes of the checkpoints this one descends from (init_from, import)
-    metrics     last validation metrics
-    config      the resolved config of the run
+    shape        ModelShape as a dict
+    train_state  step (attempts), updates, skipped steps, loss scale, patience, best metrics, losses not yet reported
+    text         languages {code: id}, vocab, codes (both as text), lowercase, remove_accents: to read new text
+    lineage      corpus: its lineage hash; parents: hashes of the checkpoints this one descends from (init_from, import)
+    metrics      last validation metrics
+    config       the resolved config of the run
+Version 2 held the same under other names; it is converted when it is read.
+
+`load` and `save` show a checkpoint as everybody but the Trainer needs it: weights by their names in the model, and
+    model, optimizer (None where there is none), progress (the train state), shape, text, lineage, metrics, config.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import io
 import os
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,9 @@ from xlm_train.runtime.errors import CheckpointError
 from xlm_train.runtime.files import atomic_write
 
 FORMAT = "xlm_train.checkpoint"
-VERSION = 2
+VERSION = 3
+VIEWED = ("shape", "text", "lineage", "metrics", "config", "sha256")  # keys that are the same inside and in a view
+PREFIX = "model."  # of the weights' names in a Lightning module that holds the model as `model`
 MAGIC = b"XLMCKPT1"
 TRAILER = struct.Struct("<8sQ32s")
 NAME = re.compile(r"step-(\d{8,})\.pt")
@@ -70,10 +74,18 @@ def name_of(step: int) -> str:
     return f"step-{step:08d}.pt"
 
 
-def save(path: str | Path, content: dict[str, Any]) -> str:
-    """Write a checkpoint atomically; returns the SHA-256 of its content as hex.
+def write(path: str | Path, content: Mapping[str, Any]) -> str:
+    """Write a checkpoint file atomically.
 
-    Raises UserError naming the file where it cannot be written; what stood there before is then untouched.
+    Args:
+        path: the file; what stood there before is untouched until the new one is whole on disk.
+        content: what goes inside (see the module's text); format and version are added.
+
+    Returns:
+        SHA-256 of the content as hex.
+
+    Raises:
+        UserError: the file cannot be written; names it.
     """
     with atomic_write(path) as file:
         writer = _HashingWriter(file)
@@ -87,10 +99,19 @@ def save(path: str | Path, content: dict[str, Any]) -> str:
     return writer.hash.hexdigest()
 
 
-def checksum(path: str | Path) -> str:
-    """Verify a checkpoint's length and checksum without loading it; returns the SHA-256 of its content.
+def save(path: str | Path, view: Mapping[str, Any]) -> str:
+    """Write a checkpoint from its view (see the module's text). Returns and raises as `write`."""
+    return write(path, _from_view(view))
 
-    Raises CheckpointError naming the file and what is wrong with it.
+
+def checksum(path: str | Path) -> str:
+    """Verify a checkpoint's length and checksum without loading it.
+
+    Returns:
+        SHA-256 of its content as hex.
+
+    Raises:
+        CheckpointError: names the file and what is wrong with it.
     """
     path = Path(path)
     try:
@@ -124,11 +145,11 @@ def checksum(path: str | Path) -> str:
     return found.hexdigest()
 
 
-def load(path: str | Path) -> dict[str, Any]:
-    """Verify and read a checkpoint, tensors on the CPU.
+def read(path: str | Path) -> dict[str, Any]:
+    """Verify and read what is inside a checkpoint, tensors on the CPU, with the key `sha256` added.
 
-    Adds the key `sha256`, the content's checksum. Raises CheckpointError where the file is missing, damaged, unsafe,
-    or of a version this program does not read.
+    Raises:
+        CheckpointError: the file is missing, damaged, unsafe, or of a version that this program does not read.
     """
     digest = checksum(path)
     try:
@@ -139,43 +160,119 @@ def load(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: is not a checkpoint of xlm_train")
-    if content.get("version") != VERSION:
-        raise CheckpointError(f"{path}: checkpoint version {content.get('version')}, this program reads {VERSION}")
+    if content.get("version") == 2:
+        content = _from_version_2(content)
+    elif content.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path}: checkpoint version {content.get('version')}, this program reads 2 and {VERSION}"
+        )
     content["sha256"] = digest
     return content
 
 
+def load(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint as a view (see the module's text) with the key `sha256` added. Raises as `read`."""
+    return to_view(read(path))
+
+
+def to_view(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Show what `read` returns as a view."""
+    states = content.get("optimizer_states") or [None]
+    return {
+        **{key: content[key] for key in VIEWED if key in content},
+        "model": {name.removeprefix(PREFIX): weight for name, weight in content["state_dict"].items()},
+        "optimizer": states[0],
+        "progress": content["train_state"],
+    }
+
+
+def _from_view(view: Mapping[str, Any]) -> dict[str, Any]:
+    """Put a view into Lightning's dict, without the parts that only a running Trainer has."""
+    return {
+        "epoch": 0,
+        "global_step": view["progress"].get("updates", 0),
+        "pytorch-lightning_version": importlib.metadata.version("pytorch-lightning"),
+        "state_dict": {PREFIX + name: weight for name, weight in view["model"].items()},
+        "optimizer_states": [] if view["optimizer"] is None else [view["optimizer"]],
+        "lr_schedulers": [],
+        "callbacks": {},
+        "train_state": dict(view["progress"]),
+        **{key: view[key] for key in VIEWED if key in view and key != "sha256"},
+    }
+
+
+def _from_version_2(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert what version 2 held: no loops of Lightning's, the losses and the anomaly detector's history apart."""
+    converted = _from_view(content)
+    converted["train_state"]["losses"] = content["ledger"]
+    converted["callbacks"]["AnomalyDetector"] = {"history": content["guard"]}
+    return converted
+
+
 @dataclass(frozen=True)
 class Found:
-    """Result of looking for the newest checkpoint. damaged: newer ones that were passed over, as (file, reason)."""
+    """Result of looking for the newest checkpoint.
+
+    Args:
+        path: the newest whole checkpoint of the run; None where there is none.
+        content: what is inside it, as `read` returns it.
+        skipped: newer files that are damaged or not the run's, as (file, reason).
+    """
 
     path: Path | None
     content: dict[str, Any] | None
-    damaged: list[tuple[Path, str]]
+    skipped: list[tuple[Path, str]]
 
 
 def in_folder(folder: str | Path) -> list[Path]:
-    """The checkpoints of a folder, newest (highest step) first."""
+    """List the checkpoints of a folder, newest (highest step) first."""
     files = [path for path in Path(folder).glob("step-*.pt") if NAME.fullmatch(path.name)]
-    return sorted(files, key=lambda path: int(NAME.fullmatch(path.name)[1]), reverse=True)  # type: ignore[index]
+    return sorted(files, key=step_of, reverse=True)
 
 
-def newest(folder: str | Path, foreign: Callable[[dict[str, Any]], str | None] = lambda content: None) -> Found:
-    """The newest checkpoint of a folder that is whole; others are named and passed over, never deleted.
+def step_of(path: Path) -> int:
+    """Step in a checkpoint's file name."""
+    return int(path.stem.removeprefix("step-"))
 
-    foreign: why a content does not belong here (another run's file under this name), or None.
+
+def newest(folder: str | Path, mismatch: Callable[[dict[str, Any]], str | None] = lambda content: None) -> Found:
+    """Find the newest checkpoint of a folder that is whole; others are named and skipped, never deleted.
+
+    Args:
+        folder: where the files `step-*.pt` are.
+        mismatch: tells why a content does not belong here (another run's file under this name), or None.
     """
-    damaged: list[tuple[Path, str]] = []
+    skipped: list[tuple[Path, str]] = []
     for path in in_folder(folder):
         try:
-            content = load(path)
+            content = read(path)
         except CheckpointError as error:
-            damaged.append((path, str(error)))
+            skipped.append((path, str(error)))
             continue
-        why = foreign(content)
-        if content["progress"]["step"] != int(NAME.fullmatch(path.name)[1]):  # type: ignore[index]
-            why = f"holds step {content['progress']['step']}: it was renamed"
+        why = mismatch(content)
+        if content["train_state"]["step"] != step_of(path):
+            why = f"holds step {content['train_state']['step']}: it was renamed"
         if why is None:
-            return Found(path, content, damaged)
-        damaged.append((path, f"{path}: {why}"))
-    return Found(None, None, damaged)
+            return Found(path, content, skipped)
+        skipped.append((path, f"{path}: {why}"))
+    return Found(None, None, skipped)
+
+
+def peek(path: str | Path) -> str | None:
+    """Read the SHA-256 that a checkpoint ends with, without reading its content.
+
+    Args:
+        path: The checkpoint.
+
+    Returns:
+        The checksum as it was written, as hex; None where the file cannot be read or does not end as a whole
+        checkpoint does. That the content has this checksum is not verified: see `checksum`.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - TRAILER.size))
+            magic, length, digest = TRAILER.unpack(file.read(TRAILER.size))
+    except (OSError, struct.error):
+        return None
+    return digest.hex() if magic == MAGIC and length == size - TRAILER.size else None

@@ -1,8 +1,13 @@
-"""What the console shows: lines of the first process, numbers as a person reads them. Imports nothing heavy."""
+"""What the console shows: lines of the first process, progress, numbers as a person reads them. Imports nothing heavy."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import TextIO
 
 from xlm_train.runtime.processes import is_first_process
 
@@ -32,3 +37,114 @@ def duration(seconds: float) -> str:
     whole = max(0, round(seconds))
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+EVERY_TERMINAL = 0.5
+EVERY_PLAIN = 5.0
+"""Seconds between two lines of progress."""
+
+
+class Progress:
+    """How far some work is: amount, rates, time left. Redrawn in place on a terminal, plain lines elsewhere.
+
+    Args:
+        what: The work; begins every line.
+        total: What `done` comes to in the end; None where that is not known.
+        units: The units of the amounts, and how many decimals each is shown with. Of the first the amount is shown and
+            the rate, of the others the rate.
+        stream: Where lines go; standard error if not given.
+        shown: Whether there are lines at all.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        total: int | None,
+        units: Mapping[str, int],
+        stream: TextIO | None = None,
+        shown: bool = True,
+    ) -> None:
+        self.what = what
+        self.total = total
+        self.units = units
+        self.stream = stream or sys.stderr
+        self.shown = shown
+        self.started = self.last = time.monotonic()
+        self.done = self.skipped = 0
+        self.skipped_amount = 0.0
+        self.amounts = dict.fromkeys(units, 0.0)
+
+    def add(self, done: int, *amounts: float) -> None:
+        """Count more work done.
+
+        Args:
+            done: As `total` counts it.
+            amounts: The same in each of the units.
+        """
+        self.done += done
+        for unit, amount in zip(self.units, amounts, strict=True):
+            self.amounts[unit] += amount
+        now = time.monotonic()
+        if now - self.last >= (EVERY_TERMINAL if self.stream.isatty() else EVERY_PLAIN):
+            self.last = now
+            self._show(final=False)
+
+    def skip(self, done: int, amount: float) -> None:
+        """Count work that was found done, which tells nothing about the rates; `amount` in the first unit."""
+        self.done += done
+        self.skipped += done
+        self.skipped_amount += amount
+
+    def end(self) -> None:
+        """Show what it came to."""
+        self._show(final=True)
+
+    def _show(self, final: bool) -> None:
+        if not self.shown:
+            return
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        first, decimals = next(iter(self.units.items()))
+        parts = [f"{self.what:<10}"]
+        if self.total and not final:
+            parts.append(f"{min(self.done / self.total, 1):4.0%}")
+        parts.append(f"{self.amounts[first]:10,.{decimals}f} {first}")
+        parts += [f"{self.amounts[unit] / seconds:9,.{places}f} {unit}/s" for unit, places in self.units.items()]
+        if final:
+            parts.append(f"in {duration(seconds)}")
+        elif self.total and self.done > self.skipped:
+            parts.append(f"{duration((self.total - self.done) * seconds / (self.done - self.skipped))} left")
+        if self.skipped_amount:
+            parts.append(f"({self.skipped_amount:,.{decimals}f} {first} were done before)")
+        line = "  ".join(parts)
+        if self.stream.isatty():
+            self.stream.write(f"\r\x1b[K{line}" + ("\n" if final else ""))
+        else:
+            self.stream.write(line + "\n")
+        self.stream.flush()
+
+
+@contextlib.contextmanager
+def waiting(what: str, details: str, stream: TextIO | None = None) -> Iterator[None]:
+    """Show for how long a call has been running that cannot tell how far it is.
+
+    Args:
+        what: The work; begins every line.
+        details: What it is working on.
+        stream: Where lines go; standard error if not given.
+    """
+    started = time.monotonic()
+    over = threading.Event()
+    stream = stream or sys.stderr
+
+    def show() -> None:
+        while not over.wait(EVERY_PLAIN):
+            print(f"{what:<10}  {details}: {duration(time.monotonic() - started)} so far", file=stream, flush=True)
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    print(f"{what:<10}  {details}: took {duration(time.monotonic() - started)}", file=stream, flush=True)

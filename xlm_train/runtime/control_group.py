@@ -1,6 +1,6 @@
-"""What the processes of a run tell each other on the CPU: who is there, and when to leave.
+"""The CPU process group of a run: the handshake at the start, and consensus on when to leave.
 
-Uses a gloo group of its own, so that agreeing never waits for a GPU.
+Uses a gloo group of its own, so that a control message never waits for a GPU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed.distributed_c10d import _set_pg_timeout  # there is no public way to change a group's timeout
 
 from xlm_train.runtime.errors import UserError
 
@@ -24,32 +24,66 @@ class ProcessesMissing(RuntimeError):
     """Not all processes of the run came, or they do not see the same files: a restart may help."""
 
 
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed: NCCL's errors have a type of their own, gloo's name their source."""
+    return isinstance(error, ProcessesMissing | dist.DistError) or "gloo" in str(error).lower()
+
+
 @dataclass(frozen=True)
-class Member:
-    """One process of the run. device: name; device_id: what is the same only for the same device, None for a CPU."""
+class RankInfo:
+    """One process of the run.
+
+    Args:
+        rank: global rank.
+        host: name of its machine.
+        pid: process id there.
+        device: name of its device.
+        device_id: what is the same only for the same device; None for a CPU.
+        torch_version: its torch.
+        run: digest of config, corpus and checkpoint, which all processes must have alike.
+    """
 
     rank: int
     host: str
     pid: int
     device: str
     device_id: str | None
-    torch: str
-    run: str  # digest of config, corpus and checkpoint: all processes must have the same
+    torch_version: str
+    run: str
+
+    @classmethod
+    def of_this_process(cls, rank: int, device: torch.device, run: str) -> RankInfo:
+        """Describe the calling process."""
+        name, identity = "CPU", None
+        if device.type == "cuda":
+            properties = torch.cuda.get_device_properties(device)
+            name, identity = properties.name, str(getattr(properties, "uuid", device.index))
+        return cls(rank, socket.gethostname(), os.getpid(), name, identity, torch.__version__, run)
 
 
-class Agreement:
-    """The processes' common decisions; of a single process, its own."""
+class ControlGroup:
+    """Common decisions of the processes of a run; with a single process, its own.
+
+    Args:
+        world_size: number of processes.
+    """
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
-        self.members: list[Member] = []
+        self.members: list[RankInfo] = []
         self._group: dist.ProcessGroup | None = None
 
-    def connect(self, me: Member, start_timeout: float, timeout: float) -> None:
-        """First exchange of all processes: who is there (`members`), and whether they can train together.
+    def handshake(self, me: RankInfo, start_timeout: float, timeout: float) -> None:
+        """Exchange who is there (`members`) and check that all can train together. The first collective of a run.
 
-        start_timeout: seconds within which all must answer; timeout: of every later collective, on the GPUs too.
-        Raises ProcessesMissing where ranks are missing or see other files, UserError where they share a device.
+        Args:
+            me: this process.
+            start_timeout: seconds within which all must answer.
+            timeout: seconds, of every later collective, on the GPUs too.
+
+        Raises:
+            ProcessesMissing: ranks are missing, or see other files.
+            UserError: ranks share a device, or have different versions of torch.
         """
         if self.world_size == 1:
             self.members = [me]
@@ -67,7 +101,7 @@ class Agreement:
         self._compare(me)
         _set_pg_timeout(timedelta(seconds=timeout))  # the default group was made with the short one
 
-    def _compare(self, me: Member) -> None:
+    def _compare(self, me: RankInfo) -> None:
         found: list[Any] = [None] * self.world_size
         dist.all_gather_object(found, me, self._group)
         self.members = found
@@ -77,7 +111,7 @@ class Agreement:
             raise ProcessesMissing(f"the processes do not see the same config, corpus or checkpoint ({differ})")
 
     def highest(self, number: int) -> int:
-        """The highest of the processes' numbers, on all of them. A collective."""
+        """Return the highest of the processes' numbers, on all of them. A collective."""
         if self.world_size == 1:
             return number
         shared = torch.tensor(number)
@@ -85,7 +119,7 @@ class Agreement:
         return int(shared)
 
     def gather(self, number: float) -> list[float]:
-        """Every process's number, by rank. A collective."""
+        """Return every process's number, by rank. A collective."""
         if self.world_size == 1:
             return [number]
         shared = torch.zeros(self.world_size, dtype=torch.float64)
@@ -94,17 +128,8 @@ class Agreement:
         return shared.tolist()
 
 
-def member(rank: int, device: torch.device, run: str) -> Member:
-    """This process. run: digest of what all processes must have alike."""
-    name, identity = "CPU", None
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        name, identity = properties.name, str(getattr(properties, "uuid", device.index))
-    return Member(rank, socket.gethostname(), os.getpid(), name, identity, torch.__version__, run)
-
-
-def problems_of(members: Sequence[Member]) -> list[str]:
-    """Why these processes cannot train together."""
+def problems_of(members: Sequence[RankInfo]) -> list[str]:
+    """List why these processes cannot train together."""
     problems = []
     devices: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for one in members:
@@ -116,22 +141,22 @@ def problems_of(members: Sequence[Member]) -> list[str]:
                 f"ranks {_list(ranks)} share one device on {host}: give each its own (one task a GPU; srun --gpus-per-node,"
                 " or trainer.devices = GPUs of a node)"
             )
-    if differ := differences(members, "torch"):
+    if differ := differences(members, "torch_version"):
         problems.append(f"the processes do not have the same torch ({differ})")
     return problems
 
 
-def differences(members: Sequence[Member], key: str) -> str:
-    """Which ranks have which value, where they differ; else nothing."""
+def differences(members: Sequence[RankInfo], key: str) -> str:
+    """Say which ranks have which value of an attribute, where they differ; else return an empty text."""
     values: defaultdict[str, list[int]] = defaultdict(list)
     for one in members:
         values[getattr(one, key)].append(one.rank)
     return "; ".join(f"ranks {_list(r)}: {value[:12]}" for value, r in values.items()) if len(values) > 1 else ""
 
 
-def table(members: Sequence[Member]) -> list[str]:
-    """One line a host: its ranks and devices."""
-    hosts: defaultdict[str, list[Member]] = defaultdict(list)
+def table(members: Sequence[RankInfo]) -> list[str]:
+    """Describe each host in a line: its ranks and devices."""
+    hosts: defaultdict[str, list[RankInfo]] = defaultdict(list)
     for one in members:
         hosts[one.host].append(one)
     return [

@@ -9,6 +9,7 @@ import ctypes
 import os
 import resource
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,3 +86,38 @@ def peak_memory_gb(device: torch.device) -> float:
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(peak.split()[1]) * 1024 / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
+
+
+class Stopwatch:
+    """Adds up the spans between `start` and `stop`, on the device's own clock; only reading it waits for a GPU."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._began = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def start(self, device: torch.device) -> None:
+        """Begin a span."""
+        self._began = time.perf_counter()
+        if device.type == "cuda":
+            import torch
+
+            pair = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+            pair[0].record()
+            self._events.append(pair)
+
+    def stop(self, device: torch.device) -> None:
+        """End the span."""
+        if device.type == "cuda":
+            self._events[-1][1].record()
+        else:
+            self._seconds += time.perf_counter() - self._began
+
+    def take(self) -> float:
+        """Return the seconds measured since the last call."""
+        for begin, end in self._events:
+            end.synchronize()
+            self._seconds += begin.elapsed_time(end) / 1000
+        self._events.clear()
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds

@@ -37,7 +37,7 @@ METERS = ("estimate", "codecarbon")
 WATTS_PER_CORE = 10.0  # assumed where nothing is known of a CPU: a laptop's under load
 
 
-class Energy:
+class EnergyMeter:
     """Counts the energy of all processes over all starts of a run; lives in the first process.
 
     file: RUN/energy.json, with what earlier starts used. watts: of one device at load, or None. devices: processes of

@@ -44,3 +44,13 @@ class CheckpointError(UserError):
 
 class TextError(UserError):
     """A text source cannot be read."""
+
+
+def at_least(least: int, **values: float) -> None:
+    """Refuse values that are too small.
+
+    Raises:
+        ConfigError: with all of them.
+    """
+    if problems := [f"{name}={value}: must be at least {least}" for name, value in values.items() if value < least]:
+        raise ConfigError(problems)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.metadata
 import json
@@ -11,34 +12,24 @@ import re
 import secrets
 import sys
 import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from omegaconf import OmegaConf
 
+from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.console import log
-from xlm_train.runtime.errors import ConfigError
+from xlm_train.runtime.errors import ConfigError, UserError
 from xlm_train.runtime.files import atomic_write, read_json, write_json
+from xlm_train.runtime.processes import is_first_process
 
-# What makes two starts the same run. Everything else (devices, length, logging, paths) may change between starts.
-IDENTITY = (
-    "data",
-    "model",
-    "optimizer",
-    "schedule",
-    "trainer.precision",
-    "trainer.clip_norm",
-    "trainer.gradient_compression",
-    "seed",
-    "init_from",
-    "init_optimizer",
-)
-NOT_IDENTITY = ("data.path",)  # the corpus is compared by its lineage hash instead: it may have moved
 NAME = re.compile(r"[\w=+@-][\w.,=+@/-]*")
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dict -> {dotted key: leaf}."""
+    """Turn a nested dict into {dotted key: value}."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:
@@ -48,35 +39,42 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], identity: bool) -> list[str]:
-    """Lines `key: was A, now B` for the leaves that differ, among identity keys or among all others."""
-
-    def is_identity(key: str) -> bool:
-        return key not in NOT_IDENTITY and any(key == name or key.startswith(f"{name}.") for name in IDENTITY)
-
-    before, after = flatten(old), flatten(new)
-    absent = "nothing"
-    return [
-        f"{key}: was {before.get(key, absent)}, now {after.get(key, absent)}"
-        for key in sorted(before.keys() | after.keys())
-        if is_identity(key) is identity and before.get(key, absent) != after.get(key, absent)
-    ]
-
-
 class RunFolder:
     """Paths of a run and what is written beside its checkpoints.
 
-    Opening checks a previous start's config against this one's; nothing is written before that.
-    Raises ConfigError with every identity key that differs.
+    Opening compares a previous start's config with this one's; nothing is written before that.
+
+    Args:
+        runs: folder of all runs.
+        name: of the run; may hold `/`.
+        config: resolved config of this start.
+        corpus_lineage: lineage hash of its corpus, which identifies the text wherever it lies.
+        identity: dotted keys (of values or of whole sections) that make two starts the same run. All others (devices,
+            length, logging, paths) may change between starts.
+        upgrade: brings an earlier version's config to today's names.
+
+    Raises:
+        ConfigError: with every identity key that differs.
     """
 
-    def __init__(self, runs: str | Path, name: str, config: dict[str, Any], corpus_lineage: str) -> None:
+    def __init__(
+        self,
+        runs: str | Path,
+        name: str,
+        config: dict[str, Any],
+        corpus_lineage: str,
+        identity: Sequence[str],
+        upgrade: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config,
+    ) -> None:
         if not NAME.fullmatch(name) or ".." in name:
             raise ConfigError(f"run_name='{name}': use letters, digits and . , = + - _ @ (it becomes a folder's name)")
         self.path = Path(runs) / name
         self.config = {**config, "corpus_lineage": corpus_lineage}
-        self.changes: list[str] = []
-        self.starts_anew = False  # another config's start left this folder without a checkpoint
+        self.identity = identity
+        self.upgrade = upgrade
+        self.changes: list[str] = []  # execution keys that differ from the last start's
+        self.excluded: set[int] = set()  # steps that rollbacks have found bad
+        self.starts_again = False  # another config's start left this folder without a checkpoint
         self._lock: IO[str] | None = None
         # A start that failed before its first checkpoint left nothing that another config could spoil.
         if self.config_file.is_file():
@@ -84,15 +82,17 @@ class RunFolder:
             if not isinstance(previous, dict):
                 raise ConfigError(f"{self.config_file}: is damaged: not a config")
             self._compare({str(key): value for key, value in previous.items()})
+        if not self.starts_again and (self.path / "excluded.json").is_file():
+            self.excluded = set(read_json(self.path / "excluded.json"))
 
     def _compare(self, previous: dict[str, Any]) -> None:
-        different = differences(previous, self.config, identity=True)
+        different = self._differences(previous, identity=True)
         if previous.get("corpus_lineage") != self.config["corpus_lineage"]:
             different.append(
                 f"data.path: another corpus (lineage {previous.get('corpus_lineage')}, now {self.config['corpus_lineage']})"
             )
         if different and not any(self.checkpoints.glob("step-*")):
-            self.starts_anew = True
+            self.starts_again = True
         elif different:
             raise ConfigError(
                 [
@@ -100,24 +100,41 @@ class RunFolder:
                     *different,
                 ]
             )
-        self.changes = differences(previous, self.config, identity=False)
+        self.changes = self._differences(previous, identity=False)
+
+    def _differences(self, previous: dict[str, Any], identity: bool) -> list[str]:
+        """Lines `key: was A, now B` for the values that differ, among identity keys or among all others."""
+
+        def is_identity(key: str) -> bool:
+            return any(key == name or key.startswith(f"{name}.") for name in self.identity)
+
+        before, after = flatten(self.upgrade(previous)), flatten(self.config)
+        absent = "nothing"
+        return [
+            f"{key}: was {before.get(key, absent)}, now {after.get(key, absent)}"
+            for key in sorted(before.keys() | after.keys())
+            if is_identity(key) is identity and before.get(key, absent) != after.get(key, absent)
+        ]
 
     @property
     def config_file(self) -> Path:
+        """The resolved config of the last start."""
         return self.path / "config.yaml"
 
     @property
     def checkpoints(self) -> Path:
+        """Folder of the files `step-*.pt` and `best.pt`."""
         return self.path / "checkpoints"
 
     def bad_batch(self, step: int) -> Path:
-        """Where the text of a bad step is written."""
+        """File that takes the text of a bad step."""
         return self.path / "bad_batches" / f"step-{step:08d}.txt"
 
     def prepare(self) -> None:
         """Create the folder and take its lock. For the first process of the run.
 
-        Raises ConfigError where the folder cannot be made or another process is training in it.
+        Raises:
+            ConfigError: the folder cannot be made, or another process is training in it.
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -147,17 +164,60 @@ class RunFolder:
         write_json(self.path / "environment.json", environment())
 
     def write_status(self, status: str, **details: Any) -> None:
-        """Record running, finished, preempted, stopped or failed in status.json."""
+        """Write running, finished, preempted, stopped or failed to status.json."""
         write_json(
             self.path / "status.json", {"status": status, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **details}
         )
 
-    def foreign(self, content: dict[str, Any]) -> str | None:
-        """Why a checkpoint is not this run's, or None. For `checkpoint.newest`."""
-        different = differences(content["config"], self.config, identity=True)
+    @contextlib.contextmanager
+    def held(self, explain: Callable[[BaseException], bool]) -> Iterator[None]:
+        """Hold the folder while the block runs; leave status and traceback there where it fails.
+
+        Args:
+            explain: whether this process can tell what went wrong (not so where another process is lost).
+        """
+        if is_first_process():
+            self.prepare()
+            (self.path / "traceback.txt").unlink(missing_ok=True)  # of an earlier start
+        try:
+            yield
+        except BaseException as error:
+            with contextlib.suppress(UserError, OSError):  # a full disk must not hide what went wrong
+                if is_first_process():
+                    said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                    self.write_status("failed", error=said)
+            with contextlib.suppress(UserError, OSError):
+                if explain(error):
+                    with atomic_write(self.path / "traceback.txt") as file:
+                        file.write(traceback.format_exc().encode())
+            raise
+        finally:
+            self.release()
+
+    def mismatch(self, content: dict[str, Any]) -> str | None:
+        """Say why a checkpoint is not this run's; None where it is. For `checkpoint_file.newest`."""
+        different = self._differences(content["config"], identity=True)
         if content["lineage"]["corpus"] != self.config["corpus_lineage"]:
             different.append(f"corpus lineage: {content['lineage']['corpus']}, not {self.config['corpus_lineage']}")
         return f"is another run's checkpoint ({'; '.join(different)})" if different else None
+
+    def newest_checkpoint(self) -> checkpoint_file.Found:
+        """Find the newest whole checkpoint of this run; damaged ones and other runs' are named and skipped.
+
+        Raises:
+            UserError: there are checkpoints, and none is whole.
+        """
+        found = checkpoint_file.newest(self.checkpoints, self.mismatch)
+        for path, why in found.skipped:
+            log(f"warning: {path} is skipped: {why}")
+        if found.skipped and found.content is None:
+            raise UserError(
+                [
+                    f"run_name={self.path.name}: no checkpoint in {self.checkpoints} is whole; move them away to start again",
+                    *(why for _, why in found.skipped),
+                ]
+            )
+        return found
 
     def record(self, event: str, step: int, **details: Any) -> None:
         """Append to events.jsonl what has happened: unlike metrics, a resumed run does not take it back."""
@@ -171,22 +231,21 @@ class RunFolder:
             log(f"warning: {self.path / 'events.jsonl'}: {event} is not recorded: {error.strerror}")
 
     def tracking_id(self) -> str:
-        """What this run is called at a tracking service: the same over all restarts."""
+        """Return the name of this run at a tracking service: the same over all restarts."""
         file = self.path / "tracking_id"
         if not file.is_file():
             with atomic_write(file) as out:
                 out.write(secrets.token_hex(8).encode())
         return file.read_text()
 
-    def excluded_steps(self) -> list[int]:
-        """Steps that rollbacks have found bad: no start of this run reads them again."""
-        file = self.path / "excluded.json"
-        return list(read_json(file)) if file.is_file() and not self.starts_anew else []
-
     def exclude(self, step: int) -> None:
-        write_json(self.path / "excluded.json", sorted({*self.excluded_steps(), step}))
+        """Let neither this start nor a later one read a step again: a rollback found it bad."""
+        self.excluded.add(step)
+        if is_first_process():
+            write_json(self.path / "excluded.json", sorted(self.excluded))
 
     def read_status(self) -> str | None:
+        """Return the status that the last start left; None where there is none."""
         file = self.path / "status.json"
         return read_json(file)["status"] if file.is_file() else None
 
@@ -197,7 +256,7 @@ def _ends_with_newline(file: IO[bytes]) -> bool:
 
 
 def environment() -> dict[str, Any]:
-    """Interpreter, machine and every installed package, for whoever repeats the run."""
+    """Describe interpreter, machine and every installed package, for whoever repeats the run."""
     import torch
 
     packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}

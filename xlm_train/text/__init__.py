@@ -1,0 +1,1 @@
+"""Strings to ids: tokens, BPE pieces, vocabulary; and the sources that the strings come from."""

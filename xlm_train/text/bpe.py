@@ -7,8 +7,6 @@ learned; pieces that do not end the word are written with `@@` behind them.
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,95 +18,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xlm_train.runtime.errors import UserError
-from xlm_train.runtime.files import atomic_write
-from xlm_train.text.bpe_table import CONTINUED, END_OF_WORD, ManyWords, WordTable
-from xlm_train.text.vocabulary import EOS, LINE_END, SPECIALS, UNK, Vocabulary, first_problems, read_text
-
-
-class BpeCodes:
-    """The merges of a byte-pair encoding in the order they were learned: (left, right, count).
-
-    The file is fastBPE's own, one `left right count` a line. Applying it uses the order, not the counts.
-    """
-
-    def __init__(self, merges: Iterable[tuple[str, str, int]]) -> None:
-        self.merges = list(merges)
-
-    def __len__(self) -> int:
-        return len(self.merges)
-
-    @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> BpeCodes:
-        """Read a codes file. Raises UserError naming the file (and the line) where it is not one."""
-        return cls.from_text(read_text(path), name=os.fspath(path))
-
-    @classmethod
-    def from_text(cls, text: str, name: str = "codes") -> BpeCodes:
-        """Read the text of a codes file. Fields are separated by the ASCII space alone.
-
-        Raises UserError naming `name` and the line where a line has not three fields, a count is not a number
-        or a merge comes twice; and where there is no merge at all.
-        """
-        merges: list[tuple[str, str, int]] = []
-        line_of: dict[tuple[str, str], int] = {}
-        problems: list[str] = []
-        for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
-            fields = [field for field in line.split(" ") if field]
-            if len(fields) != 3 or not fields[2].strip().isdecimal():
-                problems.append(f"{name}:{number}: not a `left right count` line of fastBPE: {line[:80]!r}")
-            elif (first := line_of.setdefault((fields[0], fields[1]), number)) != number:
-                problems.append(f"{name}:{number}: a merge that line {first} has already: {line[:80]!r}")
-            else:
-                merges.append((fields[0], fields[1], int(fields[2])))
-        if problems:
-            raise UserError(first_problems(problems, name))
-        return cls(merges)
-
-    def to_text(self) -> str:
-        """The codes as fastBPE writes them."""
-        return "".join(f"{left} {right} {count}\n" for left, right, count in self.merges)
-
-    def write(self, path: str | os.PathLike[str]) -> None:
-        """Write `to_text` to `path`, atomically."""
-        with atomic_write(path) as file:
-            file.write(self.to_text().encode())
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of the file that `write` gives."""
-        return hashlib.sha256(self.to_text().encode()).hexdigest()
-
-
-def read_limit(path: str | os.PathLike[str]) -> frozenset[str]:
-    """The words of a vocabulary file for `BpeEncoder` to keep to, read by fastBPE's rule (ASCII space only).
-
-    Raises UserError naming the file and the line where a line has not two fields, and where the file is empty
-    (fastBPE takes an empty vocabulary for none, which would silently lift the limit).
-    """
-    name = os.fspath(path)
-    words: set[str] = set()
-    problems: list[str] = []
-    for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), start=1):
-        fields = [field for field in line.split(" ") if field]
-        if len(fields) == 2:
-            words.add(fields[0])
-        else:
-            problems.append(f"{name}:{number}: not a `word count` line: {line[:80]!r}")
-    if problems:
-        raise UserError(first_problems(problems, name))
-    return frozenset(words)
+from xlm_train.text.bpe_codes import CONTINUED, END_OF_WORD, BpeCodes
+from xlm_train.text.bpe_table import ManyWords, WordTable
+from xlm_train.text.vocabulary import EOS, LINE_END, SPECIALS, UNK, Vocabulary
 
 
 @dataclass
 class EncodedLines:
     """Lines as ids, every line ended by eos.
 
-    ids        all lines one after the other, in the vocabulary's dtype
-    starts     int64, where each line begins in `ids`
-    words      words of the lines, before they were cut into pieces
-    unknown    pieces that became `<unk>`, and how often each
-    dropped    special words spelled in the text, which get no id, and how often each
+    Args:
+        ids: (tokens,) all lines one after the other, in the vocabulary's dtype.
+        starts: (lines,) where each line begins in `ids`.
+        words: Words of the lines, before they were cut into pieces.
+        unknown: Pieces that became `<unk>`, and how often each.
+        dropped: Special words spelled in the text, which get no id, and how often each.
     """
 
     ids: npt.NDArray[Any]
@@ -122,9 +46,10 @@ class EncodedLines:
 class CutText:
     """Lines as pieces, before any vocabulary gives them ids.
 
-    pieces     the different pieces; the first is the line end
-    numbers    unsigned integers: which piece, for all lines one after the other, every line ended by 0
-    words      words of the lines, before they were cut into pieces
+    Args:
+        pieces: The different pieces; the first is the line end.
+        numbers: (pieces of the text,) which piece, for all lines one after the other, every line ended by 0.
+        words: Words of the lines, before they were cut into pieces.
     """
 
     pieces: list[str]
@@ -139,20 +64,23 @@ class CutText:
         """The ids of the pieces, by the original's rules.
 
         A piece that `vocabulary` lacks becomes `<unk>`, and so does one that spells `<unk>`; one that spells another
-        special word is dropped; eos ends every line, an empty one too.
+        special word is dropped; eos ends every line, an empty one too. Pieces of white space other than the ASCII space
+        (all that is left of a line of nothing else) are dropped: the original splits lines of pieces at any white space.
         """
         known = np.array([EOS, *map(vocabulary.index, self.pieces[1:])], np.int64)
-        special = (known < len(SPECIALS)) & (known != UNK)
+        blank = np.array([False, *(piece.removesuffix(CONTINUED).isspace() for piece in self.pieces[1:])])
+        special = (known < len(SPECIALS)) & (known != UNK) & ~blank
         special[0] = False
         line_ends = np.flatnonzero(self.numbers == 0) + 1
         ids = known.astype(vocabulary.dtype)[self.numbers]
-        if special.any():
-            gone = special[self.numbers]
+        absent = special | blank
+        if absent.any():
+            gone = absent[self.numbers]
             line_ends -= np.cumsum(gone)[line_ends - 1]
             ids = ids[~gone]
         starts = np.zeros(len(line_ends), np.int64)
         starts[1:] = line_ends[:-1]
-        unknown, dropped = self._count(np.flatnonzero(known == UNK)), self._count(np.flatnonzero(special))
+        unknown, dropped = self._count(np.flatnonzero((known == UNK) & ~blank)), self._count(np.flatnonzero(special))
         return EncodedLines(ids, starts, self.words, unknown, dropped)
 
     @functools.cached_property
@@ -167,10 +95,12 @@ class CutText:
 class BpeEncoder:
     """Cuts words into the pieces that fastBPE's `applybpe` cuts them into.
 
-    With `vocabulary` (words as they stand in its file, continued pieces with `@@`) a piece that it lacks is
-    cut again where its last merge joined it, and so on down to characters: fastBPE's vocabulary limit.
-
     Not to be shared between threads: its table of known words grows while it works.
+
+    Args:
+        codes: The merges.
+        vocabulary: fastBPE's vocabulary limit, words as they stand in its file (continued pieces with `@@`): a piece
+            that it lacks is cut again where its last merge joined it, and so on down to characters. None: no limit.
     """
 
     def __init__(self, codes: BpeCodes, vocabulary: Collection[str] | None = None) -> None:
@@ -187,23 +117,12 @@ class BpeEncoder:
     def __reduce__(self) -> tuple[type[BpeEncoder], tuple[BpeCodes, frozenset[str] | None]]:
         return BpeEncoder, (self.codes, self.vocabulary)  # to a worker process, without the table
 
-    def encode_word(self, word: str) -> tuple[str, ...]:
-        """The pieces of one word (not empty), every one but the last with `@@` behind it."""
-        return tuple(self.encode_text(word).split(" "))
-
     def encode_text(self, word: str) -> str:
         """The pieces of one word as they are written, a space between two."""
         symbols = self.merge(word)
         if self.vocabulary is not None:
             symbols = self._limited(symbols, self.vocabulary)
         return f"{CONTINUED} ".join(symbols)[: -len(END_OF_WORD)]
-
-    def encode_lines(self, lines: Sequence[str]) -> list[str]:
-        """Lines of words as lines of pieces. Spaces between words are kept as they are, doubled ones too."""
-        if not lines:
-            return []
-        text = " ".join(self._table.texts(self._table.rows(lines)))
-        return text.removesuffix(f" {LINE_END}").split(f" {LINE_END} ")
 
     def encode_ids(self, lines: Sequence[str], vocabulary: Vocabulary) -> EncodedLines:
         """Lines of words as ids: `cut` and `CutText.encode` in one. Give it blocks of some MB."""
@@ -219,7 +138,7 @@ class BpeEncoder:
         for lines in blocks:
             rows = table.rows(lines)
             words += len(rows) - len(lines) - int(np.count_nonzero(rows == WordTable.EMPTY))
-            in_table, _ = table.gather(rows)
+            in_table = table.gather(rows)
             # The table's numbers are its own, so those that occur get numbers of this text.
             seen = np.flatnonzero(np.bincount(in_table))
             own = np.zeros(seen[-1] + 1 if len(seen) else 0, np.int64)
@@ -288,7 +207,7 @@ class BpeEncoder:
 
 
 def decode(text: str) -> str:
-    """A line of pieces as the line of words it was made from.
+    """A line of pieces as the line of words it was made from; of a piece that the text breaks off after, what is there.
 
     Not exact for words that themselves end in `@@`: in fastBPE's format they read as pieces to be continued.
     """

@@ -8,19 +8,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from xlm_train.text.bpe_codes import END_OF_WORD, BpeCodes, as_piece
 from xlm_train.text.vocabulary import LINE_END, split_lines
-
-if TYPE_CHECKING:
-    from xlm_train.text.bpe import BpeCodes
-
-END_OF_WORD = "</w>"
-CONTINUED = "@@"
 
 MAX_WORDS = 1 << 19
 """Words a table may hold when lines come in, about 200 bytes each; where it holds more, it is emptied first. So it can
@@ -32,16 +26,15 @@ MANY = 1000  # words of a table from which on `ManyWords` is worth its start (0.
 class ManyWords:
     """Cuts up many new words at once with Hugging Face's tokenizers: some 8 times faster than word by word.
 
-    Its merging is fastBPE's for ordinary words and for codes in an order that learning can give (`serves`). It says
-    itself which words are not ordinary.
+    Its merging is fastBPE's for ordinary words and for codes in an order that learning can give (`serves`). It tells
+    which words are not ordinary.
     """
 
     def __init__(self, codes: BpeCodes) -> None:
         from tokenizers import Tokenizer, models, pre_tokenizers
 
         symbols = dict.fromkeys(symbol for left, right, _ in codes.merges for symbol in (left, right, left + right))
-        self.pieces = [s.removesuffix(END_OF_WORD) if s.endswith(END_OF_WORD) else s + CONTINUED for s in symbols]
-        self.pieces.append(LINE_END)  # stands for a character that no merge knows
+        self.pieces = [*map(as_piece, symbols), LINE_END]  # the last stands for a character that no merge knows
         self._unknown = len(symbols)
         ids = {symbol: i for i, symbol in enumerate([*symbols, LINE_END])}
         merges = [(left, right) for left, right, _ in codes.merges]
@@ -66,10 +59,12 @@ class ManyWords:
         return True
 
     def encode(self, words: list[str]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64], list[int]]:
-        """Indices into `pieces` of all words in a row, how many each word has, and which words are to be done anew.
+        """Cut many words up.
 
-        Those are the words with a character that no merge knows, with a NUL (which fastBPE treats in its own way) or
-        with a literal `</w>` (which would pass for the end of a word here).
+        Returns:
+            Indices into `pieces` of all words in a row; how many each word has; and which words are to be done one by
+            one: those with a character that no merge knows, with a NUL (which fastBPE treats in its own way) or with a
+            literal `</w>` (which would pass for the end of a word here).
         """
         text = " ".join(words)
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
@@ -86,12 +81,16 @@ def _is_character(symbol: str) -> bool:
 
 
 class WordTable(dict[str, int]):
-    """word -> row. Row r has the pieces `flat[first[r] : first[r] + length[r]]`. The line end is piece 0."""
+    """word -> row. Row r has the pieces `flat[first[r] : first[r] + length[r]]`. The line end is piece 0.
+
+    Args:
+        encode: Gives the pieces of one word, with spaces between them.
+        many: Gives what cuts up many words at once, or None where it cannot serve.
+    """
 
     EMPTY, LINE_END = 0, 1  # the rows of "" (no piece) and of the line end
 
     def __init__(self, encode: Callable[[str], str], many: Callable[[], ManyWords | None]) -> None:
-        """encode: the pieces of one word, with spaces between them. many: the same for many words, or None."""
         self._encode = encode
         self._many = many
         self._clear()
@@ -111,23 +110,14 @@ class WordTable(dict[str, int]):
             self._add_new()
         return rows
 
-    def gather(self, rows: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.intc], npt.NDArray[np.int64]]:
-        """The pieces of `rows` one after the other, and where each row ends among them."""
+    def gather(self, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intc]:
+        """The numbers of the pieces of `rows`, one row after the other."""
         lengths = np.frombuffer(self._length, np.int64)[rows]
-        ends = np.cumsum(lengths)
         # Piece k of the result comes from flat[k + shift of its row].
-        shifts = np.frombuffer(self._first, np.int64)[rows] - (ends - lengths)
+        shifts = np.frombuffer(self._first, np.int64)[rows] - (np.cumsum(lengths) - lengths)
         places = np.repeat(shifts, lengths)
         places += np.arange(len(places))
-        return np.frombuffer(self._flat, np.intc)[places], ends
-
-    def texts(self, rows: npt.NDArray[np.intp]) -> list[str]:
-        """The pieces of each row, with spaces between them."""
-        distinct, which = np.unique(rows, return_inverse=True)
-        pieces, ends = self.gather(distinct)
-        words = self.pieces(pieces)
-        texts = [" ".join(words[start:end]) for start, end in pairwise([0, *ends.tolist()])]
-        return [texts[k] for k in which.tolist()]
+        return np.frombuffer(self._flat, np.intc)[places]
 
     def pieces(self, numbers: npt.NDArray[np.integer[Any]]) -> list[str]:
         """Pieces by their numbers."""

@@ -1,9 +1,10 @@
-"""Text files, plain or compressed."""
+"""What every source of text is, and the commonest kind: text files, plain or compressed."""
 
 from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import lzma
 import os
 import zlib
@@ -11,12 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import zstandard
 
 from xlm_train.runtime.errors import TextError
-from xlm_train.text.source import CHUNK_BYTES, Reading
+
+CHUNK_BYTES = 1 << 20
 
 COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\x00", ".zst": b"\x28\xb5\x2f\xfd"}
 NOT_UTF8 = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"PAR1": "parquet", b"PK\x03\x04": "zip", b"%PDF": "PDF"}
@@ -24,19 +26,67 @@ HEAD_BYTES = 1 << 16
 BINARY_SHARE = 0.1  # of NUL bytes in the head; ASCII in UTF-16 has half
 
 
+class ReadStats:
+    """How far one reading of a source has come, and the hash of what it read.
+
+    Attributes:
+        done: Bytes read so far, of those that `Source.size` counts.
+        digest: SHA-256 of those bytes (of the text itself where there is no file).
+    """
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.digest = hashlib.sha256()
+
+    def add(self, data: bytes) -> None:
+        """Count and hash some more bytes."""
+        self.done += len(data)
+        self.digest.update(data)
+
+    @property
+    def sha256(self) -> str:
+        """The hash so far, as hex."""
+        return self.digest.hexdigest()
+
+
+class Source(Protocol):
+    """One input: lines of one language."""
+
+    @property
+    def name(self) -> str:
+        """As the user wrote it, for messages and the manifest."""
+
+    @property
+    def size(self) -> int | None:
+        """Bytes to read; None where unknown."""
+
+    def check(self) -> list[str]:
+        """Problems that can be found without reading it all: missing, empty, not readable, not what its name says."""
+
+    def chunks(self, stats: ReadStats) -> Iterator[bytes]:
+        """The text as bytes of UTF-8, lines ending in newline, cut anywhere.
+
+        Args:
+            stats: Counts and hashes what is read, on the way.
+
+        Raises:
+            TextError: The source cannot be read, is damaged, or changes while it is read.
+        """
+
+
 class _Counted(RawIOBase):
     """A file that counts and hashes what is read from it."""
 
-    def __init__(self, file: BinaryIO, reading: Reading) -> None:
+    def __init__(self, file: BinaryIO, stats: ReadStats) -> None:
         self.file = file
-        self.reading = reading
+        self.stats = stats
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
         data = self.file.read(size)
-        self.reading.add(data)
+        self.stats.add(data)
         return data
 
     def readinto(self, buffer: Any) -> int:
@@ -99,13 +149,16 @@ class TextFile:
 
     @property
     def name(self) -> str:
+        """The path."""
         return str(self.path)
 
     @property
     def size(self) -> int:
+        """Bytes of the file, compressed."""
         return self.path.stat().st_size
 
     def check(self) -> list[str]:
+        """Problems that the file's beginning shows."""
         try:
             if not self.path.is_file():
                 return [f"{self.path}: is not a regular file"]
@@ -122,7 +175,7 @@ class TextFile:
                     if magic.startswith(start):
                         return [f"{self.path}: is compressed; rename it to end in {other}"]
             head = b""
-            for chunk in self.chunks(Reading(), head_only=True):
+            for chunk in self.chunks(ReadStats(), head_only=True):
                 head = chunk
         except TextError as error:
             return error.problems
@@ -137,12 +190,20 @@ class TextFile:
             return [f"{self.path}: is full of NUL bytes: UTF-16 or binary, not UTF-8 text (iconv converts)"]
         return []
 
-    def chunks(self, reading: Reading, head_only: bool = False) -> Iterator[bytes]:
-        """Raises TextError where the file cannot be read, is truncated or damaged, or changes while it is read."""
+    def chunks(self, stats: ReadStats, head_only: bool = False) -> Iterator[bytes]:
+        """The decompressed text in pieces of about a megabyte, cut anywhere.
+
+        Args:
+            stats: Counts and hashes the file's own bytes.
+            head_only: Give the beginning alone.
+
+        Raises:
+            TextError: The file cannot be read, is truncated or damaged, or changes while it is read.
+        """
         try:
             with open(self.path, "rb") as file:
                 before = os.fstat(file.fileno())
-                counted = _Counted(file, reading)
+                counted = _Counted(file, stats)
                 text = _decompress(counted, self.path.suffix)
                 if head_only:
                     yield text.read(HEAD_BYTES)
@@ -156,10 +217,10 @@ class TextFile:
             raise TextError(f"{self.path}: is truncated: its compressed data ends too early") from error
         except (OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
             raise TextError(f"{self.path}: {_reason(error)}") from error
-        if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns) or reading.done != before.st_size:
+        if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns) or stats.done != before.st_size:
             raise TextError(
                 f"{self.path}: changed while it was read ({before.st_size:,} bytes at the start, "
-                f"{after.st_size:,} at the end, {reading.done:,} read); run again when it is complete"
+                f"{after.st_size:,} at the end, {stats.done:,} read); run again when it is complete"
             )
 
 

@@ -1,6 +1,6 @@
-"""Bytes in, pieces of whole lines out: the one place where text is cut, the same for every source.
+r"""Bytes in, pieces of whole lines out: the one place where text is cut, the same for every source.
 
-Only `\\n` ends a line. A piece is the unit of work of the whole preparation: its borders depend on the text and on
+Only `\n` ends a line. A piece is the unit of work of the whole preparation: its borders depend on the text and on
 `piece_bytes` alone, never on how the bytes arrived, so that a restarted run meets the same pieces again.
 """
 
@@ -19,9 +19,11 @@ BOM = b"\xef\xbb\xbf"
 class Piece:
     """Whole lines, each ending in a newline.
 
-    line, offset: number (from 1) of the first line in its input, and of its first byte (from 0) in the decompressed
-    input.
-    gaps: for each run of over-long lines that was left out, (bytes of `data` before it, lines, bytes left out).
+    Args:
+        data: The lines.
+        line: Number of the first line in its input, from 1.
+        offset: Of the first byte in the decompressed input, from 0.
+        gaps: For each run of over-long lines that was left out, (bytes of `data` before it, lines, bytes left out).
     """
 
     data: bytes
@@ -41,12 +43,17 @@ class Piece:
 
 
 @dataclass
-class Left:
-    """What cutting left out or changed, of one input."""
+class DroppedLines:
+    """What cutting left out of its inputs.
+
+    Args:
+        bom: Byte order marks.
+        long_lines: Lines that were longer than allowed.
+        first_long_line: Number of the first of them in its input, from 1.
+    """
 
     bom: int = 0
     long_lines: int = 0
-    long_bytes: int = 0
     first_long_line: int | None = None
 
 
@@ -60,45 +67,50 @@ class _Open:
     offset: int = 0
 
 
-def cut(chunks: Iterable[bytes], piece_bytes: int, max_line_bytes: int, left: Left) -> Iterator[Piece]:
-    """Cut a stream of bytes into pieces of at least `piece_bytes` (the last may be shorter), at line ends.
+def cut(chunks: Iterable[bytes], piece_bytes: int, max_line_bytes: int, dropped: DroppedLines) -> Iterator[Piece]:
+    """Cut a stream of bytes into pieces at line ends.
 
-    A byte order mark at the start is dropped; a line of more than `max_line_bytes` (newline not counted) is left out;
-    both are counted in `left`. A last line without newline gets one. Memory: one piece, one line and one chunk,
-    whatever comes.
+    A byte order mark at the start is dropped; a last line without newline gets one. Memory: one piece, one line and
+    one chunk, whatever comes.
+
+    Args:
+        chunks: Bytes of one input, cut anywhere.
+        piece_bytes: The least that a piece holds; the last may be shorter.
+        max_line_bytes: Longer lines are left out, newline not counted.
+        dropped: Counts what is left out.
     """
     piece = _Open()
     tail = bytearray()  # the unfinished line
-    skipped = 0  # bytes already dropped of an over-long unfinished line; 0: not inside one
+    skipped = 0  # bytes already left out of an over-long unfinished line; 0: not inside one
     first = True
-    for chunk in _without_bom(chunks, left):
+    for chunk in _without_bom(chunks, dropped):
         if first:
-            piece.offset, first = 3 * left.bom, False
+            piece.offset, first = 3 * dropped.bom, False
         if skipped:
             end = chunk.find(b"\n")
             if end < 0:
                 skipped += len(chunk)
                 continue
-            _leave_out(piece, left, skipped + end + 1)
+            _leave_out(piece, dropped, skipped + end + 1)
             skipped, chunk = 0, chunk[end + 1 :]
         end = chunk.rfind(b"\n") + 1
         if end:
             whole = bytes(tail) + chunk[:end] if tail else chunk[:end]
             tail = bytearray(chunk[end:])
-            yield from _fill(piece, whole, piece_bytes, max_line_bytes, left)
+            yield from _fill(piece, whole, piece_bytes, max_line_bytes, dropped)
         else:
             tail += chunk
         if len(tail) > max_line_bytes:
             skipped, tail = len(tail), bytearray()
     if skipped:
-        _leave_out(piece, left, skipped)
+        _leave_out(piece, dropped, skipped)
     if tail:
-        yield from _fill(piece, bytes(tail) + b"\n", piece_bytes, max_line_bytes, left)
+        yield from _fill(piece, bytes(tail) + b"\n", piece_bytes, max_line_bytes, dropped)
     if piece.data:
         yield _close(piece)
 
 
-def _without_bom(chunks: Iterable[bytes], left: Left) -> Iterator[bytes]:
+def _without_bom(chunks: Iterable[bytes], dropped: DroppedLines) -> Iterator[bytes]:
     head = b""
     started = False
     for chunk in chunks:
@@ -109,19 +121,18 @@ def _without_bom(chunks: Iterable[bytes], left: Left) -> Iterator[bytes]:
         if len(head) >= len(BOM):
             started = True
             if head.startswith(BOM):
-                left.bom, head = 1, head[len(BOM) :]
+                dropped.bom, head = 1, head[len(BOM) :]
             yield head
     if not started and head:
         yield head
 
 
-def _leave_out(piece: _Open, left: Left, size: int) -> None:
+def _leave_out(piece: _Open, dropped: DroppedLines, size: int) -> None:
     """Count one over-long line of `size` bytes, newline included."""
-    if left.first_long_line is None:
+    if dropped.first_long_line is None:
         gap_lines = sum(lines for _, lines, _ in piece.gaps)
-        left.first_long_line = piece.line + piece.data.count(b"\n") + gap_lines
-    left.long_lines += 1
-    left.long_bytes += size
+        dropped.first_long_line = piece.line + piece.data.count(b"\n") + gap_lines
+    dropped.long_lines += 1
     before = len(piece.data)
     if piece.gaps and piece.gaps[-1][0] == before:
         _, lines, earlier = piece.gaps.pop()
@@ -130,7 +141,7 @@ def _leave_out(piece: _Open, left: Left, size: int) -> None:
         piece.gaps.append((before, 1, size))
 
 
-def _fill(piece: _Open, whole: bytes, piece_bytes: int, max_line_bytes: int, left: Left) -> Iterator[Piece]:
+def _fill(piece: _Open, whole: bytes, piece_bytes: int, max_line_bytes: int, dropped: DroppedLines) -> Iterator[Piece]:
     """Add whole lines to the open piece, yielding it each time it is full."""
     ends = np.flatnonzero(np.frombuffer(whole, dtype=np.uint8) == NEWLINE) + 1
     lengths = np.diff(ends, prepend=0) - 1
@@ -139,7 +150,7 @@ def _fill(piece: _Open, whole: bytes, piece_bytes: int, max_line_bytes: int, lef
         line_start = int(ends[number - 1]) if number else 0
         yield from _append(piece, whole[start:line_start], piece_bytes)
         start = int(ends[number])
-        _leave_out(piece, left, start - line_start)
+        _leave_out(piece, dropped, start - line_start)
     yield from _append(piece, whole[start:] if start else whole, piece_bytes)
 
 

@@ -1,8 +1,8 @@
-"""The three Moses steps before tokenisation, on blocks of lines (`xlm_train.text.moses_block`).
+r"""The three Moses steps before tokenisation, on blocks of lines (`xlm_train.text.tokenise`).
 
 replace-unicode-punctuation.perl | normalize-punctuation.perl -l LANGUAGE | remove-non-printing-char.perl
 
-The first two read bytes in perl, so that their ``\\d`` and ``\\s`` are ASCII's. No sequence of UTF-8 that they name
+The first two read bytes in perl, so that their ``\d`` and ``\s`` are ASCII's. No sequence of UTF-8 that they name
 can begin inside another character, therefore the rules are the same on characters.
 
 `unusual` is everywhere a set that holds every character of the block outside printable ASCII; characters that
@@ -14,10 +14,11 @@ from __future__ import annotations
 import re
 from collections.abc import Set
 
-from xlm_train.text.moses_block import single_spaces
 from xlm_train.text.moses_unicode import OTHER
 
 NBSP = "\u00a0"
+
+_SPACES = re.compile("  +")
 
 # replace-unicode-punctuation: one character for one or more of ASCII. The two full stops, which also take the
 # spaces after them, are apart.
@@ -70,8 +71,11 @@ def replace_unicode_punctuation(block: str, unusual: Set[str]) -> str:
 def normalise_punctuation(block: str, language: str, unusual: Set[str]) -> str:
     """Quotation marks, brackets and their spaces, in the order of normalize-punctuation.perl.
 
-    `language` decides what becomes of a quotation mark beside commas and full stops, and of a no-break space
-    inside a number. The block must have been through `replace_unicode_punctuation`.
+    Args:
+        block: Lines that have been through `replace_unicode_punctuation`.
+        language: Decides what becomes of a quotation mark beside commas and full stops, and of a no-break space
+            inside a number.
+        unusual: Every character of the block outside printable ASCII.
     """
     if "\r" in unusual:
         block = block.replace("\r", "")
@@ -109,7 +113,7 @@ def normalise_punctuation(block: str, language: str, unusual: Set[str]) -> str:
 
 
 def _quote_before_full_stops(block: str) -> str:
-    """perl's ``s/(\\.+)"(\\s*[^<])/"$1$2/g`` on a line that still has its newline.
+    r"""The effect of perl's ``s/(\.+)"(\s*[^<])/"$1$2/g`` on a line that still has its newline.
 
     The end of the line therefore counts as the character after the quotation mark. That character is consumed:
     in ``a." ."b`` the second full stop is no longer there to be matched. Written as a loop because the regular
@@ -138,3 +142,8 @@ def remove_non_printing(block: str, unusual: Set[str]) -> str:
         if character in OTHER:
             block = block.replace(character, " ")
     return block
+
+
+def single_spaces(block: str) -> str:
+    """Every run of spaces made one space."""
+    return _SPACES.sub(" ", block) if "  " in block else block

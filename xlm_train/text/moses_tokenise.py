@@ -1,4 +1,4 @@
-"""tokenizer.perl -no-escape -l LANGUAGE, on blocks of lines (`xlm_train.text.moses_block`).
+"""tokenizer.perl -no-escape -l LANGUAGE, on blocks of lines (`xlm_train.text.tokenise`).
 
 The rules follow one another as in the script. Where one looks at the neighbours of a character, what a match in
 perl consumes is not there for the next match: in ``a'b'c`` the first one takes the ``b``, so that the second
@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Set
 from functools import lru_cache, partial
 
-from xlm_train.text.moses_block import single_spaces
+from xlm_train.text.moses_normalise import single_spaces
 from xlm_train.text.moses_unicode import ALPHABETIC, DECIMAL, LOWERCASE, NUMBER, OTHER_LOWERCASE
 
 # Printable ASCII that is neither alphanumeric nor treated by a rule of its own.
@@ -26,6 +26,9 @@ _FIRST_SPACE = re.compile("\n ")
 # Stands for one dot of a run of dots until the end. It cannot occur, being of general category C.
 _DOT = "\x01"
 _RUN_OF_DOTS = re.compile(r"\.\.+")
+# The script's own mark for such a run, "DOT" for each dot but the last, in the lines where the text spells it too.
+# Neither entering a run in its middle nor going back in it keeps the time linear.
+_LITERAL_RUN = re.compile("(?<!DOT)(?:DOT)++MULTI")
 
 # Stands for a comma that is no token; as the dot, it cannot occur.
 _COMMA = "\x02"
@@ -41,8 +44,10 @@ _APOSTROPHES = re.compile("'(?:[^\n]')*")
 def tokenise(block: str, language: str, unusual: Set[str]) -> str:
     """The tokens of every line, one space between two; a line of nothing but white space stays as it is.
 
-    `unusual` holds every character of the block outside printable ASCII. The block must have been through
-    `xlm_train.text.moses_normalise`.
+    Args:
+        block: Lines that have been through `xlm_train.text.moses_normalise`.
+        language: Chooses the rules for apostrophes and abbreviations.
+        unusual: Every character of the block outside printable ASCII.
     """
     before = block
     for character in unusual:
@@ -64,9 +69,7 @@ def tokenise(block: str, language: str, unusual: Set[str]) -> str:
     # The last rule looks once more at the end of the line, and the space it leaves there is in the output.
     block = block.replace(".'\n", " . ' \n").replace(_DOT, ".")
     if literal:
-        while "DOTDOTMULTI" in block:
-            block = block.replace("DOTDOTMULTI", "DOTMULTI.")
-        block = block.replace("DOTMULTI", ".")
+        block = _LITERAL_RUN.sub(lambda run: "." * (len(run[0]) // 3 - 1), block)
     if "\n\n" in block:
         block = "\n".join(tokens or line for tokens, line in zip(block.split("\n"), before.split("\n"), strict=True))
     return block
@@ -97,12 +100,22 @@ def _join_dots(run: re.Match[str]) -> str:
 
 
 def _join_dots_literally(line: str) -> str:
-    """Runs of dots where the text itself spells DOTMULTI, the script's marker: its own steps, a dot at a time."""
+    """Runs of dots where the text itself spells DOTMULTI, the script's marker: what its loop, a dot a round, comes to.
+
+    Each of the dots after a marker becomes a DOT before it, and a space parts it from the character that follows.
+    That character is consumed: of two markers side by side with one dot each, the second gets no space.
+    """
     line = re.sub(r"\.(\.+)", r" DOTMULTI\1", line)
-    while "DOTMULTI." in line:
-        line = re.sub(r"DOTMULTI\.([^.])", r"DOTDOTMULTI \1", line)
-        line = line.replace("DOTMULTI.", "DOTDOTMULTI")
-    return line
+    parted = -1  # where the marker would stand whose first character was consumed
+
+    def join(marker: re.Match[str]) -> str:
+        nonlocal parted
+        dots = len(marker[1])
+        space = marker.end() < len(line) and not (dots == 1 and marker.start() == parted)
+        parted = marker.end() if space and dots == 1 else -1
+        return "DOT" * dots + "DOTMULTI" + " " * space
+
+    return re.sub(r"DOTMULTI(\.+)", join, line)
 
 
 def _keep_comma(run: re.Match[str]) -> str:

@@ -1,8 +1,8 @@
-"""The classes of characters that the Moses scripts ask perl for, as tables.
+r"""The classes of characters that the Moses scripts ask perl for, as tables.
 
 They are frozen at Unicode 14.0.0, the version of perl 5.36, with which the original's outputs were made. Neither
 ``unicodedata`` nor the ``regex`` package serves: their Unicode version changes with their release, and a corpus
-must not come out differently after an upgrade (a code point assigned since then is ``\\p{C}`` here, and so a space).
+must not come out differently after an upgrade (a code point assigned since then is ``\p{C}`` here, and so a space).
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from xlm_train.runtime.errors import CheckpointError, ConfigError, TextError
-from xlm_train.text.bpe import CONTINUED, BpeCodes, BpeEncoder, EncodedLines
-from xlm_train.text.files import TextFile
-from xlm_train.text.lines import Left, cut
-from xlm_train.text.source import Reading
+from xlm_train.text.bpe import BpeEncoder, EncodedLines, decode
+from xlm_train.text.bpe_codes import BpeCodes
+from xlm_train.text.files import ReadStats, TextFile
+from xlm_train.text.lines import DroppedLines, cut
 from xlm_train.text.tokenise import Tokeniser
 from xlm_train.text.vocabulary import EOS, Vocabulary
 
@@ -22,8 +22,12 @@ BLOCK_BYTES = 1 << 20
 class TextReader:
     """Prepares text as the training text was: tokenised, cut by BPE (without a vocabulary limit), turned into ids.
 
-    text: a checkpoint's `text` part. name: of the checkpoint, for error messages.
-    Raises UserError where its vocabulary is damaged.
+    Args:
+        text: A checkpoint's `text` part.
+        name: Of the checkpoint, for messages.
+
+    Raises:
+        UserError: The vocabulary is damaged.
     """
 
     def __init__(self, text: Mapping[str, Any], name: str = "the checkpoint") -> None:
@@ -41,14 +45,27 @@ class TextReader:
         return BpeEncoder(BpeCodes.from_text(self._text["codes"], name=f"{self.name}: codes"))
 
     def language(self, code: str, override: str | None = None) -> int:
-        """Id of a language. Raises ConfigError with the list of them; `override` is what named it (lang=code)."""
+        """Id of a language.
+
+        Args:
+            code: Of the language, as `en`.
+            override: What named it, for messages; `lang=code` if not given.
+
+        Raises:
+            ConfigError: The checkpoint does not know the language; names those that it does.
+        """
         if code not in self.languages:
             named = f"lang={code}" if override is None else override
             raise ConfigError(f"{named}: {self.name} knows the languages {', '.join(self.languages)}")
         return self.languages[code]
 
     def encode(self, lines: Sequence[str], language: str) -> EncodedLines:
-        """Lines of raw text, without their line ends, as ids; eos ends every line."""
+        """Lines of raw text as ids; eos ends every line.
+
+        Args:
+            lines: Without their line ends.
+            language: Their code.
+        """
         tokeniser = Tokeniser(language, lowercase=self._text["lowercase"], remove_accents=self._text["remove_accents"])
         return self._encoder.encode_ids(tokeniser.tokenise(lines), self.vocabulary)
 
@@ -64,13 +81,9 @@ class TextReader:
                 sentences[-1].append(self.vocabulary.words[token])
         detokeniser = MosesDetokenizer(lang=language)
         return "\n".join(
-            detokeniser.detokenize(_join(pieces).split(" "), unescape=False) if pieces else "" for pieces in sentences
+            detokeniser.detokenize(decode(" ".join(pieces)).split(" "), unescape=False) if pieces else ""
+            for pieces in sentences
         )
-
-
-def _join(pieces: Sequence[str]) -> str:
-    """BPE pieces as words; a piece that the text breaks off after loses its mark too."""
-    return " ".join(pieces).replace(f"{CONTINUED} ", "").removesuffix(CONTINUED)
 
 
 def file_problems(path: str | Path) -> list[str]:
@@ -81,12 +94,14 @@ def file_problems(path: str | Path) -> list[str]:
 def read_lines(path: str | Path) -> Iterator[list[str]]:
     """Lines of a text file, plain or compressed, in blocks of about a megabyte.
 
-    No line is left out, so a result's line number is the file's. Raises TextError naming the file, and the line where
-    it is not UTF-8.
+    No line is left out, so a result's line number is the file's.
+
+    Raises:
+        TextError: The file cannot be read or is not UTF-8; names the file and the line.
     """
     if problems := file_problems(path):
         raise TextError(problems)
-    for piece in cut(TextFile(Path(path)).chunks(Reading()), BLOCK_BYTES, sys.maxsize, Left()):
+    for piece in cut(TextFile(Path(path)).chunks(ReadStats()), BLOCK_BYTES, sys.maxsize, DroppedLines()):
         try:
             yield piece.data.decode().removesuffix("\n").split("\n")
         except UnicodeDecodeError as error:

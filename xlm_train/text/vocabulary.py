@@ -6,7 +6,6 @@ byte order. The ids are the original's: 14 special words first, then the file in
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 from collections import Counter
@@ -32,11 +31,11 @@ _PROBLEMS_SHOWN = 10
 def split_lines(lines: Sequence[str]) -> list[str]:
     """The words of many lines in one list, `LINE_END` after each line. The one rule for what a word is.
 
-    fastBPE's rule: words are separated by the ASCII space and by nothing else (a tab, a no-break space or a
-    carriage return is part of a word). Two spaces in a row give an empty string, which is no word; keeping it
-    lets the caller put the line together again exactly.
+    fastBPE's rule: words are separated by the ASCII space and by nothing else (a tab, a no-break space or a carriage
+    return is part of a word). Two spaces in a row give an empty string, which is no word.
 
-    Raises ValueError where a line holds a newline: it would silently be two lines.
+    Raises:
+        ValueError: A line holds a newline: it would silently be two lines.
     """
     if not lines:
         return []
@@ -64,22 +63,23 @@ def count_words(lines: Iterable[str]) -> Counter[str]:
 class Vocabulary:
     """An immutable list of words: position is id. The special words come first and count 0.
 
-    words      id -> word, specials included
-    counts     id -> how often the word was seen when the vocabulary was made
-    skipped    lines of the file that hold no entry (see `from_text`)
+    Attributes:
+        words: id -> word, specials included.
+        counts: id -> how often the word was seen when the vocabulary was made.
+
+    Args:
+        entries: (word, count) in the order of their ids, without the special words.
+
+    Raises:
+        ValueError: A word comes twice or is a special word.
     """
 
-    def __init__(self, entries: Iterable[tuple[str, int]], skipped: int = 0) -> None:
-        """Take `entries` (word, count) in the order of their ids, without the special words.
-
-        Raises ValueError where a word comes twice or is a special word.
-        """
+    def __init__(self, entries: Iterable[tuple[str, int]]) -> None:
         self.words: list[str] = list(SPECIALS)
         self.counts: list[int] = [0] * len(SPECIALS)
         for word, count in entries:
             self.words.append(word)
             self.counts.append(count)
-        self.skipped = skipped
         self._index = {word: i for i, word in enumerate(self.words)}
         if len(self._index) != len(self.words):
             twice = [word for word, times in Counter(self.words).items() if times > 1]
@@ -112,27 +112,32 @@ class Vocabulary:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Vocabulary:
-        """Read a vocabulary file. Raises UserError naming the file (and the line) where it is not one."""
+        """Read a vocabulary file.
+
+        Raises:
+            UserError: The file cannot be read or is no vocabulary; names the file and the line.
+        """
         return cls.from_text(read_text(path), name=os.fspath(path))
 
     @classmethod
     def from_text(cls, text: str, name: str = "vocabulary") -> Vocabulary:
         """Read the text of a vocabulary file, by the original's rules.
 
-        Fields are separated by white space of any kind; a line that has not two of them, or holds U+2028, is
-        skipped without taking an id, and counted.
+        Args:
+            text: Lines of two fields, separated by white space of any kind. A line that has not two of them, or holds
+                U+2028, is skipped without taking an id.
+            name: Of the file, for messages.
 
-        Raises UserError naming `name` and the line where a word comes twice or is a special word, a count is
-        not a number, or counts rise; and where there is no entry at all.
+        Raises:
+            UserError: A word comes twice or is a special word, a count is not a number, counts rise, or there is no
+                entry at all; names `name` and the line.
         """
         entries: list[tuple[str, int]] = []
         line_of: dict[str, int] = {}
         problems: list[str] = []
-        skipped = 0
         for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
             fields = line.split()
             if len(fields) != 2 or "\u2028" in line:
-                skipped += 1
                 continue
             word, count = fields
             where = f"{name}:{number}"
@@ -151,36 +156,25 @@ class Vocabulary:
             problems.append(f"{name}: holds no `word count` lines; it is no vocabulary")
         if problems:
             raise UserError(first_problems(problems, name))
-        return cls(entries, skipped)
+        return cls(entries)
 
     def to_text(self) -> str:
         """The vocabulary as fastBPE writes it: `word count` lines, without the special words."""
-        return "".join(f"{word} {count}\n" for word, count in self._entries())
+        entries = itertools.islice(zip(self.words, self.counts, strict=True), len(SPECIALS), None)
+        return "".join(f"{word} {count}\n" for word, count in entries)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write `to_text` to `path`, atomically."""
         with atomic_write(path) as file:
             file.write(self.to_text().encode())
 
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of the file that `write` gives: the same ids, the same hash."""
-        return hashlib.sha256(self.to_text().encode()).hexdigest()
-
-    def min_count(self, least: int) -> Vocabulary:
-        """Without the words seen fewer than `least` times (the original's min_count)."""
-        return Vocabulary(entry for entry in self._entries() if entry[1] >= least)
-
-    def max_vocab(self, most: int) -> Vocabulary:
-        """The first `most` entries, special words included (the original's max_vocab)."""
-        return Vocabulary(itertools.islice(self._entries(), max(0, most - len(SPECIALS))))
-
-    def _entries(self) -> Iterable[tuple[str, int]]:
-        return itertools.islice(zip(self.words, self.counts, strict=True), len(SPECIALS), None)
-
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a codes or vocabulary file. Raises UserError where it cannot be read or is not UTF-8."""
+    """The text of a codes or vocabulary file.
+
+    Raises:
+        UserError: It cannot be read or is not UTF-8.
+    """
     try:
         return Path(path).read_bytes().decode()  # no universal newlines: a carriage return is part of a word
     except OSError as error:

@@ -1,17 +1,28 @@
-"""Bad numbers: a loss or gradient that is not finite, a loss that jumps."""
+"""Losses and gradients that are not finite, and losses that jump: finding them, telling them, going back before them."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
-from xlm_train.runtime.errors import UserError
+import pytorch_lightning as pl
+
+from xlm_train.data.corpus import Corpus
+from xlm_train.data.order import Order
+from xlm_train.runtime.console import log
+from xlm_train.runtime.errors import ConfigError, UserError
+from xlm_train.runtime.files import atomic_write
+from xlm_train.runtime.processes import is_first_process
+from xlm_train.runtime.run_folder import RunFolder
+from xlm_train.text.bpe import decode_ids
+from xlm_train.text.vocabulary import EOS, Vocabulary
 from xlm_train.training.loss_buffer import StepLosses
 
 POLICIES = ("stop", "skip", "rollback")
-LEAST = 20  # good steps before a spike can be told
+LEAST_STEPS = 20  # good ones before a spike can be told
 NORMAL = 1.4826  # median absolute deviation of a normal distribution, times this, is its standard deviation
 
 
@@ -21,77 +32,216 @@ class TrainingStopped(UserError):
 
 @dataclass(frozen=True)
 class BadStep:
-    """A step with bad numbers. slots: those to blame, empty where that is not known."""
+    """A step whose loss or gradient is not finite, or whose loss spikes.
+
+    Args:
+        step: its number.
+        reason: for a person to read.
+        slots: those to blame; empty where that is not known.
+    """
 
     step: int
     reason: str
     slots: tuple[int, ...] = ()
 
 
-class BadNumbers(TrainingStopped):
-    """Raised on all processes alike when a step's numbers are bad; `train` decides by policy what follows."""
+class NonFiniteOrSpike(TrainingStopped):
+    """Raised on all processes alike for a bad step; the policy decides what follows (see `roll_back`)."""
 
     def __init__(self, bad: BadStep) -> None:
         self.bad = bad
         super().__init__(f"step {bad.step}: {bad.reason}")
 
 
-@dataclass
-class Guard:
+class AnomalyDetector(pl.Callback):
     """Tells bad steps from good ones; all processes see the same numbers and so say the same.
 
-    policy: what is done about a bad step. spike_z: a language's mean loss is a spike from so many robust standard
-    deviations above the median of its last `window` good steps (Iglewicz & Hoaglin 1993: median and median absolute
-    deviation, which the spikes themselves do not move); None: only numbers that are not finite are bad.
-    history: good losses of each language id; part of a checkpoint, so a resumed run judges alike.
+    Args:
+        policy: what is done about a bad step: "stop", "skip" (do not apply it; costs a wait for the GPU every step) or
+            "rollback" (go on from the last checkpoint without it).
+        spike_z: a language's mean loss is a spike from so many robust standard deviations above the median of its last
+            `window` good steps (Iglewicz & Hoaglin 1993: median and median absolute deviation, which the spikes
+            themselves do not move); None: only numbers that are not finite are bad.
+        window: good steps that make up the history.
+        max_in_a_row: skipped steps in a row, or rollbacks without a new checkpoint between them, that stop the run.
+
+    Raises:
+        ConfigError: with every value that cannot work.
     """
 
-    policy: str = "stop"
-    spike_z: float | None = None
-    window: int = 128
-    history: dict[int, list[float]] = field(default_factory=dict)
+    def __init__(
+        self, policy: str = "stop", spike_z: float | None = None, window: int = 128, max_in_a_row: int = 20
+    ) -> None:
+        problems = []
+        if policy not in POLICIES:
+            problems.append(f"policy={policy}: must be one of {', '.join(POLICIES)}")
+        if spike_z is not None and spike_z < 0:
+            problems.append(f"spike_z={spike_z}: must be at least 0")
+        least = 1 if spike_z is None else LEAST_STEPS
+        if window < least:
+            problems.append(
+                f"window={window}: must be at least {least}"
+                + (f": a spike is told from at least {LEAST_STEPS} good steps" if least > 1 else "")
+            )
+        if max_in_a_row < 1:
+            problems.append(f"max_in_a_row={max_in_a_row}: must be at least 1")
+        if problems:
+            raise ConfigError(problems)
+        self.policy = policy
+        self.spike_z = spike_z
+        self.window = window
+        self.max_in_a_row = max_in_a_row
+        self.history: dict[int, list[float]] = {}  # good losses of each language id
+        self._trainer: Any = None
+
+    def setup(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
+        """Take the place of the module's own detector, which only stops."""
+        self._trainer = trainer
+        module.detector = self
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the history, so that a resumed run checks alike."""
+        return {"history": {language: list(losses) for language, losses in self.history.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a checkpoint's history."""
+        self.history = {int(language): list(losses) for language, losses in state_dict["history"].items()}
 
     @property
     def at_once(self) -> bool:
-        """Whether a step is judged before its update is applied: the price is waiting for the device every step."""
+        """Whether a step is checked before its update is applied: the price is waiting for the device every step."""
         return self.policy == "skip"
 
-    def judge(self, row: StepLosses, float16: bool = False) -> BadStep | None:
-        """What is wrong with a step, or None: then its losses join the history.
+    def check(self, row: StepLosses, float16: bool = False) -> BadStep | None:
+        """Say what is wrong with a step; None where nothing is: then its losses join the history.
 
-        float16: a gradient that is not finite is an overflow, which the loss scale deals with.
+        Args:
+            row: the step's losses.
+            float16: a gradient that is not finite is an overflow, which the loss scale deals with.
         """
         broken = tuple(slot for slot, loss in enumerate(row.losses) if not math.isfinite(loss))
         if broken:
             return BadStep(row.step, f"the loss of {_slots(broken)} is not finite", broken)
         if not float16 and not math.isfinite(row.grad_norm):
             return BadStep(row.step, f"the gradient is not finite (norm {row.grad_norm})")
+        if self.spike_z is None:
+            return None
         means = row.by_language()
         for language, loss in means.items():
-            if self.spike_z is not None and (z := robust_z(loss, self.history.get(language, []))) > self.spike_z:
-                worst = [s for s, lang in enumerate(row.languages) if lang == language]
+            before = self.history.get(language, [])
+            if (z := robust_z(loss, before)) > self.spike_z:
+                worst = [slot for slot, lang in enumerate(row.languages) if lang == language]
                 worst.sort(key=lambda slot: -row.losses[slot])
-                median = statistics.median(self.history[language])
-                reason = f"loss spike: {loss:.4g} where the last {len(self.history[language])} good steps have a median of {median:.4g}"
-                return BadStep(
-                    row.step, f"{reason} ({z:.1f} robust deviations, allowed {self.spike_z:g})", tuple(worst)
+                reason = (
+                    f"loss spike: {loss:.4g} where the last {len(before)} good steps have a median of"
+                    f" {statistics.median(before):.4g} ({z:.1f} robust deviations, allowed {self.spike_z:g})"
                 )
-        if self.spike_z is not None:
-            for language, loss in means.items():
-                self.history[language] = [*self.history.get(language, []), loss][-self.window :]
+                return BadStep(row.step, reason, tuple(worst))
+        for language, loss in means.items():
+            self.history[language] = [*self.history.get(language, []), loss][-self.window :]
         return None
+
+    def report(self, bad: BadStep, action: str) -> None:
+        """Tell of a bad step of the run that this callback takes part in."""
+        if self._trainer is not None:
+            data = self._trainer.datamodule
+            report(bad, action, self._trainer.run.folder, data.corpus, data.order, data.bptt)
 
 
 def robust_z(value: float, history: Sequence[float]) -> float:
-    """Deviations of `value` above the median of `history`; 0 where that is too short to tell.
+    """Return the deviations of `value` above the median of `history`; 0 where that is too short to tell.
 
-    The deviation is at least a thousandth of the median, so that a history without any spread tells no spikes of rounding.
+    The deviation is at least a thousandth of the median, so that a history without any spread tells no spikes of
+    rounding.
     """
-    if len(history) < LEAST:
+    if len(history) < LEAST_STEPS:
         return 0.0
     median = statistics.median(history)
     deviation = NORMAL * statistics.median(abs(x - median) for x in history)
     return (value - median) / max(deviation, 1e-3 * abs(median), 1e-12)
+
+
+def report(bad: BadStep, action: str, run: RunFolder, corpus: Corpus, order: Order, bptt: int) -> None:
+    """Record a bad step, and write the text that it read into a file of the run. Nothing but in the first process."""
+    if not is_first_process():
+        return
+    run.record("bad_batch", bad.step, reason=bad.reason, slots=list(bad.slots), action=action)
+    file = run.bad_batch(bad.step)
+    file.parent.mkdir(exist_ok=True)
+    with atomic_write(file) as out:
+        out.write(text_of(bad, corpus, order, bptt).encode())
+    if action != "stop":
+        run.record(action, bad.step)
+        log(
+            f"warning: step {bad.step}: {bad.reason}: left out by callbacks.guard.policy={action}; its text is in {file}"
+        )
+
+
+def roll_back(
+    error: NonFiniteOrSpike,
+    detector: AnomalyDetector,
+    run: RunFolder,
+    corpus: Corpus,
+    order: Order,
+    bptt: int,
+    resumed_at: int,
+) -> None:
+    """Exclude the bad step, so that the next attempt goes on from the last checkpoint without it. All processes alike.
+
+    Args:
+        error: from the attempt.
+        detector: whose policy counts.
+        run: the run's folder.
+        corpus: to write the text of the step.
+        order: likewise.
+        bptt: likewise.
+        resumed_at: step of the checkpoint from which the attempt began.
+
+    Raises:
+        TrainingStopped: the policy is to stop, or rollbacks have become too many; names the file with the step's text.
+    """
+    bad = error.bad
+    since = sum(step >= resumed_at for step in run.excluded)  # rollbacks without a new checkpoint between them
+    action = detector.policy if since < detector.max_in_a_row else "stop"
+    report(bad, action, run, corpus, order, bptt)
+    if action != "rollback":
+        raise TrainingStopped(
+            f"step {bad.step}: {bad.reason}: training has diverged; the last checkpoint is intact; what the step read"
+            f" is in {run.bad_batch(bad.step)}. "
+            + (
+                f"That is one more than callbacks.guard.max_in_a_row={detector.max_in_a_row} rollbacks since step"
+                f" {resumed_at}."
+                if since
+                else "callbacks.guard.policy=skip or rollback goes on without such steps."
+            )
+            + " A lower optimizer.lr or a longer schedule.warmup_updates may prevent them"
+        )
+    run.exclude(bad.step)
+
+
+def text_of(bad: BadStep, corpus: Corpus, order: Order, bptt: int) -> str:
+    """Show which windows a bad step read, and what stands in them: of the slots to blame, or of all where none is known.
+
+    Windows are numbered as in `data/corpus.py`; sentences stand one a line, as they do in the corpus.
+    """
+    vocabulary = Vocabulary.from_file(corpus.vocab_path)
+    lines = [f"step {bad.step}: {bad.reason}", ""]
+    for slot in order.step(bad.step):
+        if bad.slots and slot.number not in bad.slots:
+            continue
+        lines.append(f"## slot {slot.number}: language {slot.language}")
+        stream = corpus.stream("train", slot.language)
+        for window, number, tokens in zip(slot.windows, slot.passes, stream.windows(slot.windows, bptt), strict=True):
+            lines += ["", f"### window {window} of pass {number}"]
+            sentence: list[int] = []
+            for token in [*tokens.tolist(), EOS]:
+                if token != EOS:
+                    sentence.append(token)
+                elif sentence:
+                    lines.append(decode_ids(sentence, vocabulary))
+                    sentence = []
+        lines.append("")
+    return "\n".join(lines) + "\n"
 
 
 def _slots(numbers: Sequence[int]) -> str:

@@ -15,33 +15,48 @@ from pytorch_lightning.loggers.logger import Logger
 from xlm_train.runtime.console import compact, duration, log
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import atomic_write
+from xlm_train.runtime.processes import is_first_process
 from xlm_train.runtime.run_folder import RunFolder
 
 
 class LocalLogger(Logger):
-    """What both have in common: no hyperparameters, no version."""
+    """What both have in common: no hyperparameters, no version. By itself it drops everything.
+
+    Processes other than the first have one, because stock callbacks ask for a logger on every process.
+    """
 
     @property
     def name(self) -> str:
-        return type(self).__name__
+        """Nothing: stock callbacks put it into paths below the run's folder."""
+        return ""
 
     @property
     def version(self) -> str:
+        """Nothing, likewise."""
         return ""
 
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Drop them."""
+
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Hyperparameters are in config.yaml."""
+        """Drop them: hyperparameters are in config.yaml."""
 
 
 class JsonLinesLogger(LocalLogger):
-    """One line {"step": .., "time": .., metric: value, ...} a report; a killed run loses at most the line being written."""
+    """Writes one line {"step": .., "time": .., metric: value, ...} a report.
+
+    A killed run loses at most the line being written.
+
+    Args:
+        path: the file.
+    """
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         self.path = Path(path)
 
     def resume(self, step: int) -> None:
-        """Drop lines after `step`, and a line cut off in mid-write: the resumed run writes them again."""
+        """Drop lines after a step, and a line cut off in mid-write: the resumed run writes them again."""
         lines = read_metrics(self.path)
         with atomic_write(self.path) as file:
             for line in lines:
@@ -49,13 +64,17 @@ class JsonLinesLogger(LocalLogger):
                     file.write(json.dumps(line).encode() + b"\n")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append a line."""
         line = json.dumps({"step": step, "time": round(time.time(), 3), **metrics})
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file, oldest first; none where there is no file. A line cut off by a kill is left out."""
+    """Read the whole lines of a metrics file, oldest first; none where there is no file.
+
+    A line cut off by a kill is left out.
+    """
     found: list[dict[str, Any]] = []
     if Path(path).is_file():
         for line in Path(path).read_text(encoding="utf-8").splitlines():
@@ -68,37 +87,49 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return found
 
 
-def make_loggers(config: Mapping[str, Any], run: RunFolder, step: int) -> list[Logger]:
-    """The config's loggers, each to go on after `step` where the run is resumed. For the first process.
+def make_loggers(entries: Mapping[str, Any], config: dict[str, Any], run: RunFolder, step: int) -> list[Logger]:
+    """Instantiate the loggers of the first process, each to go on after `step`; another process has one that drops all.
 
     A logger that cannot start is left out with a warning: training is worth more than its record.
+
+    Args:
+        entries: name -> mapping with `_target_`, as in configs/logger.
+        config: the run's resolved config, for trackers that show it.
+        run: the run's folder, which knows its id at a tracking service.
+        step: of the checkpoint that the run resumes from.
     """
     import hydra.utils
 
-    loggers = []
-    for name, settings in config["logger"].items():
+    loggers: list[Logger] = []
+    if not is_first_process():
+        return [LocalLogger()]
+    for name, entry in entries.items():
         more: dict[str, Any] = {}
-        if settings["_target_"].endswith("WandbLogger"):
-            more = {"id": run.tracking_id(), "resume": "allow", "config": dict(config)}
-        elif settings["_target_"].endswith("TensorBoardLogger"):
+        if entry["_target_"].endswith("WandbLogger"):
+            more = {"id": run.tracking_id(), "resume": "allow", "config": config}
+        elif entry["_target_"].endswith("TensorBoardLogger"):
             more = {"purge_step": step + 1}
         try:
-            logger = hydra.utils.instantiate(settings, _partial_=True, _convert_="all")(**more)
+            logger = hydra.utils.instantiate(entry, _partial_=True, _convert_="all")(**more)
             if isinstance(logger, JsonLinesLogger):
                 logger.resume(step)
             elif not isinstance(logger, LocalLogger):
                 logger.experiment  # noqa: B018 - trackers start when they are first looked at
-        except Exception as error:
-            if isinstance(error, UserError):
-                raise
+        except UserError:
+            raise
+        except Exception as error:  # whatever a tracker raises
             log(f"warning: logger.{name} cannot start and is left out: {type(error).__name__}: {error}")
             continue
         loggers.append(logger)
-    return loggers
+    return loggers or [LocalLogger()]
 
 
 class ConsoleLogger(LocalLogger):
-    """Step, tokens, losses, tokens/s, time left: one line rewritten in a terminal, else a line every `seconds`."""
+    """Shows step, tokens, losses, tokens/s and time left: one line rewritten in a terminal, else a line now and then.
+
+    Args:
+        seconds: between two lines where there is no terminal.
+    """
 
     def __init__(self, seconds: float = 5.0) -> None:
         super().__init__()
@@ -107,12 +138,15 @@ class ConsoleLogger(LocalLogger):
         self.last = 0.0
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        if "train/loss" not in metrics:
+        """Show a report or a validation; what other callbacks log is not shown."""
+        if "val/ppl" in metrics:
             self._print(
                 f"step {step:,}: validation {describe(metrics, 'val/ppl')}, {describe(metrics, 'val/acc')} %",
                 keep=True,
             )
-        elif self.terminal or time.monotonic() - self.last >= self.seconds or step == metrics["progress/steps"]:
+        elif "train/loss" in metrics and (
+            self.terminal or time.monotonic() - self.last >= self.seconds or step == metrics["progress/steps"]
+        ):
             self.last = time.monotonic()
             bar = progress_bar((step or 0) / metrics["progress/steps"]) + " " if self.terminal else ""
             self._print(
@@ -134,6 +168,7 @@ class ConsoleLogger(LocalLogger):
             print(text, file=sys.stderr, flush=True)
 
     def finalize(self, status: str) -> None:
+        """Leave the line that was rewritten."""
         if self.terminal:
             print(file=sys.stderr)
 
@@ -144,7 +179,7 @@ def progress_bar(share: float, width: int = 20) -> str:
 
 
 def describe(metrics: Mapping[str, float], name: str) -> str:
-    """`loss 3.21 (de 3.30, en 3.12)`: a metric and its parts per language."""
+    """Say `loss 3.21 (de 3.30, en 3.12)`: a metric and its parts per language."""
     parts = [
         f"{key[len(name) + 1 :]} {value:.4g}" for key, value in sorted(metrics.items()) if key.startswith(f"{name}_")
     ]

@@ -1,13 +1,14 @@
 """The loss of every slot, kept until the next report.
 
-Adding an entry never waits for the device and exchanges nothing. `settle` is the one collective: it puts the
-processes' entries together, so every process then knows the loss of every slot of every step, whoever ran it.
+Adding an entry never waits for the device and exchanges nothing. `reduce` is the one collective: it puts the processes'
+entries together, so every process then knows the loss of every slot of every step, whoever ran it.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
@@ -17,7 +18,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StepLosses:
-    """One global step. losses: nats per token of each slot; languages: id of each slot; grad_norm: before clipping."""
+    """Losses of one global step.
+
+    Args:
+        step: its number.
+        losses: nats per target of each slot.
+        languages: id of each slot's language.
+        grad_norm: before clipping.
+    """
 
     step: int
     losses: list[float]
@@ -25,12 +33,12 @@ class StepLosses:
     grad_norm: float
 
     def by_language(self) -> dict[int, float]:
-        """Mean loss of each language that the step read."""
+        """Return the mean loss of each language that the step read."""
         return mean_by_language([self])
 
 
-def mean_by_language(steps: list[StepLosses]) -> dict[int, float]:
-    """Mean loss of each language over steps, in exact summation: the same on any number of processes."""
+def mean_by_language(steps: Sequence[StepLosses]) -> dict[int, float]:
+    """Return each language's mean loss over steps, in exact summation: the same on any number of processes."""
     found: defaultdict[int, list[float]] = defaultdict(list)
     for step in steps:
         for language, loss in zip(step.languages, step.losses, strict=True):
@@ -40,7 +48,7 @@ def mean_by_language(steps: list[StepLosses]) -> dict[int, float]:
 
 @dataclass
 class _Open:
-    """A step this process has only its own slots of."""
+    """A step of which this process has only its own slots."""
 
     step: int
     losses: Tensor  # (slots, 2) float64 on the device: loss and language, zero where another process has the slot
@@ -48,28 +56,28 @@ class _Open:
 
 
 @dataclass
-class Ledger:
-    """Entries of the steps since the last report. slots: of a global step."""
+class LossBuffer:
+    """Losses of the steps since the last report."""
 
-    slots: int
-    settled: list[StepLosses] = field(default_factory=list)
+    reduced: list[StepLosses] = field(default_factory=list)
     _open: list[_Open] = field(default_factory=list)
 
-    def begin(self, step: int, device: torch.device) -> None:
-        self._open.append(_Open(step, torch.zeros(self.slots, 2, dtype=torch.float64, device=device)))
+    def begin(self, step: int, slots: int, device: torch.device) -> None:
+        """Open the entry of a step of `slots` slots."""
+        self._open.append(_Open(step, torch.zeros(slots, 2, dtype=torch.float64, device=device)))
 
     def add(self, slot: int, language: int, loss: Tensor) -> None:
-        """The loss of one slot of the step begun last; not read here."""
+        """Add the loss of one slot to the step opened last; it is not read here."""
         entry = self._open[-1].losses
         entry[slot, 0] = loss.detach()
         entry[slot, 1].fill_(language)
 
     def close(self, grad_norm: Tensor) -> None:
-        """The gradient's norm (the same on all processes) ends the entry of a step."""
+        """End the entry of a step with its gradient's norm (the same on all processes)."""
         self._open[-1].grad_norm = grad_norm
 
-    def settle(self, world_size: int) -> list[StepLosses]:
-        """Exchange what is open; returns the newly whole steps. A collective; waits for the device."""
+    def reduce(self, world_size: int) -> list[StepLosses]:
+        """Exchange what is open and return the newly whole steps. A collective; waits for the device."""
         if not self._open:
             return []
         losses = torch.stack([entry.losses for entry in self._open])
@@ -82,22 +90,23 @@ class Ledger:
             for entry, value, norm in zip(self._open, values, scalars, strict=True)
         ]
         self._open.clear()
-        self.settled += steps
+        self.reduced += steps
         return steps
 
     def drop(self, step: int) -> None:
-        """Leave a settled step out of the next report."""
-        self.settled = [entry for entry in self.settled if entry.step != step]
+        """Leave a reduced step out of the next report."""
+        self.reduced = [entry for entry in self.reduced if entry.step != step]
 
     def take(self) -> list[StepLosses]:
-        """The settled steps since the last report; the next report begins after them."""
-        taken, self.settled = self.settled, []
+        """Return the reduced steps since the last report; the next report begins after them."""
+        taken, self.reduced = self.reduced, []
         return taken
 
     def state(self) -> list[tuple[Any, ...]]:
-        """For a checkpoint; everything must be settled."""
-        assert not self._open, "settle before saving"
-        return [astuple(entry) for entry in self.settled]
+        """Return the entries as plain values, for a checkpoint; everything must have been reduced."""
+        assert not self._open, "reduce before saving"
+        return [astuple(entry) for entry in self.reduced]
 
-    def restore(self, state: list[tuple[Any, ...]]) -> None:
-        self.settled, self._open = [StepLosses(*entry) for entry in state], []
+    def restore(self, state: Sequence[Sequence[Any]]) -> None:
+        """Take over what `state` returned."""
+        self.reduced, self._open = [StepLosses(*entry) for entry in state], []

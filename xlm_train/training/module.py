@@ -2,38 +2,52 @@
 
 One call of `training_step` is one attempt at an update: this process's slots forward and backward one after the other
 (gradient accumulation), one gradient reduction, one clipping, one optimizer step. The loss of the update is the mean
-over all tokens that all processes predicted, however the slots are divided.
+over the slots of all processes, however they are divided.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from xlm_train.data.datamodule import SlotBatch, StepBatch
+from xlm_train.data.datamodule import StepBatch
 from xlm_train.data.noise import seed_noise
 from xlm_train.model.transformer import XLM
+from xlm_train.objectives.objective import Objective
 from xlm_train.runtime import device as host
-from xlm_train.training.anomaly import BadNumbers, BadStep, Guard, TrainingStopped
-from xlm_train.training.compression import register
-from xlm_train.training.loss_buffer import Ledger
-from xlm_train.training.state import LossScale, Progress
-from xlm_train.training.stopwatch import Stopwatch
+from xlm_train.runtime.device import Stopwatch
+from xlm_train.runtime.errors import CheckpointError
+from xlm_train.training.anomaly import AnomalyDetector, BadStep, NonFiniteOrSpike, TrainingStopped
+from xlm_train.training.phases import StepCallback
+from xlm_train.training.precision import LossScale
+from xlm_train.training.state import TrainState
 
 
-class CausalLanguageModel(pl.LightningModule):
+class LanguageModel(pl.LightningModule):
     """Trains an `XLM` on slots.
 
-    make_optimizer: parameters -> optimizer. schedule: update number -> learning rate. slots: slots of a global step.
-    seed: of the dropout noise. guard: judges losses and gradients. max_skips: skipped attempts in a row that stop the
-    run. excluded: steps that are passed over unread (a rollback found them bad). nan_steps: steps whose loss is made
-    NaN, as a rehearsal. on_bad_step: told of every step that the policy `skip` left out. compression: of gradients that
-    processes exchange (compression.py).
+    Args:
+        model: the weights to train.
+        objective: what is learned from a slot.
+        make_optimizer: parameters -> optimizer.
+        schedule: update number -> learning rate.
+        stop: steps of the whole run, skipped ones included (Lightning's max_steps counts updates).
+        slots: slots of a global step.
+        clip_norm: largest norm of the whole gradient.
+        seed: of the dropout noise.
+        float16: whether forward passes run in float16, so that the loss must be scaled.
+        excluded: steps that are skipped unread (a rollback found them bad).
+        nan_steps: steps whose loss is made NaN, as a rehearsal.
+        provenance: what every checkpoint holds besides the state: shape, text, lineage, config.
+        optimizer_state: of another run, to start from.
     """
 
     model: XLM
@@ -41,167 +55,223 @@ class CausalLanguageModel(pl.LightningModule):
     def __init__(
         self,
         model: XLM,
+        objective: Objective,
         make_optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer],
         schedule: Callable[[int], float],
+        stop: int,
         slots: int,
         clip_norm: float,
         seed: int,
         float16: bool = False,
-        guard: Guard | None = None,
-        max_skips: int = 20,
         excluded: Collection[int] = (),
         nan_steps: Collection[int] = (),
-        on_bad_step: Callable[[BadStep], None] = lambda bad: None,
-        compression: str | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        optimizer_state: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model = model
+        self.objective = objective
         self.make_optimizer = make_optimizer
         self.schedule = schedule
+        self.stop = stop
         self.slots = slots
         self.clip_norm = clip_norm
         self.seed = seed
-        self.guard = guard or Guard()
-        self.max_skips = max_skips
         self.excluded = frozenset(excluded)
         self.nan_steps = frozenset(nan_steps)
-        self.on_bad_step = on_bad_step
-        self.compression = compression
+        self.provenance = dict(provenance or {})
+        self.optimizer_state = optimizer_state
+        self.state = TrainState(loss_scale=LossScale() if float16 else None)
+        self.detector = AnomalyDetector()  # a configured one takes its place
         self.stopwatch = Stopwatch()
-        self.progress = Progress(loss_scale=LossScale() if float16 else None)
-        self.ledger = Ledger(slots)
-        self.grad_norm: Tensor | None = None  # of the last attempt, before clipping
         self.learning_rate = 0.0  # of the last attempt
+        self._step_callbacks: list[StepCallback] = []
+
+    @property
+    def _callbacks(self) -> list[pl.Callback]:
+        return self.trainer.callbacks  # type: ignore[attr-defined, no-any-return]
+
+    # Lightning's hooks, in the order in which they come
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Make the optimizer of all trainable parameters."""
         return self.make_optimizer([p for p in self.model.parameters() if p.requires_grad])
 
-    def slot_loss(self, slot: SlotBatch) -> Tensor:
-        """Mean loss of one slot: position p predicts p+1 inside each window, so T-1 targets a stream."""
-        return self.model.next_token_loss(slot.tokens_BT, slot.language)
+    def on_fit_start(self) -> None:
+        """Start from another run's moments, and sort our callbacks by phase."""
+        if self.optimizer_state is not None:
+            states = {"optimizer_states": [self._with_own_settings(self.optimizer_state)]}
+            self.trainer.strategy.load_optimizer_state_dict(states)
+            self.optimizer_state = None  # give the memory back
+        ours = [callback for callback in self._callbacks if isinstance(callback, StepCallback)]
+        self._step_callbacks = sorted(ours, key=lambda callback: callback.phase)
 
-    def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
-        return batch.to(device, non_blocking=True)  # from pinned memory: the copy does not wait for the step before
+    def _with_own_settings(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Give another run's moments the settings of this run's optimizer, which may differ."""
+        groups, start = [], 0
+        for group in self.trainer.optimizers[0].param_groups:
+            count = len(group["params"])
+            groups.append({**group, "params": list(range(start, start + count))})
+            start += count
+        return {"state": state["state"], "param_groups": groups}
+
+    def _stop_at_the_end(self) -> None:
+        if self.state.step >= self.stop:
+            self.trainer.should_stop = True
 
     def on_train_start(self) -> None:
-        if isinstance(self.trainer.model, DistributedDataParallel):
-            if self.compression is not None:
-                register(self.trainer.model, self.compression)
-            self._settle_buckets(self.trainer.model)
+        """Leave at once where all is done. Let DDP lay out its buckets before the first step, by one reduction of throw-away gradients.
 
-    def _settle_buckets(self, ddp: DistributedDataParallel) -> None:
-        """One reduction of throw-away gradients before the first step.
-
-        DDP lays its buckets out anew, by the order in which gradients arrived, before its second reduction. Above two
+        DDP lays them out again, by the order in which gradients arrived, before its second reduction. Above two
         processes that changes the order of sums, so a resumed run would differ from an undisturbed one in its first
-        step. After this, both start with the final layout.
+        step.
         """
-        nothing = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
-        self.manual_backward(self.slot_loss(SlotBatch(0, 0, nothing)) * 0.0)
-        ddp.zero_grad(set_to_none=True)
+        self._stop_at_the_end()
+        if isinstance(self.trainer.model, DistributedDataParallel):
+            nothing = self.objective.empty_batch().to(self.device)
+            self.manual_backward(self.objective.loss(self.model, nothing) * 0.0)
+            self.trainer.model.zero_grad(set_to_none=True)
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
-        progress = self.progress
+        """Attempt one update."""
+        state = self.state
         if batch.step in self.excluded:
-            progress.skipped.append(batch.step)
-            progress.step += 1
+            state.skipped.append(batch.step)
+            state.step += 1
             return
-        scale = progress.loss_scale.scale if progress.loss_scale is not None else 1.0
+        scale = state.loss_scale.scale if state.loss_scale is not None else 1.0
         # DDP averages over processes; each slot must weigh 1 / slots in the sum over all processes.
         weight = scale * self.trainer.world_size / self.slots
-        self.ledger.begin(batch.step, self.device)
+        state.losses.begin(batch.step, self.slots, self.device)
         self.stopwatch.start(self.device)
         for position, slot in enumerate(batch.slots):
             seed_noise(self.seed, batch.step, slot.number)
-            last = position == len(batch.slots) - 1
-            loss = self.slot_loss(slot)
+            loss = self.objective.loss(self.model, slot.inputs)
             if batch.step in self.nan_steps and slot.number == 0:
                 loss = loss * math.nan
             if position == 0:
                 self.stopwatch.stop(self.device)  # one slot, whatever the share; backward may wait for others
-            self._backward(loss * weight, last)
-            self.ledger.add(slot.number, slot.language, loss)
+            with self._reduced_with_the_last(position == len(batch.slots) - 1):
+                self.manual_backward(loss * weight)
+            state.losses.add(slot.number, slot.language, loss)
         self._update(scale)
 
-    def _backward(self, loss: Tensor, last: bool) -> None:
-        """Add to the gradients. They are reduced across processes once a step, with the last slot's backward pass.
+    def on_train_batch_end(self, outputs: Any, batch: StepBatch, batch_idx: int) -> None:
+        """Report, validate, leave, save: see phases.py."""
+        self._stop_at_the_end()
+        for callback in self._step_callbacks:
+            callback.on_step_end(self.trainer, self)  # type: ignore[arg-type]
 
-        Lightning's manual_backward readies DDP for that; elsewhere it would only run hooks that nobody has here, 0.2 ms.
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add to Lightning's checkpoint where the run stands, and what it is."""
+        checkpoint |= {**self.provenance, "train_state": self.state.to_dict(), "metrics": dict(self.state.validation)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over where the run stands.
+
+        Raises:
+            CheckpointError: the weights do not fit this model.
         """
+        own = self.state_dict()
+        if differing := [
+            name
+            for name in sorted(own.keys() | checkpoint["state_dict"].keys())
+            if name not in own
+            or name not in checkpoint["state_dict"]
+            or own[name].shape != checkpoint["state_dict"][name].shape
+        ]:
+            raise CheckpointError(f"the checkpoint does not fit this run: {', '.join(differing[:3])} and so on")
+        if "loops" not in checkpoint:  # written before version 3: all that Lightning must know is the count of updates
+            loops = self.trainer.fit_loop.state_dict()
+            updates = checkpoint["train_state"]["updates"]
+            loops["epoch_loop.manual_optimization.optim_step_progress"]["total"] |= {
+                "ready": updates,
+                "completed": updates,
+            }
+            checkpoint["loops"] = {"fit_loop": loops}
+        self.state.restore(checkpoint["train_state"], checkpoint["metrics"])
+
+    # The parts of a step
+
+    def _reduced_with_the_last(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Let gradients be reduced across processes once a step, with the last slot's backward pass."""
         ddp = self.trainer.model
-        if not isinstance(ddp, DistributedDataParallel):
-            loss.backward()
-        elif last:
-            self.manual_backward(loss)
-        else:
-            with ddp.no_sync():
-                loss.backward()
+        return ddp.no_sync() if isinstance(ddp, DistributedDataParallel) and not last else contextlib.nullcontext()
 
     def _update(self, scale: float) -> None:
-        """Clip and apply the accumulated gradients, or skip them where the numbers are bad."""
-        # Lightning's wrapper runs hooks that nobody has here and counts trainer.global_step, which nobody reads
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, torch.optim.Optimizer)
+        """Clip and apply the accumulated gradients, or skip them where they are not finite or the loss spikes."""
+        optimizer = cast(LightningOptimizer, self.optimizers())
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad for p in parameters]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True) / scale
-        self.grad_norm = norm
-        self.ledger.close(norm)
-        progress = self.progress
-        self.learning_rate = self.schedule(progress.updates)
+        state = self.state
+        state.losses.close(norm)
+        self.learning_rate = self.schedule(state.updates)
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate
         if applied := self._is_good(norm):
             self._clip(gradients, norm, scale)
             optimizer.step()
-            progress.updates += 1
+            state.updates += 1
         else:
-            progress.skipped.append(progress.step)
-        progress.step += 1
-        # Alone, the next backward pass hands over its own buffers as gradients: no pass over them to zero, none to add.
-        # Under DDP they are views of its buckets, and stay.
-        optimizer.zero_grad(set_to_none=self.trainer.world_size == 1)
-        if not applied and progress.skips_in_a_row() >= self.max_skips:
+            state.skipped.append(state.step)
+        state.step += 1
+        self._zero_grad(optimizer)
+        if not applied and state.skips_in_a_row() >= self.detector.max_in_a_row:
             raise TrainingStopped(
-                f"step {progress.step}: {self.max_skips} updates in a row were skipped"
-                + (f" (loss scale now {progress.loss_scale.scale:g})" if progress.loss_scale else "")
+                f"step {state.step}: {self.detector.max_in_a_row} updates in a row were skipped"
+                + (f" (loss scale now {state.loss_scale.scale:g})" if state.loss_scale else "")
                 + ": the run is not healthy; the last checkpoint is untouched. A lower optimizer.lr, a longer"
                 " schedule.warmup_updates or trainer.precision=bf16-mixed may help"
             )
 
-    def _is_good(self, norm: Tensor) -> bool:
-        """Whether the attempt's update may be applied, as far as that is known without waiting for the device.
+    def _zero_grad(self, optimizer: LightningOptimizer) -> None:
+        """Drop the gradients, with the hook that Lightning calls in automatic optimization only.
 
-        Waits for it once in float16, and where the guard judges at once; on a CPU there is nothing to wait for.
-        Raises BadNumbers where the policy is not to skip.
+        Alone, the next backward pass hands over its own buffers as gradients: no pass over them to zero, none to add.
+        Under DDP they are views of its buckets, and stay.
         """
-        scaler = self.progress.loss_scale
-        if scaler is None and not host.is_free_to_read(norm) and not self.guard.at_once:
-            return True  # judged at the next report
+        for callback in self._callbacks:
+            callback.on_before_zero_grad(self.trainer, self, optimizer.optimizer)
+        self.on_before_zero_grad(optimizer.optimizer)
+        optimizer.zero_grad(set_to_none=self.trainer.world_size == 1)
+
+    def _is_good(self, norm: Tensor) -> bool:
+        """Say whether the attempt may be applied, as far as that is known without waiting for the device.
+
+        Waits for it once in float16, and where the detector checks at once; on a CPU there is nothing to wait for.
+
+        Raises:
+            NonFiniteOrSpike: it may not, and the policy is not to skip.
+        """
+        scaler = self.state.loss_scale
+        if scaler is None and not host.is_free_to_read(norm) and not self.detector.at_once:
+            return True  # checked at the next report
         finite = math.isfinite(norm.item())
         if scaler is not None:
             scaler.update(finite)
-        if self.guard.at_once and (self.guard.spike_z is not None or not finite):
-            for bad in self._judge():
-                self.ledger.drop(bad.step)
-                self.on_bad_step(bad)
+        if self.detector.at_once and (self.detector.spike_z is not None or not finite):
+            for bad in self._check():
+                self.state.losses.drop(bad.step)
+                self.detector.report(bad, "skip")
                 return False
         elif not finite and scaler is None:
-            self.settle_losses()  # raises, with the slots to blame
+            self.reduce_losses()  # raises, with the slots to blame
         return finite
 
-    def settle_losses(self) -> None:
-        """Let all processes know the losses since the last call, and judge them. A collective; waits for the device.
+    def reduce_losses(self) -> None:
+        """Let all processes know the losses since the last call, and check them. A collective; waits for the device.
 
-        Raises BadNumbers, on all processes alike.
+        Raises:
+            NonFiniteOrSpike: on all processes alike.
         """
-        for bad in self._judge():
-            raise BadNumbers(bad)
+        for bad in self._check():
+            raise NonFiniteOrSpike(bad)
 
-    def _judge(self) -> Iterable[BadStep]:
-        for row in self.ledger.settle(self.trainer.world_size):
-            bad = self.guard.judge(row, float16=self.progress.loss_scale is not None)
+    def _check(self) -> Iterable[BadStep]:
+        for row in self.state.losses.reduce(self.trainer.world_size):
+            bad = self.detector.check(row, float16=self.state.loss_scale is not None)
             if bad is not None:
                 yield bad
 

@@ -1,22 +1,32 @@
-"""Lightning's Trainer, with only the parts of it that are used."""
+"""Lightning's Trainer as a run uses it: devices, processes and precision are its part, the order of events is ours."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import logging
 import os
 import warnings
-from collections.abc import Callable
-from datetime import timedelta
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
 from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.callbacks import Checkpoint, ModelSummary, ProgressBar
+from pytorch_lightning.loggers.logger import Logger
 
-from xlm_train.runtime.control_group import ProcessesMissing
+from xlm_train.data.datamodule import CorpusDataModule
+from xlm_train.runtime.console import log
+from xlm_train.runtime.control_group import ControlGroup, RankInfo, table
+from xlm_train.runtime.processes import StopFlag, is_first_process, processes
+from xlm_train.runtime.run_folder import RunFolder
+from xlm_train.training.checkpoint_io import VerifiedCheckpointIO
 from xlm_train.training.precision import Float16
+from xlm_train.training.strategy import HandshakeDDPStrategy
 
 
 def quiet_lightning() -> None:
@@ -26,85 +36,198 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
 
 
-class Strategy(DDPStrategy):
-    """DDP whose processes meet before anything else: `meet` runs before the first collective on the GPUs.
+@dataclass
+class RunContext:
+    """What the callbacks of a run share; they reach it as `trainer.run`.
 
-    meet: given this process's rank and device. start_timeout: seconds within which all must come.
+    Args:
+        folder: where the run is kept.
+        control_group: consensus of the processes.
+        stop_flag: set by a signal that asks the run to leave.
+        started: when the command was given, in seconds of the epoch.
+        stop_reason: why the run was asked to leave before its end: "preempted", "time limit", "patience"; None where
+            nobody of ours did.
+        pauses: seconds since the last report that were spent on something else than training.
     """
 
-    def __init__(self, meet: Callable[[int, torch.device], None], start_timeout: float) -> None:
-        super().__init__(gradient_as_bucket_view=True, timeout=timedelta(seconds=start_timeout))
-        self.meet = meet
-        self.start_timeout = start_timeout
+    folder: RunFolder
+    control_group: ControlGroup
+    stop_flag: StopFlag
+    started: float
+    stop_reason: str | None = None
+    pauses: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
-    def setup_distributed(self) -> None:
-        self.set_world_ranks()
-        environment = self.cluster_environment
-        assert environment is not None
-        if not dist.is_initialized():  # before Lightning does, which would begin with a collective on the GPUs
-            os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
-            try:
-                dist.init_process_group(
-                    "gloo" if self.root_device.type == "cpu" else "cpu:gloo,cuda:nccl",
-                    rank=environment.global_rank(),
-                    world_size=environment.world_size(),
-                    timeout=timedelta(seconds=self.start_timeout),
-                )
-            except RuntimeError as error:
-                raise ProcessesMissing(
-                    f"the processes did not all come within trainer.start_timeout_seconds={self.start_timeout:g}: {error}"
-                ) from error
-        self.meet(environment.global_rank(), self.root_device)
-        super().setup_distributed()
+    def pause(self, what: str, seconds: float) -> None:
+        """Leave seconds out of the speed that is reported next."""
+        self.pauses[what] += seconds
+
+    def outcome(self, step: int, stop: int) -> tuple[str, str | None]:
+        """Say how a run that left its loop stands, and why: finished, preempted or stopped."""
+        if step >= stop:
+            return "finished", self.stop_reason
+        if self.stop_reason in ("preempted", "time limit"):
+            return "preempted", self.stop_reason
+        return "stopped", self.stop_reason or "a callback set trainer.should_stop"
+
+    def handshake(
+        self, alike: Any, step: int, parents: Sequence[str], start_timeout: float, timeout: float
+    ) -> Callable[[int, torch.device], None]:
+        """Make the function that lets the processes meet, and records who came.
+
+        Args:
+            alike: what all processes must have: config, corpus, checkpoint.
+            step: at which this start begins.
+            parents: lineage of the weights.
+            start_timeout: seconds within which all must answer.
+            timeout: seconds, of every later collective.
+        """
+        digest = hashlib.sha256(json.dumps(alike, sort_keys=True, default=str).encode()).hexdigest()
+
+        def meet(rank: int, device: torch.device) -> None:
+            group = self.control_group
+            group.handshake(RankInfo.of_this_process(rank, device, digest), start_timeout, timeout)
+            for line in table(group.members) if len(group.members) > 1 else []:
+                log(line)
+            if is_first_process():
+                hosts, devices = list({m.host: 0 for m in group.members}), [m.device for m in group.members]
+                about = {"processes": len(devices), "hosts": hosts, "devices": devices, "parents": list(parents)}
+                self.folder.record("start", step, **about, changes=self.folder.changes)
+
+        return meet
+
+
+class Trainer(pl.Trainer):
+    """Lightning's Trainer with a run's context.
+
+    Args:
+        run: what the callbacks share.
+        checkpoint_io: writes and reads all checkpoints.
+        precision_name: as in the config, for "16-mixed" too, which Lightning does not see.
+        options: of Lightning's Trainer.
+    """
+
+    def __init__(
+        self, run: RunContext, checkpoint_io: VerifiedCheckpointIO, precision_name: str, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.run = run
+        self.checkpoint_io = checkpoint_io
+        self.precision_name = precision_name
+        # The only private names of Lightning's that are touched. Its signal handling hangs under DDP, and asks every
+        # process about it before every step; there is no option to leave it out. Preemption does that work here.
+        self._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        self.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+    callbacks: list[pl.Callback]
+
+    @property
+    def data(self) -> CorpusDataModule:
+        """The run's data."""
+        return self.datamodule  # type: ignore[attr-defined, no-any-return]
+
+    def save_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        """Save, but never a run that has gone bad: losses are reduced and checked first. A collective."""
+        self.lightning_module.reduce_losses()  # type: ignore[operator]
+        super().save_checkpoint(*arguments, **options)
+
+    @contextlib.contextmanager
+    def validation(self, module: pl.LightningModule) -> Iterator[None]:
+        """Score a model as Lightning's validation loop would: its hooks fire before and after, with its stage set."""
+        self.validating = True
+        self._hook("on_validation_start", module)
+        self._hook("on_validation_epoch_start", module)
+        yield
+        self._hook("on_validation_epoch_end", module)
+        self.training = True
+
+    def end_validation(self, module: pl.LightningModule) -> None:
+        """Fire `on_validation_end`, once the scores are in `callback_metrics`."""
+        _ = self.callback_metrics  # collects what was logged; the hooks below look at it
+        self.validating = True
+        self._hook("on_validation_end", module)
+        self.training = True
+
+    def _hook(self, name: str, module: pl.LightningModule) -> None:
+        for callback in self.callbacks:  # type: ignore[attr-defined]
+            getattr(callback, name)(self, module)
+        getattr(module, name)()
 
 
 def make_trainer(
-    config: dict[str, Any],
-    callbacks: list[pl.Callback],
-    loggers: list[Any],
-    meet: Callable[[int, torch.device], None],
-) -> pl.Trainer:
-    """Lightning's Trainer: devices, processes and precision are its part; checkpoints, validation and progress are ours.
+    run: RunContext,
+    callbacks: Sequence[pl.Callback],
+    loggers: Sequence[Logger],
+    handshake: Callable[[int, torch.device], None],
+    *,
+    accelerator: str,
+    devices: int,
+    nodes: int,
+    precision: str,
+    compression: str | None,
+    start_timeout: float,
+    report_every: int,
+    validate_every: int,
+    opened: tuple[Any, dict[str, Any]] | None = None,
+) -> Trainer:
+    """Make the Trainer of one attempt.
 
-    meet: see `Strategy`; of a single process it is called here.
+    Args:
+        run: what the callbacks share.
+        callbacks: ours and stock ones.
+        loggers: of this process; at least one.
+        handshake: see HandshakeDDPStrategy; of a single process it is called here.
+        accelerator: "auto", "cpu" or "gpu".
+        devices: processes a node.
+        nodes: machines.
+        precision: "32-true", "16-mixed" or "bf16-mixed".
+        compression: of gradients between processes.
+        start_timeout: seconds within which all processes must come.
+        report_every: steps between reports, for what stock callbacks log.
+        validate_every: steps between validations, for stock callbacks that want to know that there are some.
+        opened: the checkpoint to resume, if it was read already.
     """
-    settings = config["trainer"]
-    world = settings["devices"] * settings["nodes"]
-    plugins: list[Any] = []
-    if settings["precision"] == "16-mixed":
-        plugins.append(Float16(settings["accelerator"]))
+    checkpoint_io = VerifiedCheckpointIO(opened)
+    plugins: list[Any] = [checkpoint_io]
+    if precision == "16-mixed":
+        plugins.append(Float16(accelerator))
     # Chosen by us: Lightning would see a scheduler's allocation that is not meant, and miss one inside `salloc`.
-    if world == 1:
+    if devices * nodes == 1:
         plugins.append(LightningEnvironment())
     elif "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_STEP_NUM_TASKS" not in os.environ:
         plugins.append(TorchElasticEnvironment())
     else:
         plugins.append(SLURMEnvironment(auto_requeue=False))
-    accelerator: str = settings["accelerator"]
     if accelerator == "auto":
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
     strategy: Any = "auto"
-    if world > 1:
-        strategy = Strategy(meet, settings["start_timeout_seconds"])
+    if processes() > 1:
+        strategy = HandshakeDDPStrategy(handshake, start_timeout, compression)
     else:
-        meet(0, torch.device("cuda" if accelerator == "gpu" else "cpu"))
-    trainer = pl.Trainer(
+        handshake(0, torch.device("cuda" if accelerator == "gpu" else "cpu"))
+
+    def has(kind: type) -> bool:
+        return any(isinstance(callback, kind) for callback in callbacks)
+
+    return Trainer(
+        run,
+        checkpoint_io,
+        precision,
         accelerator=accelerator,
-        devices=settings["devices"],
-        num_nodes=settings["nodes"],
+        devices=devices,
+        num_nodes=nodes,
         strategy=strategy,
-        precision=None if settings["precision"] == "16-mixed" else settings["precision"],
-        plugins=plugins or None,
-        callbacks=callbacks,
-        logger=loggers,
+        precision=None if precision == "16-mixed" else precision,
+        plugins=plugins,
+        callbacks=list(callbacks),
+        logger=list(loggers),
+        default_root_dir=run.folder.path,
         max_epochs=1,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        log_every_n_steps=report_every,
+        val_check_interval=validate_every,
+        check_val_every_n_epoch=None,
+        enable_checkpointing=has(Checkpoint),
+        enable_progress_bar=has(ProgressBar),
+        enable_model_summary=has(ModelSummary),
         use_distributed_sampler=False,
         benchmark=False,
     )
-    # Lightning's own signal handling hangs under DDP, and asks every process about it before every step.
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-    return trainer

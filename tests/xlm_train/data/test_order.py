@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from xlm_train.data.corpus import Corpus
-from xlm_train.data.datamodule import StepBatches
+from xlm_train.data.datamodule import SlotBatch, StepBatches
 from xlm_train.data.order import PIECE, Order, language_shares, permute, slots_of_rank
+from xlm_train.objectives.clm import CausalLM
 from xlm_train.runtime.errors import ConfigError
 
 shapes = st.fixed_dictionaries(
@@ -174,23 +176,31 @@ def test_impossible_shapes_are_refused() -> None:
 # -- what the processes of a run really read -----------------------------------------------------------------------------
 
 
+def _read(slot: SlotBatch) -> tuple[int, int, bytes]:
+    return slot.number, slot.language, slot.inputs.tokens_BT.numpy().tobytes()  # type: ignore[attr-defined]
+
+
 class Reader:
     """All processes of a run over one corpus, in this one: the tokens of whole steps, in slot order."""
 
     def __init__(self, streams: Any, languages: dict[str, int], order: Order, bptt: int, world_size: int) -> None:
-        self.ranks = [StepBatches(streams, languages, order, bptt, rank, world_size) for rank in range(world_size)]
+        objective = CausalLM(streams, languages, bptt)
+        self.ranks = [
+            StepBatches(order, objective.batch, languages, slots_of_rank(order.slots, rank, world_size))
+            for rank in range(world_size)
+        ]
 
     def step(self, step: int) -> list[tuple[int, int, bytes]]:
         """(slot, language, tokens) of one step."""
-        return [(s.number, s.language, s.tokens_BT.numpy().tobytes()) for r in self.ranks for s in r.read(step).slots]
+        return [_read(s) for r in self.ranks for s in r.read(step).slots]
 
     def resumed(self, start: int, stop: int) -> Iterator[list[tuple[int, int, bytes]]]:
         """The same for steps start .. stop-1, iterated over as training does."""
         for rank in self.ranks:
-            rank.start, rank.stop = start, stop
-        for batches in zip(*self.ranks, strict=True):
+            rank.start = start
+        for batches in itertools.islice(zip(*self.ranks, strict=True), stop - start):
             assert len({batch.step for batch in batches}) == 1
-            yield [(s.number, s.language, s.tokens_BT.numpy().tobytes()) for batch in batches for s in batch.slots]
+            yield [_read(s) for batch in batches for s in batch.slots]
 
 
 @pytest.fixture(scope="module")

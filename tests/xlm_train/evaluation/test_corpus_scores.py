@@ -221,7 +221,7 @@ def test_a_diverged_model_is_named(
 
 @pytest.mark.parametrize("module", ["evaluate", "generate"])
 def test_a_command_starts_without_torch(module: str) -> None:
-    program = f"import sys, xlm_train.{module}; sys.exit('torch' in sys.modules)"
+    program = f"import sys, xlm_train.commands.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

@@ -62,19 +62,36 @@ def test_score_equals_one_window_at_a_time_in_float64() -> None:
     sums = score_windows(model, stream, bptt, 1, batch_windows=4)
 
     double = tiny_model().double().eval()
-    loss, hits, predicted = 0.0, 0, 0
+    loss, correct, predicted = 0.0, 0, 0
     for window in stream.windows(np.arange(stream.n_windows(bptt)), bptt):
         tokens = torch.from_numpy(window)
         with torch.no_grad():
             logits = double.logits(double(tokens[None], langs=1))[0, :-1]
         loss += F.cross_entropy(logits, tokens[1:], reduction="sum").item()
-        hits += int((logits.argmax(1) == tokens[1:]).sum())
+        correct += int((logits.argmax(1) == tokens[1:]).sum())
         predicted += bptt - 1
     score = Score.from_sums(sums)
     assert score.total_loss == pytest.approx(loss, rel=1e-6)
-    assert (score.hits, score.predicted) == (hits, predicted)
+    assert (score.correct, score.predicted) == (correct, predicted)
     assert score.perplexity == pytest.approx(np.exp(loss / predicted), rel=1e-6)
-    assert score.accuracy == pytest.approx(100 * hits / predicted)
+    assert score.accuracy == pytest.approx(100 * correct / predicted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_of_equally_likely_words_the_first_counts(dtype: torch.dtype) -> None:
+    """As by argmax, in every precision: a target that shares the highest score with an earlier word is not correct."""
+    model, bptt = tiny_model().eval(), 9
+    for weights in (model.embeddings.weight, model.output_bias):
+        weights.data[22:40] = weights.data[4:22]  # each word has a twin
+    stream = stream_of(np.random.default_rng(0).integers(4, 40, 3000))
+    correct, ties = 0, 0
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        sums = score_windows(model, stream, bptt, 0, batch_windows=1)
+        for window in torch.from_numpy(stream.windows(np.arange(stream.n_windows(bptt)), bptt)):
+            logits, targets = model.logits(model(window[None, :-1], langs=0)[0]), window[1:]
+            correct += int((logits.argmax(1) == targets).sum())
+            ties += int((logits.gather(1, targets[:, None])[:, 0] == logits.amax(1)).sum())
+    assert Score.from_sums(sums).correct == correct < ties
 
 
 def test_shares_of_windows_add_up_and_the_model_is_left_as_it_was() -> None:
@@ -123,7 +140,7 @@ def test_sentences_score_as_each_by_itself(batch_tokens: int) -> None:
             logits = model.logits(model(inputs[None], langs=1))[0]
         assert score.predicted == len(ids)
         assert score.total_loss == pytest.approx(F.cross_entropy(logits, targets, reduction="sum").item(), rel=1e-5)
-        assert score.hits == int((logits.argmax(1) == targets).sum())
+        assert score.correct == int((logits.argmax(1) == targets).sum())
 
 
 def test_a_long_sentence_is_scored_once_with_enough_context() -> None:

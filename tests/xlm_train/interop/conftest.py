@@ -61,7 +61,13 @@ def exported(
     """The same as a folder for transformers, its card with everything the user can say."""
     out = tmp_path_factory.mktemp("exported") / "hf"
     sample = [f"sample.{code}={shared / f'corpora/novels.valid.{code}.gz'}" for code in ("de", "en")]
-    said = ["card.name=small", "card.license=mit", "card.authors='Ann Example'", "card.region=Ruritania"]
-    status, _, err = run_command("export", f"checkpoint={imported}", f"out={out}", *sample, *said)
+    fields = ["card.name=small", "card.license=mit", "card.authors='Ann Example'", "card.region=Ruritania"]
+    status, _, err = run_command("export", f"checkpoint={imported}", f"out={out}", *sample, *fields)
     assert (status, err) == (0, "")
     return out
+
+
+@pytest.fixture(scope="session")
+def tokeniser(exported: Path) -> Any:
+    """The exported folder's tokenizer, as transformers loads it."""
+    return pytest.importorskip("transformers").AutoTokenizer.from_pretrained(exported)

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import train_here
 from xlm_train.data.corpus import Corpus
-from xlm_train.interop.original import torch_files
+from xlm_train.interop.original import unpickle
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import whole_folder
@@ -79,8 +80,8 @@ def test_binarised_text(run_command: Run, shared: Path, tmp_path: Path) -> None:
 def test_there_and_back_as_the_original(run_command: Run, imported: Path, shared: Path, tmp_path: Path) -> None:
     status, _, err = run_command("export", f"checkpoint={imported}", f"out={tmp_path / 'xlm'}", "format=xlm")
     assert (status, err) == (0, "")
-    before = torch_files.read(shared / "goldens/train/checkpoint.pth")
-    after = torch_files.read(tmp_path / "xlm/checkpoint.pth")
+    before = unpickle.load(shared / "goldens/train/checkpoint.pth")
+    after = unpickle.load(tmp_path / "xlm/checkpoint.pth")
     assert list(before) == list(after)
     assert all((before["model"][name] == after["model"][name]).all() for name in before["model"])
     assert sorted(tree(tmp_path / "xlm")) == ["checkpoint.pth", "codes", "export.json", "vocab"]
@@ -131,7 +132,7 @@ def test_mistakes_are_said_together(
 
 @pytest.mark.parametrize("name", ["import", "export"])
 def test_help_is_quick_and_shows_examples(name: str) -> None:
-    module = {"import": "import_checkpoint", "export": "export"}[name]
+    module = {"import": "commands.import_", "export": "commands.export"}[name]
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", f"xlm_train.{module}", "--help"],
         capture_output=True,
@@ -229,7 +230,7 @@ def test_a_killed_export_leaves_the_earlier_one(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "out") as folder:
         (folder / "file").write_text("old")
     script = (
-        "import os, sys\nfrom pathlib import Path\nfrom xlm_train.interop import whole_folder as w\n"
+        "import os, sys\nfrom pathlib import Path\nfrom xlm_train.runtime import files as w\n"
         "real = os.fsync\ncalls = 0\n"
         "def fsync(descriptor):\n"
         "    global calls\n    calls += 1\n"
@@ -301,9 +302,7 @@ def test_training_goes_on_from_an_import(
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from xlm_train.config.command import config_folder
-    from xlm_train.runtime.processes import StopFlag
-    from xlm_train.train import train
+    from xlm_train.config.overrides import config_folder
 
     shape = {"dim": 64, "ffn_dim": 256, "n_heads": 4, "max_positions": 512, "dropout": 0.0, "attention_dropout": 0.0}
     overrides = [
@@ -323,7 +322,7 @@ def test_training_goes_on_from_an_import(
     with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
         config = OmegaConf.to_container(compose("train", overrides), resolve=True)
     before = checkpoint_file.load(imported)
-    assert train(config, StopFlag()) == 0  # type: ignore[arg-type]
+    assert train_here(config) == 0  # type: ignore[arg-type]
     after = checkpoint_file.load(tmp_path / "more/checkpoints/step-00000002.pt")
     assert after["lineage"]["parents"] == [*before["lineage"]["parents"], before["sha256"]]
     (group,) = after["optimizer"]["param_groups"]

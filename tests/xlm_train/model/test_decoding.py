@@ -1,4 +1,4 @@
-"""Generation against the plain definition: the whole text read anew for each word, no cache, no batch."""
+"""Generation against the plain definition: the whole text read again for each word, no cache, no batch."""
 
 from __future__ import annotations
 

@@ -15,13 +15,14 @@ import pytest
 import torch
 
 from tests.conftest import REPOSITORY, command, process_environment
+from xlm_train.config.train import ClusterConfig
 from xlm_train.model.flops import flops_per_token
 from xlm_train.model.transformer import XLM, ModelShape, count_parameters
 from xlm_train.plan.estimate import gradients_of, make_plan, parameter_shapes, slot_time, speed_of_cluster
 from xlm_train.plan.memory import Setting, activation_bytes, peak_memory
 from xlm_train.plan.page import as_markdown, as_text
 from xlm_train.plan.probe import Speed, StepParts, probe_shape, speed_of
-from xlm_train.plan.settings import Cluster, problems_of_plan
+from xlm_train.plan.settings import problems_of_plan
 
 CLUSTERS = sorted(path.stem for path in (REPOSITORY / "configs/cluster").glob("*.yaml"))
 REAL = ModelShape(n_words=64699, vocab_multiple=8)
@@ -166,8 +167,8 @@ def test_compression_and_the_original_adam_cost_memory() -> None:
 # --- computed -----------------------------------------------------------------------------------------------------
 
 
-def cluster_file(name: str, compose: Callable[..., dict[str, Any]]) -> Cluster:
-    return Cluster(**compose("plan", f"cluster={name}")["cluster"])
+def cluster_file(name: str, compose: Callable[..., dict[str, Any]]) -> ClusterConfig:
+    return ClusterConfig(**compose("plan", f"cluster={name}")["cluster"])
 
 
 def test_a_slot_takes_its_flops_over_the_speed(compose: Callable[..., dict[str, Any]]) -> None:
@@ -271,7 +272,7 @@ def test_every_cluster_is_whole(name: str, compose: Callable[..., dict[str, Any]
     assert name.split("_")[0].upper() in cluster.accelerator
     words = [f"cluster={name}", "trainer.precision=16-mixed", "data.slots=64"]
     plan = make_plan(compose("plan", *words), None)
-    assert 0 < plan["speed"]["share_of_peak"] <= plan["speed"]["efficiency"] + 1e-9 < 1
+    assert 0 < plan["speed"]["mfu"] <= plan["speed"]["efficiency"] + 1e-9 < 1
     assert plan["cost"]["total"] > 0
     assert plan["energy"]["kwh"] > 0
     source = (REPOSITORY / f"configs/cluster/{name}.yaml").read_text(encoding="utf-8")

@@ -24,9 +24,12 @@ from tests.conftest import command
 from xlm_train.model.transformer import ModelShape
 from xlm_train.report import html as page
 from xlm_train.report import recipe, write_report
-from xlm_train.report.content import sections, thinned
-from xlm_train.report.figures import Axis, Curve, Figure, html, number, reduce
+from xlm_train.report.content import sections
+from xlm_train.report.curves import figures
+from xlm_train.report.figures import Axis, number, reduce
 from xlm_train.report.reading import find_runs, read_run
+from xlm_train.report.results import thinned
+from xlm_train.report.svg import figure_html
 from xlm_train.report.writing import as_html, as_markdown
 from xlm_train.runtime.errors import UserError
 
@@ -210,7 +213,7 @@ def test_restarts_and_incidents_are_marked_where_they_happened(make_run: Callabl
     ]
     text = written(make_run("r", lines_of(200, 5), events=events))
     for drawing in re.findall(r"<svg [^>]*role=.img.*?</svg>", text, re.DOTALL):
-        marks = re.findall(r'<path class="mark (\w+)" d="M(\S+) ', drawing)
+        marks = re.findall(r'<path class="mark (\w+) k\d" d="M(\S+) ', drawing)
         assert sorted(marks) == [("bad_batch", "750"), ("rollback", "750"), ("skip", "375"), ("start", "250")]
         assert "restart: 1" in drawing
     assert "to: 140" in text
@@ -248,11 +251,41 @@ def test_axes_have_round_ticks() -> None:
     assert {value: number(value) for value in written_as} == written_as
 
 
-def test_what_is_above_the_top_is_cut_off_and_said_elsewhere() -> None:
-    figure = Figure("P", "", [Curve("a", range(100), [1000.0] * 10 + [30.0] * 90)], top=40.0)
-    drawn = html(figure, "x")
-    assert re.search(r'd="M0 -\d', drawn)  # begins above the drawing
-    assert "highest 1,000" in drawn
+def test_a_perplexity_that_falls_far_is_shown_whole(make_run: Callable[..., Path]) -> None:
+    (perplexity,) = [f for f in figures([read_run(make_run("r", lines_of(200, 1)))]) if f.title == "Perplexity"]
+    assert perplexity.up.log
+    assert perplexity.up.low < math.exp(10 / math.sqrt(200)) < math.exp(10) < perplexity.up.high
+    drawn = figure_html(perplexity, "x")
+    assert "per token, logarithmic" in drawn
+    assert f"highest {number(math.exp(10.05))}" in drawn
+    line = re.search(r'<path class="line k0" d="M(\S.*?)"', drawn.split("role=")[1])
+    assert line
+    heights = [float(point.split()[1]) for point in line[1].split("L")]
+    assert len(heights) == 200
+    assert min(heights) >= 0
+    assert max(heights) <= 1000
+
+
+def test_metrics_and_settings_of_earlier_versions_are_read(make_run: Callable[..., Path]) -> None:
+    metrics = [
+        {"step": 5, "speed/share_of_peak": 0.25},
+        {"step": 10, "speed/mfu": 0.5},
+        {"step": 15, "speed/mfu": 0.75},
+    ]
+    folder = make_run("r", metrics)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["optimizer"] |= {"_target_": "xlm_train.optim.OriginalAdam"}
+    config["schedule"] |= {"_target_": "xlm_train.schedule.inverse_sqrt"}
+    del config["callbacks"]["preemption"]
+    config["callbacks"]["interruption"] = {"every_n_steps": 7}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    run = read_run(folder)
+    assert list(run.columns["speed/mfu"].values) == [0.25, 0.5, 0.75]
+    assert run.setting("callbacks.preemption.every_n_steps") == 7
+    compared = {point.name: point.compare(run) for point in recipe.POINTS}
+    assert compared["optimizer"] == ("optimizer=original_adam", "same")
+    assert compared["schedule"] == ("schedule=inverse_sqrt", "same")
+    assert re.search(r"model FLOPs utilisation.*\n+50\.0%", Page(written(folder)).text)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
@@ -361,7 +394,7 @@ def test_the_shipped_experiment_is_the_recipe_but_for_what_is_said(
 ) -> None:
     def verdicts(folder: Path) -> dict[str, str]:
         run = read_run(folder)
-        return {point.name.partition(" (")[0]: point.judge(run)[1] for point in recipe.POINTS}
+        return {point.name.partition(" (")[0]: point.compare(run)[1] for point in recipe.POINTS}
 
     published = make_run("paper", [], "experiment=clm_ende_1024")
     (published / "environment.json").write_text(json.dumps({"devices": ["Tesla V100-SXM2-32GB"] * 8}))
@@ -458,17 +491,23 @@ def test_colours_have_contrast_in_light_and_dark() -> None:
 
 def test_markdown_cells_stay_cells() -> None:
     table = page.Table("", ["a|b", "c"], [["x\ny", page.Cell("*1*", "good")]])
-    assert table.markdown() == "| a\\|b | c |\n| --- | --- |\n| x y | \\*1\\* |"
+    assert table.markdown() == "| a\\|b | c |\n| --- | ---: |\n| x y | \\*1\\* |"
+    words = page.Table("T", [], [["x", "y"], ["long", "z"]], words=True, note="n")
+    assert words.markdown() == "T:\n\n|  |  |\n| --- | --- |\n| x | y |\n| long | z |\n\nn"
+    assert words.text() == "x     y\nlong  z\nn"
+    assert page.Table("", ["a", "bcd"], [["xyz", "1"]]).text() == "a    bcd\nxyz    1"
 
 
 PROBE = """
 addEventListener("load", () => {
   const svg = document.querySelector(".area > svg"), box = svg.getBoundingClientRect();
+  const height = document.documentElement.scrollHeight;
   svg.dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + box.width / 2, clientY: box.top + 5}));
   const wide = [...document.querySelectorAll("body *")].filter((e) => !e.closest(".scroll, pre, svg, details:not([open])") &&
     e.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map((e) => e.tagName + "." + e.className);
   const small = [...document.querySelectorAll("figure span, td, th, p")].map((e) => parseFloat(getComputedStyle(e).fontSize));
   parent.postMessage({
+    grown: document.documentElement.scrollHeight - height, overflow: getComputedStyle(svg).overflow,
     width: document.documentElement.clientWidth, scroll: document.documentElement.scrollWidth, wide,
     back: getComputedStyle(document.body).backgroundColor, smallest: Math.min(...small),
     readout: document.querySelector(".readout").textContent, fetched: performance.getEntriesByType("resource").map((e) => e.name),
@@ -515,6 +554,8 @@ def test_the_page_in_a_real_browser(
     assert said["scroll"] == width
     assert said["wide"] == []
     assert said["fetched"] == []
+    assert said["grown"] == 0  # the readout moves nothing
+    assert said["overflow"] == "visible"  # dots at the edges are whole
     assert said["smallest"] >= 12
     assert said["back"] == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
-    assert said["readout"].startswith("step 100: r, training 1.05")  # 10 / sqrt(100) + 0.05
+    assert said["readout"].startswith("step 100\n1.05 r, training\n")  # 10 / sqrt(100) + 0.05

@@ -20,7 +20,12 @@ from xlm_train.runtime.errors import CheckpointError, UserError
 
 def content(step: int) -> dict:
     generator = torch.Generator().manual_seed(step)
-    return {"model": {"w": torch.randn(50, 40, generator=generator)}, "progress": {"step": step}}
+    return {
+        "model": {"w": torch.randn(50, 40, generator=generator)},
+        "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"params": [0]}]},
+        "progress": {"step": step, "updates": step},
+        "lineage": {"corpus": None, "parents": []},
+    }
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -28,13 +33,17 @@ def test_round_trip(tmp_path: Path) -> None:
     loaded = checkpoint_file.load(tmp_path / "step-00000007.pt")
     assert loaded["sha256"] == digest
     assert torch.equal(loaded["model"]["w"], content(7)["model"]["w"])
-    assert loaded["progress"] == {"step": 7}
+    assert loaded["progress"] == {"step": 7, "updates": 7}
+    assert loaded["optimizer"] == content(7)["optimizer"]
     assert os.listdir(tmp_path) == ["step-00000007.pt"]
 
 
 def test_torch_itself_can_read_it(tmp_path: Path) -> None:
     checkpoint_file.save(tmp_path / "a.pt", content(1))
-    assert torch.load(tmp_path / "a.pt", weights_only=True)["progress"] == {"step": 1}
+    inside = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert inside["train_state"] == {"step": 1, "updates": 1}
+    assert inside["global_step"] == 1
+    assert list(inside["state_dict"]) == ["model.w"]  # as Lightning names the weights of its module
 
 
 @pytest.mark.parametrize("where", [0, 0.1, 0.5, 0.9, 1.0])
@@ -61,7 +70,7 @@ def test_any_truncation_is_found(tmp_path: Path) -> None:
         checkpoint_file.load(path)
 
 
-def test_newest_passes_over_damaged_ones_and_names_them(tmp_path: Path) -> None:
+def test_newest_skips_damaged_ones_and_names_them(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         checkpoint_file.save(tmp_path / checkpoint_file.name_of(step), content(step))
     newest = tmp_path / checkpoint_file.name_of(30)
@@ -70,7 +79,7 @@ def test_newest_passes_over_damaged_ones_and_names_them(tmp_path: Path) -> None:
     (tmp_path / "step-00000050.pt.bak").write_bytes(b"not ours")
     found = checkpoint_file.newest(tmp_path)
     assert found.path == tmp_path / checkpoint_file.name_of(20)
-    assert [path for path, _ in found.damaged] == [newest]
+    assert [path for path, _ in found.skipped] == [newest]
     assert newest.exists()
     assert checkpoint_file.newest(tmp_path / "nothing").path is None
 
@@ -86,7 +95,7 @@ class Malicious:
 def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
     """Even with a valid checksum around it."""
     target = tmp_path / "executed"
-    checkpoint_file.save(tmp_path / "evil.pt", {"model": Malicious(target)})
+    checkpoint_file.write(tmp_path / "evil.pt", {"state_dict": Malicious(target)})
     with pytest.raises(CheckpointError, match="safely"):
         checkpoint_file.load(tmp_path / "evil.pt")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Malicious(target)))
@@ -98,7 +107,7 @@ def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
 def test_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"missing\.pt"):
         checkpoint_file.load(tmp_path / "missing.pt")
-    checkpoint_file.save(tmp_path / "other.pt", {"format": "something else"})
+    checkpoint_file.write(tmp_path / "other.pt", {"format": "something else"})
     with pytest.raises(CheckpointError, match="not a checkpoint of xlm_train"):
         checkpoint_file.load(tmp_path / "other.pt")
     with pytest.raises(UserError, match="no-folder"):
@@ -117,7 +126,7 @@ from xlm_train.runtime.errors import UserError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 try:
-    checkpoint_file.save({str(path)!r}, {{"model": torch.zeros(1_000_000)}})
+    checkpoint_file.write({str(path)!r}, {{"state_dict": torch.zeros(1_000_000)}})
 except UserError as error:
     print(error)
 """
@@ -137,8 +146,8 @@ from xlm_train.runtime import checkpoint_file
 step = 0
 while True:
     step += 1
-    content = {{"model": torch.full((500_000,), float(step)), "progress": {{"step": step}}}}
-    checkpoint_file.save({str(tmp_path)!r} + "/" + checkpoint_file.name_of(step % 5), content)
+    content = {{"state_dict": {{"w": torch.full((500_000,), float(step))}}, "train_state": {{"step": step}}}}
+    checkpoint_file.write({str(tmp_path)!r} + "/" + checkpoint_file.name_of(step % 5), content)
     print(step, flush=True)
 """
     killed_in_write = 0
@@ -158,5 +167,5 @@ while True:
         assert files
         for path in files:
             loaded = checkpoint_file.load(path)
-            assert (loaded["model"] == float(loaded["progress"]["step"])).all()
+            assert (loaded["model"]["w"] == float(loaded["progress"]["step"])).all()
     assert killed_in_write > 0  # else the test proves nothing

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from xlm_train.runtime.control_group import Member, differences, problems_of, table
+from xlm_train.runtime.control_group import RankInfo, differences, problems_of, table
 from xlm_train.training.callbacks.stragglers import slow_ones
 
-GPUS = [Member(rank, f"node{rank // 4}", 100 + rank, "V100", f"uuid{rank}", "2.13.0", "abc") for rank in range(8)]
+GPUS = [RankInfo(rank, f"node{rank // 4}", 100 + rank, "V100", f"uuid{rank}", "2.13.0", "abc") for rank in range(8)]
 
 
 def test_a_healthy_run_is_one_line_a_host() -> None:
@@ -24,7 +24,7 @@ def test_two_ranks_on_one_device() -> None:
 
 
 def test_processes_that_run_something_else() -> None:
-    members = [replace(m, torch="2.8.0") if m.rank in (2, 3, 7) else m for m in GPUS]
+    members = [replace(m, torch_version="2.8.0") if m.rank in (2, 3, 7) else m for m in GPUS]
     (problem,) = problems_of(members)
     assert "the same torch (ranks 0-1, 4-6: 2.13.0; ranks 2-3, 7: 2.8.0)" in problem
     assert differences([*GPUS[:7], replace(GPUS[7], run="xyz")], "run") == "ranks 0-6: abc; ranks 7: xyz"

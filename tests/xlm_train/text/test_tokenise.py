@@ -262,6 +262,18 @@ def test_blocks_equal_the_rules_line_by_line(lines: list[str], language: str) ->
         assert stages[stage] == [line[stage] for line in expected], stage
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["DOTMULTI", "DOTDOTMULTI", "DOT", "MULTI", ".", "..", "...", " ", "x", ","]), max_size=14
+    ),
+    st.sampled_from(["en", "de"]),
+)
+def test_the_scripts_own_marker_in_the_text(parts: list[str], language: str) -> None:
+    line = "DOTMULTI" + "".join(parts)
+    assert Tokeniser(language).tokenise([line]) == [reference(line, language)["tokens"]]
+
+
 @settings(max_examples=100, deadline=None)
 @given(lines=LINES, cuts=st.lists(st.integers(0, 8), max_size=3), lowercase=st.booleans(), accents=st.booleans())
 def test_a_line_does_not_depend_on_its_company(
@@ -320,6 +332,15 @@ def test_long_lines_take_linear_time(unit: str, language: str) -> None:
     """Quadratic time would be some 10 s, linear time is 0.2 s at most."""
     start = time.process_time()
     Tokeniser(language).tokenise([unit * (100_000 // len(unit))])
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize(
+    "line", ["DOTMULTI" + "." * 100_000, "DOTMULTI." * 12_000, "DOT" * 33_000 + "MULTI x DOTMULTI"]
+)
+def test_the_scripts_own_marker_takes_linear_time(line: str) -> None:
+    start = time.process_time()
+    Tokeniser("en").tokenise([line, "DOT" * 33_000])
     assert time.process_time() - start < 2
 
 

@@ -13,17 +13,15 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.conftest import command
+from tests.conftest import command, train_here
 from tests.end_to_end.worlds import assert_same, last
 from tests.xlm_train.conftest import CorpusMaker
 from xlm_train.config.train import problems_of
 from xlm_train.data.corpus import Corpus
 from xlm_train.data.order import Order, language_shares
-from xlm_train.runtime.processes import StopFlag
-from xlm_train.train import train
-from xlm_train.training.anomaly import Guard, TrainingStopped, robust_z
+from xlm_train.training.anomaly import AnomalyDetector, TrainingStopped, robust_z
 from xlm_train.training.loggers import read_metrics
-from xlm_train.training.loss_buffer import Ledger, StepLosses
+from xlm_train.training.loss_buffer import LossBuffer, StepLosses
 
 Run = Callable[..., Path]
 BAD = 7
@@ -33,7 +31,7 @@ BAD = 7
 def run(compose: Callable[..., dict[str, Any]], corpus_folder: Path, tmp_path: Path) -> Run:
     def start(name: str, *words: str, corpus: Path = corpus_folder) -> Path:
         common = ["experiment=smoke", f"data.path={corpus}", f"paths.runs={tmp_path}", f"run_name={name}"]
-        train(compose("train", *common, "callbacks.checkpointing.every_n_steps=5", *words), StopFlag())
+        train_here(compose("train", *common, "callbacks.checkpointing.every_n_steps=5", *words))
         return tmp_path / name
 
     return start
@@ -46,7 +44,7 @@ def events(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 def state(folder: Path) -> dict[str, Any]:
     content = last(folder)
-    return {part: content[part] for part in ("model", "optimizer", "progress", "metrics")}
+    return {part: content[part] for part in ("model", "optimizer", "progress", "metrics", "callbacks")}
 
 
 def test_robust_z() -> None:
@@ -59,42 +57,42 @@ def test_robust_z() -> None:
     assert robust_z(4.0004, [4.0] * 50) == pytest.approx(0.1)  # no spread: rounding is no spike
 
 
-def test_a_ledger_gives_each_slot_back() -> None:
-    ledger = Ledger(3)
+def test_a_loss_buffer_gives_each_slot_back() -> None:
+    buffer = LossBuffer()
     for step in (5, 6):
-        ledger.begin(step, torch.device("cpu"))
+        buffer.begin(step, 3, torch.device("cpu"))
         for slot, language in ((0, 0), (1, 1), (2, 1)):
-            ledger.add(slot, language, torch.tensor(float(10 * step + slot)))
-        ledger.close(torch.tensor(0.5))
-    rows = ledger.settle(1)
+            buffer.add(slot, language, torch.tensor(float(10 * step + slot)))
+        buffer.close(torch.tensor(0.5))
+    rows = buffer.reduce(1)
     assert rows == [StepLosses(s, [10.0 * s, 10.0 * s + 1, 10.0 * s + 2], [0, 1, 1], 0.5) for s in (5, 6)]
     assert rows[0].by_language() == {0: 50.0, 1: 51.5}
-    ledger.drop(5)
-    other = Ledger(3)
-    other.restore(ledger.state())
+    buffer.drop(5)
+    other = LossBuffer()
+    other.restore(buffer.state())
     assert [row.step for row in other.take()] == [6]
     assert other.take() == []
 
 
-def test_the_guard_tells_languages_apart() -> None:
-    guard = Guard(spike_z=10.0)
+def test_the_detector_tells_languages_apart() -> None:
+    detector = AnomalyDetector(spike_z=10.0)
     noise = np.random.default_rng(0)
     for step in range(
         60
     ):  # German is harder by far: no English step looks like a spike for it, nor the other way round
         losses = [5.0 + 0.05 * noise.normal(), 2.0 + 0.05 * noise.normal()]
-        assert guard.judge(StepLosses(step, losses, [0, 1], 1.0)) is None
-    bad = guard.judge(StepLosses(60, [5.0, 4.0], [0, 1], 1.0))
+        assert detector.check(StepLosses(step, losses, [0, 1], 1.0)) is None
+    bad = detector.check(StepLosses(60, [5.0, 4.0], [0, 1], 1.0))
     assert bad is not None
     assert bad.slots == (1,)
     assert "loss spike: 4 where the last 60 good steps have a median of 2" in bad.reason
-    assert len(guard.history[1]) == 60  # a spike does not join what it was measured against
-    nan = guard.judge(StepLosses(61, [5.0, math.nan], [0, 1], math.nan))
+    assert len(detector.history[1]) == 60  # a spike does not join what it was measured against
+    nan = detector.check(StepLosses(61, [5.0, math.nan], [0, 1], math.nan))
     assert nan is not None
     assert nan.slots == (1,)
-    assert guard.judge(StepLosses(62, [5.0, 2.0], [0, 1], math.inf)) is not None
+    assert detector.check(StepLosses(62, [5.0, 2.0], [0, 1], math.inf)) is not None
     assert (
-        guard.judge(StepLosses(62, [5.0, 2.0], [0, 1], math.inf), float16=True) is None
+        detector.check(StepLosses(62, [5.0, 2.0], [0, 1], math.inf), float16=True) is None
     )  # an overflow: the scale's part
 
 
@@ -166,7 +164,7 @@ def test_another_config_in_a_folder_without_a_checkpoint_forgets_what_was_left_o
 def test_mistakes_in_the_guard_are_found_early(compose: Callable[..., Any], corpus_folder: Path) -> None:
     words = ["callbacks.guard.spike_z=10", "callbacks.guard.window=19", "debug.nan_steps=[a]", "init_optimizer=true"]
     problems = problems_of(OmegaConf.create(compose("train", f"data.path={corpus_folder}", "run_name=x", *words)))
-    assert len(problems) == 2  # types first
+    assert len(problems) == 3  # of types and of combinations alike
     words = ["callbacks.guard.spike_z=10", "callbacks.guard.window=19", "callbacks.guard.policy=perhaps"]
     problems = problems_of(OmegaConf.create(compose("train", f"data.path={corpus_folder}", "run_name=x", *words)))
     assert len(problems) == 2

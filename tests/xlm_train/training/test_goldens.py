@@ -14,7 +14,8 @@ import torch
 from xlm_train.data.datamodule import SlotBatch, StepBatch
 from xlm_train.interop.original.names import infer_shape, to_original, to_ours
 from xlm_train.model.transformer import XLM
-from xlm_train.training.module import CausalLanguageModel
+from xlm_train.objectives.clm import CausalLM, Windows
+from xlm_train.training.module import LanguageModel
 from xlm_train.training.optim import OriginalAdam
 from xlm_train.training.schedule import inverse_sqrt
 
@@ -25,10 +26,11 @@ class Recorder(pl.Callback):
         self.norms: list[float] = []
         self.rates: list[float] = []
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: CausalLanguageModel, *_: object) -> None:  # type: ignore[override]
-        module.settle_losses()
-        self.losses += module.ledger.take()[0].losses
-        self.norms.append(float(module.grad_norm))  # type: ignore[arg-type]
+    def on_train_batch_end(self, trainer: pl.Trainer, module: LanguageModel, *_: object) -> None:  # type: ignore[override]
+        module.reduce_losses()
+        (row,) = module.state.losses.take()
+        self.losses += row.losses
+        self.norms.append(row.grad_norm)
         self.rates.append(module.learning_rate)
 
 
@@ -54,17 +56,28 @@ def test_200_updates(
     )
     model = XLM(shape)
     model.load_state_dict(to_ours(start, shape, "golden"))
-    module = CausalLanguageModel(
+    module = LanguageModel(
         model,
+        CausalLM({}, {"de": 0, "en": 1}, batches["x"].shape[1]),
         make_optimizer=lambda p: optimizer(p, lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01),  # type: ignore[call-arg]
         schedule=lambda k: inverse_sqrt(k, 5e-4, warmup_updates=50),
+        stop=200,
         slots=1,
         clip_norm=5.0,
         seed=0,
     )
     languages = {"de": 0, "en": 1}
     data = [
-        StepBatch(t, (SlotBatch(0, languages[str(lang)], torch.from_numpy(x.T.astype(np.int64).copy())),))
+        StepBatch(
+            t,
+            (
+                SlotBatch(
+                    0,
+                    languages[str(lang)],
+                    Windows(torch.from_numpy(x.T.astype(np.int64).copy()), languages[str(lang)]),
+                ),
+            ),
+        )
         for t, (x, lang) in enumerate(zip(batches["x"], batches["lang"], strict=True))
     ]
     recorder = Recorder()

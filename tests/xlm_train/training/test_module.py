@@ -12,14 +12,18 @@ from torch import Tensor
 from xlm_train.data.datamodule import SlotBatch, StepBatch
 from xlm_train.data.noise import seed_noise
 from xlm_train.model.transformer import XLM, ModelShape
-from xlm_train.training.anomaly import TrainingStopped
-from xlm_train.training.module import CausalLanguageModel
-from xlm_train.training.precision import Float16
-from xlm_train.training.state import LossScale, Progress
+from xlm_train.objectives.clm import CausalLM, Windows
+from xlm_train.training.anomaly import AnomalyDetector, TrainingStopped
+from xlm_train.training.loss_buffer import LossBuffer, StepLosses
+from xlm_train.training.module import LanguageModel
+from xlm_train.training.precision import Float16, LossScale
+from xlm_train.training.state import TrainState
 
 SHAPE = ModelShape(
     n_words=50, dim=16, n_layers=2, n_heads=2, ffn_dim=32, max_positions=16, dropout=0.0, attention_dropout=0.0
 )
+
+OBJECTIVE = CausalLM({}, {"de": 0, "en": 1}, 9)
 
 
 def tokens(seed: int, streams: int = 3) -> Tensor:
@@ -27,25 +31,30 @@ def tokens(seed: int, streams: int = 3) -> Tensor:
 
 
 def steps(count: int, slots: int) -> list[StepBatch]:
-    return [StepBatch(t, tuple(SlotBatch(s, s % 2, tokens(100 * t + s)) for s in range(slots))) for t in range(count)]
+    return [
+        StepBatch(t, tuple(SlotBatch(s, s % 2, Windows(tokens(100 * t + s), s % 2)) for s in range(slots)))
+        for t in range(count)
+    ]
 
 
 def module(
     slots: int, shape: ModelShape = SHAPE, clip_norm: float = 1e9, lr: float = 0.1, **options: object
-) -> CausalLanguageModel:
+) -> LanguageModel:
     torch.manual_seed(0)
-    return CausalLanguageModel(
+    return LanguageModel(
         XLM(shape),
+        OBJECTIVE,
         lambda p: torch.optim.SGD(p, lr=lr),
         lambda k: lr,
-        slots,
-        clip_norm,
+        stop=1000,
+        slots=slots,
+        clip_norm=clip_norm,
         seed=5,
         **options,  # type: ignore[arg-type]
     )
 
 
-def fit(model: CausalLanguageModel, batches: list[StepBatch], *callbacks: pl.Callback, plugins: object = None) -> None:
+def fit(model: LanguageModel, batches: list[StepBatch], *callbacks: pl.Callback, plugins: object = None) -> None:
     pl.Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -65,7 +74,8 @@ def test_an_update_is_the_mean_over_all_tokens_of_all_slots() -> None:
 
     wanted = module(slots=4)
     losses = [
-        wanted.model.loss(wanted.model(s.tokens_BT[:, :-1], s.language), s.tokens_BT[:, 1:]) for s in batches[0].slots
+        wanted.model.loss(wanted.model(s.inputs.tokens_BT[:, :-1], s.language), s.inputs.tokens_BT[:, 1:])
+        for s in batches[0].slots
     ]
     (sum(losses) / 4).backward()  # type: ignore[union-attr]
     for name, parameter in wanted.model.named_parameters():
@@ -79,7 +89,7 @@ def test_the_first_token_of_a_window_is_never_a_target() -> None:
     batch = tokens(0)
     other = batch.clone()
     hidden = model.model(batch[:, :-1], 0)
-    assert model.slot_loss(SlotBatch(0, 0, batch)).item() == model.model.loss(hidden, batch[:, 1:]).item()
+    assert OBJECTIVE.loss(model.model, Windows(batch, 0)).item() == model.model.loss(hidden, batch[:, 1:]).item()
     other[:, -1] = 20  # the last token is a target, and only that: it is never read
     assert torch.equal(model.model(other[:, :-1], 0), hidden)
 
@@ -111,7 +121,8 @@ def test_gradients_are_clipped_to_the_norm() -> None:
     before = [p.detach().clone() for p in model.parameters()]
     fit(model, steps(1, 1))
     moved = torch.sqrt(sum((p - b).square().sum() for p, b in zip(model.parameters(), before, strict=True)))  # type: ignore[arg-type]
-    assert float(model.grad_norm) > 0.01  # type: ignore[arg-type]
+    model.reduce_losses()
+    assert model.state.losses.take()[0].grad_norm > 0.01
     assert moved.item() == pytest.approx(0.01, rel=1e-3)
 
 
@@ -121,11 +132,9 @@ class Overflow(pl.Callback):
     def __init__(self, *at: int) -> None:
         self.at = at
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, module: CausalLanguageModel, batch: StepBatch, *_: object
-    ) -> None:  # type: ignore[override]
-        assert module.progress.loss_scale is not None
-        module.progress.loss_scale.scale = 2.0**40 if batch.step in self.at else 2.0**16
+    def on_train_batch_start(self, trainer: pl.Trainer, module: LanguageModel, batch: StepBatch, *_: object) -> None:  # type: ignore[override]
+        assert module.state.loss_scale is not None
+        module.state.loss_scale.scale = 2.0**40 if batch.step in self.at else 2.0**16
 
 
 def test_a_skipped_step_moves_neither_weights_nor_updates() -> None:
@@ -136,14 +145,14 @@ def test_a_skipped_step_moves_neither_weights_nor_updates() -> None:
     scales: dict[int, float] = {}
 
     class Watch(pl.Callback):
-        def on_train_batch_end(self, trainer: pl.Trainer, module: CausalLanguageModel, *_: object) -> None:  # type: ignore[override]
-            weights[module.progress.step] = [p.detach().clone() for p in module.parameters()]
-            scales[module.progress.step] = module.progress.loss_scale.scale  # type: ignore[union-attr]
+        def on_train_batch_end(self, trainer: pl.Trainer, module: LanguageModel, *_: object) -> None:  # type: ignore[override]
+            weights[module.state.step] = [p.detach().clone() for p in module.parameters()]
+            scales[module.state.step] = module.state.loss_scale.scale  # type: ignore[union-attr]
 
     fit(model, steps(4, 2), Overflow(1), Watch(), plugins=[Float16("cpu")])
-    assert model.progress.step == 4
-    assert model.progress.updates == 3
-    assert model.progress.skipped == [1]
+    assert model.state.step == 4
+    assert model.state.updates == 3
+    assert model.state.skipped == [1]
     assert asked == [0, 1, 1, 2]  # the schedule did not move
     assert scales[2] == 2.0**39
     assert all(torch.equal(a, b) for a, b in zip(weights[1], weights[2], strict=True))
@@ -152,10 +161,11 @@ def test_a_skipped_step_moves_neither_weights_nor_updates() -> None:
 
 
 def test_too_many_skips_stop_the_run() -> None:
-    model = module(1, float16=True, max_skips=3)
+    model = module(1, float16=True)
+    model.detector = AnomalyDetector(max_in_a_row=3)
     with pytest.raises(TrainingStopped, match="3 updates in a row"):
         fit(model, steps(9, 1), Overflow(*range(2, 9)), plugins=[Float16("cpu")])
-    assert model.progress.skipped == [2, 3, 4]
+    assert model.state.skipped == [2, 3, 4]
 
 
 def test_loss_scale() -> None:
@@ -167,11 +177,14 @@ def test_loss_scale() -> None:
     assert history == [8, 8, 16, 16, 8, 8, 8, 16]
 
 
-def test_progress_survives_a_checkpoint() -> None:
-    progress = Progress(
-        step=5, updates=4, skipped=[2], loss_scale=LossScale(4.0, 10, 3), best_metric=2.5, best_step=4, failures=1
-    )
-    assert Progress.from_dict(progress.to_dict()) == progress
+def test_the_state_survives_a_checkpoint() -> None:
+    state = TrainState(
+        step=5, updates=4, skipped=[2], loss_scale=LossScale(4.0, 10, 3), best_metric=2.5, best_step=4, failures=1,
+        validation={"val/ppl": 2.5}, losses=LossBuffer([StepLosses(4, [1.0, 2.0], [0, 1], 0.5)]),
+    )  # fmt: skip
+    again = TrainState(loss_scale=LossScale())
+    again.restore(state.to_dict(), state.validation)
+    assert again == state
 
 
 def test_float16_is_really_float16(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.conftest import process_environment
 from xlm_train.data.datamodule import SlotBatch, StepBatch
 from xlm_train.model.transformer import XLM, ModelShape
-from xlm_train.training.module import CausalLanguageModel
+from xlm_train.objectives.clm import CausalLM, Windows
+from xlm_train.training.module import LanguageModel
 from xlm_train.training.precision import Float16
 
 SHAPE = ModelShape(n_words=50, dim=16, n_layers=2, n_heads=2, ffn_dim=32, max_positions=16)
@@ -65,7 +66,7 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Counted(CausalLanguageModel):
+class Counted(LanguageModel):
     """Counts waits inside the training step: accumulation, clipping, update."""
 
     waits: Waits
@@ -79,16 +80,18 @@ def waits_of_a_run(plugins: Any = None, **options: Any) -> Counter[str]:
     torch.manual_seed(0)
     module = Counted(
         XLM(SHAPE),
+        CausalLM({}, {"de": 0, "en": 1}, 9),
         lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True),
         lambda k: 1e-3,
-        SLOTS,
+        stop=1000,
+        slots=SLOTS,
         clip_norm=0.1,
         seed=5,
         **options,
     )
     module.waits = Waits()
     batches = [
-        StepBatch(t, tuple(SlotBatch(s, s % 2, torch.randint(14, 50, (3, 9))) for s in range(SLOTS)))
+        StepBatch(t, tuple(SlotBatch(s, s % 2, Windows(torch.randint(14, 50, (3, 9)), s % 2)) for s in range(SLOTS)))
         for t in range(STEPS)
     ]
     trainer = pl.Trainer(
@@ -96,13 +99,13 @@ def waits_of_a_run(plugins: Any = None, **options: Any) -> Counter[str]:
         enable_model_summary=False, plugins=plugins,
     )  # fmt: skip
     trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
-    assert module.progress.updates == STEPS
+    assert module.state.updates == STEPS
     return module.waits.found
 
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xlm_train.runtime.host.is_free_to_read", lambda tensor: False)
+    monkeypatch.setattr("xlm_train.runtime.device.is_free_to_read", lambda tensor: False)
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
@@ -138,6 +141,7 @@ STEP_IN_A_PROCESS = """
 import resource, statistics, sys, torch
 from xlm_train.runtime.device import disable_malloc_trim
 from xlm_train.model.transformer import XLM, ModelShape
+from xlm_train.objectives.clm import CausalLM, Windows
 if sys.argv[1] == "kept":
     assert disable_malloc_trim()
 torch.manual_seed(0)

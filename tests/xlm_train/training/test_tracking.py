@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 from pytorch_lightning.loggers.logger import Logger
 
-from xlm_train.report.advice import advice
-from xlm_train.runtime.energy import Energy
-from xlm_train.runtime.processes import StopFlag
-from xlm_train.train import train
+from tests.conftest import train_here
+from xlm_train.report.recipe import advice
+from xlm_train.runtime.energy import EnergyMeter
 from xlm_train.training.loggers import progress_bar, read_metrics
 
 Compose = Callable[..., dict[str, Any]]
@@ -58,7 +57,7 @@ def run(compose: Compose, corpus_folder: Path, tmp_path: Path) -> Callable[..., 
         common = ["experiment=smoke", f"data.path={corpus_folder}", f"paths.runs={tmp_path}", f"run_name={name}"]
         config = compose("train", *common, *words)
         config["logger"] |= loggers
-        assert train(config, StopFlag()) == 0
+        assert train_here(config) == 0
         return tmp_path / name
 
     return start
@@ -72,7 +71,7 @@ def test_metrics_are_what_users_expect(run: Callable[..., Path]) -> None:
     wanted = {
         "train/loss", "train/loss_de", "train/loss_en", "train/ppl", "optim/lr", "optim/grad_norm", "optim/skipped_steps",
         "progress/tokens", "progress/updates", "progress/seconds_left", "speed/tokens_per_second", "speed/data_wait",
-        "speed/checkpoint_stall", "speed/share_of_peak", "memory/peak_gb", "energy/kwh",
+        "speed/checkpoint_stall", "speed/mfu", "memory/peak_gb", "energy/kwh",
     }  # fmt: skip
     assert wanted <= reports[-1].keys()
     assert {"val/ppl", "val/ppl_de", "val/ppl_en", "val/loss_en", "val/acc"} <= lines[-1].keys()
@@ -123,7 +122,7 @@ def test_energy_adds_up_over_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     clock = [100.0]
     monkeypatch.setattr("xlm_train.runtime.energy.time.monotonic", lambda: clock[0])
     for _ in range(2):
-        energy = Energy(tmp_path / "energy.json", "estimate", watts=300.0, devices=8, nodes=1, region="sweden")
+        energy = EnergyMeter(tmp_path / "energy.json", "estimate", watts=300.0, devices=8, nodes=1, region="sweden")
         clock[0] += 1800
         energy.write()
     found = json.loads((tmp_path / "energy.json").read_text())
@@ -132,7 +131,7 @@ def test_energy_adds_up_over_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_energy_measured_by_codecarbon(tmp_path: Path) -> None:
-    energy = Energy(tmp_path / "energy.json", "codecarbon", watts=None, devices=1, nodes=1, region="germany")
+    energy = EnergyMeter(tmp_path / "energy.json", "codecarbon", watts=None, devices=1, nodes=1, region="germany")
     energy.write()
     found = json.loads((tmp_path / "energy.json").read_text())
     assert found["method"] == "measured by codecarbon"

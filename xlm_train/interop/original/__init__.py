@@ -1,0 +1,1 @@
+"""Files of the original: checkpoints and binarised text (.pth)."""

@@ -1,16 +1,19 @@
-"""The original's binarised text (SPLIT.LANG.pth), to arrays and back.
+"""The original's binarised text (SPLIT.LANG.pth), to arrays and back, and as a corpus folder of ours.
 
 A file is a dict of sentences (ids, eos after each sentence), positions (start, and place of the eos, of each),
-unk_words and dico, an object of the original's Dictionary class.
+unk_words and dico, an object of the original's Dictionary class. Source: xlm/data/dictionary.py, index_data.
 """
 
 from __future__ import annotations
 
 import contextlib
+import platform
+import re
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +21,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from xlm_train.interop.original import torch_files
-from xlm_train.interop.original.dictionaries import from_vocabulary, to_vocabulary
-from xlm_train.interop.original.plain import plain
+from xlm_train.data.manifest import FILE, FORMAT, VERSION, lineage
+from xlm_train.interop.original import unpickle
+from xlm_train.interop.original.params import from_vocabulary, is_text, to_vocabulary
 from xlm_train.interop.original.unpickle import DICTIONARIES, DictionaryRecord
-from xlm_train.runtime.errors import CheckpointError
-from xlm_train.runtime.files import atomic_write
+from xlm_train.runtime.errors import CheckpointError, ConfigError
+from xlm_train.runtime.files import atomic_write, sha256_of, write_json
+from xlm_train.text.bpe import CONTINUED, BpeCodes
 from xlm_train.text.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 
+NAME = re.compile(r"(train|valid|test)\.([\w-]+)\.pth")
 KEYS = ("sentences", "positions", "dico", "unk_words")
+
+Key = tuple[str, str]  # split, language
 
 
 @dataclass(frozen=True)
 class BinarisedText:
     """Binarised text of one language.
 
-    ids: all sentences one after the other, each with its eos. starts: where each begins. unknown: words that became
-    `<unk>`, and how often.
+    Attributes:
+        ids: All sentences one after the other, each with its eos, (tokens,).
+        starts: Where each sentence begins in `ids`, (sentences,).
+        vocabulary: The words of the ids.
+        unknown: Words that became `<unk>`, and how often.
     """
 
     ids: NDArray[Any]
@@ -44,9 +54,13 @@ class BinarisedText:
 
 
 def read_binarised(path: str | Path) -> BinarisedText:
-    """Binarised text of the original. Raises CheckpointError where the file is unsafe, damaged or something else."""
+    """Read binarised text of the original.
+
+    Raises:
+        CheckpointError: If the file is unsafe, damaged or something else.
+    """
     path = Path(path)
-    raw = torch_files.read(path)
+    raw = unpickle.load(path)
     if not isinstance(raw, dict) or not raw.keys() >= {*KEYS} or not isinstance(raw["dico"], DictionaryRecord):
         raise CheckpointError(f"{path}: is not binarised text of the original")
     ids, positions, unknown, dictionary = raw["sentences"], raw["positions"], raw["unk_words"], raw["dico"].state
@@ -55,30 +69,26 @@ def read_binarised(path: str | Path) -> BinarisedText:
     vocabulary = to_vocabulary(dictionary["id2word"], dictionary["word2id"], dictionary["counts"], path)
     if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype not in (np.uint16, np.int32) or not len(ids):
         raise CheckpointError(f"{path}: its sentences are not a row of word ids")
-    if (
-        not isinstance(positions, np.ndarray)
-        or positions.dtype != np.int64
-        or positions.shape != (len(positions), 2)
-        or not len(positions)
-    ):
+    if not isinstance(positions, np.ndarray) or positions.dtype != np.int64 or positions.shape[1:] != (2,):
         raise CheckpointError(f"{path}: its positions are not pairs of numbers")
     starts, ends = positions.T
-    follow = starts[0] == 0 and np.array_equal(starts[1:], ends[:-1] + 1) and ends[-1] == len(ids) - 1
-    if not follow or not (starts <= ends).all() or not (ids[ends] == EOS).all():
+    follow = np.array_equal(starts, np.append(0, ends[:-1] + 1)) and ends[-1] == len(ids) - 1
+    if not follow or not ((starts <= ends) & (ends < len(ids))).all() or not (ids[ends] == EOS).all():
         raise CheckpointError(f"{path}: its positions do not cut its sentences at their ends")
     if not 0 <= int(ids.min()) <= int(ids.max()) < len(vocabulary):
         raise CheckpointError(f"{path}: has word ids beyond its dictionary of {len(vocabulary)} words")
-    words = plain(unknown, path)
-    if not isinstance(words, dict) or not all(
-        isinstance(word, str) and isinstance(count, int) for word, count in words.items()
+    if not isinstance(unknown, dict) or not all(
+        type(word) is str and is_text(word) and isinstance(count, int | np.integer) for word, count in unknown.items()
     ):
         raise CheckpointError(f"{path}: its unk_words are not counted words")
-    return BinarisedText(ids.astype(vocabulary.dtype), np.ascontiguousarray(starts), vocabulary, words)
+    unknown = {word: int(count) for word, count in unknown.items()}
+    return BinarisedText(ids.astype(vocabulary.dtype), np.ascontiguousarray(starts), vocabulary, unknown)
 
 
 def write_binarised(path: str | Path, text: BinarisedText) -> None:
-    """Write binarised text as the original does, atomically. Reading it with plain torch needs the original's
-    Dictionary class.
+    """Write binarised text as the original does, atomically.
+
+    Reading it with plain torch needs the original's Dictionary class.
     """
     ends = np.append(text.starts[1:], len(text.ids)) - 1
     with _dictionary_class() as dictionary, atomic_write(path) as file:
@@ -93,10 +103,8 @@ def write_binarised(path: str | Path, text: BinarisedText) -> None:
 
 @contextlib.contextmanager
 def _dictionary_class() -> Iterator[type]:
-    """A class that pickles under the name of the original's Dictionary: pickle insists on finding it there
-    while it writes.
-    """
-    module_name, name = DICTIONARIES[0].split(" ")
+    """A class that pickles under the name of the original's Dictionary: pickle wants to find it there as it writes."""
+    module_name, _, name = DICTIONARIES[0].rpartition(".")
     parts = module_name.split(".")
     stand_ins = {path: types.ModuleType(path) for path in (".".join(parts[: n + 1]) for n in range(len(parts)))}
     cls = type(name, (), {"__module__": module_name})
@@ -109,3 +117,102 @@ def _dictionary_class() -> Iterator[type]:
         for path in stand_ins:
             del sys.modules[path]
         sys.modules.update(before)
+
+
+# -- a corpus folder of ours ----------------------------------------------------------------------------------------
+
+
+def files_in(folder: Path) -> dict[Key, Path]:
+    """Find the original's binarised files in a folder, by split and language."""
+    return {key: path for path in sorted(folder.iterdir()) if (key := key_of(path)) is not None}
+
+
+def key_of(path: Path) -> Key | None:
+    """Split and language by the original's naming, SPLIT.LANG.pth; None of any other file."""
+    found = NAME.fullmatch(path.name)
+    return (found[1], found[2]) if found else None
+
+
+def write_corpus(folder: Path, files: Mapping[Key, Path], languages: Sequence[str], codes: str) -> dict[str, Any]:
+    """Write a corpus into an existing folder.
+
+    Characters of the raw text, which no .pth tells, stay unknown (null). A language's split goes through memory as a
+    whole.
+
+    Args:
+        folder: Where to write.
+        files: The original's files, at least one.
+        languages: Codes in the order of their ids.
+        codes: Text of the BPE codes, empty where they are not known.
+
+    Returns:
+        The corpus's manifest.
+
+    Raises:
+        CheckpointError: If a file is unsafe or damaged.
+        ConfigError: If files have different vocabularies.
+    """
+    splits: dict[str, dict[str, Any]] = {}
+    first: tuple[Path, BinarisedText] | None = None
+    for (split, language), path in files.items():
+        text = read_binarised(path)
+        first = first or (path, text)
+        if text.vocabulary.words != first[1].vocabulary.words:
+            raise ConfigError(f"{path}: its vocabulary is not that of {first[0]}: they do not make one corpus")
+        splits.setdefault(split, {})[language] = _write_split(folder, f"{split}.{language}.00000", text, path)
+    assert first is not None
+    vocabulary = first[1].vocabulary
+    for name, data in (("codes", codes), ("vocab", vocabulary.to_text())):
+        with atomic_write(folder / name) as file:
+            file.write(data.encode())
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "languages": {language: number for number, language in enumerate(languages)},
+        "dtype": vocabulary.dtype.name,
+        "vocabulary": {"file": "vocab", "sha256": sha256_of(folder / "vocab"), "entries": len(vocabulary)},
+        "codes": {
+            "file": "codes",
+            "sha256": sha256_of(folder / "codes"),
+            "merges": len(BpeCodes.from_text(codes)) if codes else 0,
+        },
+        "language_vocabularies": {},
+        "splits": splits,
+        "parallel": {},
+        "text": {"lowercase": False, "remove_accents": False},
+        "settings": {"imported": "binarised text of the original"},
+        "tools": {"python": platform.python_version()},
+        "warnings": [],
+    }
+    manifest["lineage"] = lineage(manifest)
+    write_json(folder / FILE, manifest)
+    return manifest
+
+
+def _write_split(folder: Path, stem: str, text: BinarisedText, source: Path) -> dict[str, Any]:
+    for name, array in ((f"{stem}.npy", text.ids), (f"{stem}.idx.npy", text.starts)):
+        with atomic_write(folder / name) as file:
+            np.save(file, array)
+    words = text.vocabulary.words
+    ends_word = np.array([not word.endswith(CONTINUED) for word in words])
+    unknown_ends = sum(count for word, count in text.unknown.items() if not word.endswith(CONTINUED))
+    ends_word[UNK] = False  # counted by the pieces they were
+    return {
+        "sentences": len(text.starts),
+        "tokens": len(text.ids),
+        "unknown": int((text.ids == UNK).sum()),
+        "words": int(ends_word[text.ids].sum()) - len(text.starts) + unknown_ends,
+        "characters": None,
+        "shards": [
+            {
+                "file": f"{stem}.npy",
+                "sha256": sha256_of(folder / f"{stem}.npy"),
+                "tokens": len(text.ids),
+                "sentences": len(text.starts),
+                "index": f"{stem}.idx.npy",
+                "index_sha256": sha256_of(folder / f"{stem}.idx.npy"),
+            }
+        ],
+        "inputs": [{"path": str(source), "bytes": source.stat().st_size, "sha256": sha256_of(source)}],
+    }

@@ -16,33 +16,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xlm_train.interop.original import names, torch_files
-from xlm_train.interop.original.dictionaries import from_vocabulary, to_vocabulary
-from xlm_train.interop.original.params import original_params
-from xlm_train.interop.original.plain import plain, read_languages
+from xlm_train.interop.original import names, unpickle
+from xlm_train.interop.original.params import (
+    from_vocabulary,
+    original_params,
+    plain_settings,
+    read_languages,
+    to_vocabulary,
+)
 from xlm_train.model.transformer import ModelShape
 from xlm_train.runtime.errors import CheckpointError
 from xlm_train.runtime.files import atomic_write, sha256_of
 from xlm_train.text.vocabulary import Vocabulary
 
-CHECKPOINT_KEYS = (
-    "epoch",
-    "n_total_iter",
-    "best_metrics",
-    "best_stopping_criterion",
-    "model",
-    "dico_id2word",
-    "dico_word2id",
-    "dico_counts",
-    "params",
-)
+COUNTERS = ("epoch", "n_total_iter", "best_metrics", "best_stopping_criterion")
+CHECKPOINT_KEYS = (*COUNTERS, "model", "dico_id2word", "dico_word2id", "dico_counts", "params")
 SUPPORTED = {"encoder_only": True, "gelu_activation": True, "share_inout_emb": True, "asm": False, "use_memory": False}
 NO_METRIC = 1e12  # what the original holds as its best perplexity before the first evaluation
 
 
 @dataclass
 class Imported:
-    """A file brought into our form. content: of our checkpoint. warnings: what the user should know."""
+    """A file brought into our form.
+
+    Attributes:
+        content: Of our checkpoint.
+        warnings: What the user should know.
+    """
 
     content: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
@@ -54,14 +54,22 @@ class Imported:
 def import_checkpoint(
     path: str | Path, codes: str = "", with_optimizer: bool = True, vocab_multiple: int = 1
 ) -> Imported:
-    """The content of our checkpoint from one of the original's.
+    """Make the content of our checkpoint from one of the original's.
 
-    codes: text of the BPE codes, which the original's files do not hold. with_optimizer: Adam's moments and the
-    update count too, where the file has them. vocab_multiple: see ModelShape. Raises CheckpointError with
-    everything that makes the file unsafe, damaged, or a model that is not supported.
+    Args:
+        path: The .pth.
+        codes: Text of the BPE codes, which the original's files do not hold.
+        with_optimizer: Take Adam's moments and the update count too, where the file has them.
+        vocab_multiple: See ModelShape.
+
+    Returns:
+        The content and warnings.
+
+    Raises:
+        CheckpointError: If the file is unsafe or damaged, or its model is not supported.
     """
     path = Path(path)
-    raw = torch_files.read(path)
+    raw = unpickle.load(path)
     found = set(raw) if isinstance(raw, dict) else set()
     if missing := [key for key in CHECKPOINT_KEYS if key not in found]:
         if {"encoder", "decoder"} <= found:
@@ -69,7 +77,7 @@ def import_checkpoint(
                 f"{path}: is an encoder-decoder of the original: only single language models are supported"
             )
         raise CheckpointError(f"{path}: is not a checkpoint of the original: lacks {', '.join(missing)}")
-    params = plain(raw["params"], path)
+    params = plain_settings(raw["params"], path)
     state = raw["model"]
     if not _is_tensors(state) or not isinstance(params, dict):
         raise CheckpointError(f"{path}: its model is not a state dict, or its params are not a dict")
@@ -120,10 +128,7 @@ def import_checkpoint(
                 "imported": {
                     "format": "xlm",
                     "file": path.name,
-                    **{
-                        key: plain(raw[key], path)
-                        for key in ("epoch", "n_total_iter", "best_metrics", "best_stopping_criterion")
-                    },
+                    **{key: plain_settings(raw[key], path) for key in COUNTERS},
                     "params": params,
                 },
             },
@@ -161,8 +166,10 @@ def _read_adam(raw: Any, shape: ModelShape, path: Path) -> tuple[dict[str, Any],
     )
     try:
         (group,) = raw["param_groups"]
+        if not all(type(key) is int for key in group["params"]):  # what else is in a list must not be hashed
+            raise problem
         states = [raw["state"][key] for key in group["params"]]
-        settings = {name: plain(group[name], path) for name in ("lr", "betas", "eps", "weight_decay")}
+        settings = {name: plain_settings(group[name], path) for name in ("lr", "betas", "eps", "weight_decay")}
         steps = {int(state["step"]) for state in states}
         moments = {
             name: dict(zip(expected, (state[name] for state in states), strict=True))
@@ -191,10 +198,17 @@ def _read_adam(raw: Any, shape: ModelShape, path: Path) -> tuple[dict[str, Any],
 
 
 def export_checkpoint(path: str | Path, content: Mapping[str, Any], with_optimizer: bool = True) -> None:
-    """Write our checkpoint as one of the original's, atomically: its keys, names and types, readable without
-    our code.
+    """Write our checkpoint as one of the original's, atomically: its keys, names and types, readable without our code.
 
     What the original counts and we do not (epochs) is that of the import, or 0; n_total_iter is the update count.
+
+    Args:
+        path: The .pth to write.
+        content: Of our checkpoint.
+        with_optimizer: Write Adam's moments too, where the checkpoint has them.
+
+    Raises:
+        CheckpointError: If the optimizer has parameters in several groups.
     """
     shape = ModelShape(**content["shape"])
     text, config = content["text"], content["config"]
@@ -243,9 +257,7 @@ def _with_numpy_metrics(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_adam(adam: Mapping[str, Any], shape: ModelShape, updates: int) -> dict[str, Any]:
-    """torch's layout of Adam's state -> the original's. Raises CheckpointError where parameters are in several
-    groups.
-    """
+    """Adam's state in torch's layout -> in the original's."""
     if len(adam["param_groups"]) != 1:
         raise CheckpointError(
             "the checkpoint's optimizer has parameters in several groups; export with optimizer=false"

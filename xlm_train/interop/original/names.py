@@ -44,7 +44,7 @@ def _parts(shape: ModelShape) -> dict[str, list[str]]:
 
 
 def original_order(shape: ModelShape) -> list[str]:
-    """The original's names in the order of its state dict, the tied output weights included."""
+    """List the original's names in the order of its state dict, the tied output weights included."""
     layers = range(shape.n_layers)
     return [
         "position_embeddings.weight",
@@ -64,13 +64,13 @@ def _both(module: str) -> list[str]:
 
 
 def original_trained(shape: ModelShape) -> list[str]:
-    """The original's names in the order of its optimizer: what is trained, tied weights once."""
+    """List the original's names in the order of its optimizer: what is trained, tied weights once."""
     fixed = {TIED, *(["position_embeddings.weight"] if shape.sinusoidal_positions else [])}
     return [name for name in original_order(shape) if name not in fixed]
 
 
 def our_trained(shape: ModelShape) -> list[str]:
-    """Our names in the order of our optimizers."""
+    """List our names in the order of our optimizers."""
     return [name for name, parameter in _meta(shape).items() if parameter.requires_grad]
 
 
@@ -81,10 +81,15 @@ def _meta(shape: ModelShape) -> dict[str, Tensor]:
 
 
 def to_original(ours: Mapping[str, Tensor], shape: ModelShape, tied: bool = True) -> dict[str, Tensor]:
-    """Our tensors under the original's names, in its order, without padding rows; views where possible.
+    """Bring our tensors under the original's names.
 
-    ours: a state dict, or moments by parameter name (those of parameters that are not trained may be missing).
-    tied: the output weights too, as the original writes them.
+    Args:
+        ours: A state dict, or moments by parameter name (those of parameters that are not trained may be missing).
+        shape: The model's.
+        tied: Give the output weights too, as the original writes them.
+
+    Returns:
+        Name -> tensor in the original's order, without padding rows; views where possible.
     """
     theirs: dict[str, Tensor] = {}
     for name, parts in _parts(shape).items():
@@ -99,10 +104,19 @@ def to_original(ours: Mapping[str, Tensor], shape: ModelShape, tied: bool = True
 def to_ours(
     theirs: Mapping[str, Tensor], shape: ModelShape, where: str, trained_only: bool = False
 ) -> dict[str, Tensor]:
-    """The original's tensors under our names, in float32 and copied; padding rows are zero.
+    """Bring the original's tensors under our names.
 
-    theirs: a state dict, with or without the tied output weights; with `trained_only`, moments of what is
-    trained. Raises CheckpointError naming `where` and every name that is missing, unknown or of another size.
+    Args:
+        theirs: A state dict, with or without the tied output weights; with `trained_only`, moments by name.
+        shape: The model's.
+        where: The file's name, for messages.
+        trained_only: Expect only what is trained.
+
+    Returns:
+        Name -> tensor, in float32 and copied; padding rows are zero.
+
+    Raises:
+        CheckpointError: If a name is missing or unknown, or a tensor has another size.
     """
     names = original_trained(shape) if trained_only else original_order(shape)
     problems = _name_problems(theirs, {*names} - {TIED}, where)
@@ -144,22 +158,23 @@ def _name_problems(found: Mapping[str, Tensor], expected: set[str], where: str) 
 
 
 def without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Names without `prefix`, where all of them have it (the original's `module.` of distributed training)."""
+    """Remove `prefix` from the names, if all of them have it (the original's `module.` of distributed training)."""
     if state and all(name.startswith(prefix) for name in state):
         return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return dict(state)
 
 
 def to_transformers(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The original's names -> those of transformers' XLMWithLMHeadModel."""
+    """Bring the original's tensors under the names of transformers' XLMWithLMHeadModel."""
     return {
         name if name.startswith("pred_layer.") else f"transformer.{name}": tensor for name, tensor in theirs.items()
     }
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of XLMWithLMHeadModel -> the original's. Position numbers that old versions saved as a buffer are
-    left out.
+    """Bring tensors of XLMWithLMHeadModel under the original's names.
+
+    Position numbers, which old versions saved as a buffer, are left out.
     """
     return {
         name.removeprefix("transformer."): tensor
@@ -179,7 +194,24 @@ def infer_shape(
     sinusoidal_positions: bool,
     vocab_multiple: int = 1,
 ) -> ModelShape:
-    """The model's shape: what tensors cannot tell is given. Raises CheckpointError naming `where`."""
+    """Infer the model's shape from the sizes of its tensors; what these cannot tell is given.
+
+    Args:
+        theirs: State dict under the original's names.
+        where: The file's name, for messages.
+        n_langs: Number of languages.
+        n_heads: Number of attention heads.
+        dropout: See ModelShape.
+        attention_dropout: See ModelShape.
+        sinusoidal_positions: See ModelShape.
+        vocab_multiple: See ModelShape.
+
+    Returns:
+        The shape.
+
+    Raises:
+        CheckpointError: If tensors are missing or do not make a model.
+    """
     needed = ("embeddings.weight", "position_embeddings.weight", "ffns.0.lin1.weight")
     problems = [f"{where}: lacks {name}" for name in needed if name not in theirs]
     if problems:

@@ -1,4 +1,4 @@
-"""An exported folder tried out with transformers itself, offline: the same scores, and how far encode() goes astray."""
+"""An exported folder tried out with transformers itself, offline: the same scores, and for how many lines encode() differs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ import torch
 from xlm_train.interop.transformers.folder import open_text
 from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime.errors import CheckpointError
+from xlm_train.text.reader import read_lines
 
 TOLERANCE = 1e-5
 SAMPLE_LINES = 2000  # of each language
 
 
 def installed() -> bool:
+    """Tell whether transformers is installed."""
     return importlib.util.find_spec("transformers") is not None
 
 
@@ -33,10 +35,19 @@ def _transformers() -> Any:
 
 
 def compare_scores(folder: Path, content: Mapping[str, Any]) -> dict[str, float]:
-    """Largest difference of the scores of each language between the folder's model and ours, on random tokens.
+    """Compare the scores of the folder's model and ours, on random tokens.
 
     In double precision, so that only what the two compute differs, not how they round.
-    Raises CheckpointError where they differ by more than 1e-5, or transformers does not load the folder.
+
+    Args:
+        folder: The export.
+        content: Of the checkpoint.
+
+    Returns:
+        Language -> largest difference of a score.
+
+    Raises:
+        CheckpointError: If a score differs by more than `TOLERANCE`, or transformers does not load the folder.
     """
     shape = ModelShape(**content["shape"])
     with torch.device("meta"):
@@ -61,10 +72,16 @@ def compare_scores(folder: Path, content: Mapping[str, Any]) -> dict[str, float]
 
 
 def stock_differences(folder: Path, samples: Mapping[str, Sequence[str]]) -> dict[str, dict[str, int]]:
-    """How many lines of each language transformers' encode() turns into other ids than the training's preparation.
+    """Count the lines that transformers' encode() turns into other ids than the training's preparation.
 
-    samples: language -> lines of raw text. Begin and end of text are not compared, only what lies between.
-    Returns language -> {"lines": n, "differ": n}.
+    Begin and end of text are not compared, only what lies between.
+
+    Args:
+        folder: The export.
+        samples: Language -> lines of raw text.
+
+    Returns:
+        Language -> {"lines": how many were tried, "differ": how many of them differ}.
     """
     tokeniser = _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
     reader = open_text(folder)
@@ -81,8 +98,10 @@ def stock_differences(folder: Path, samples: Mapping[str, Sequence[str]]) -> dic
 
 
 def sample_lines(path: str | Path) -> list[str]:
-    """The first lines of a text file that are not empty. Raises TextError naming it where it cannot be read."""
-    from xlm_train.text.reader import read_lines
+    """Read the first `SAMPLE_LINES` lines of a text file that are not empty.
 
+    Raises:
+        TextError: If it cannot be read.
+    """
     lines = (line for block in read_lines(path) for line in block if line.strip())
     return list(itertools.islice(lines, SAMPLE_LINES))

@@ -9,30 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
 
 from xlm_train.config.schema import fits
-from xlm_train.interop.original import names
+from xlm_train.interop.original import names, unpickle
 from xlm_train.interop.original.checkpoint import Imported
-from xlm_train.interop.original.params import MASK
-from xlm_train.interop.original.plain import is_text, read_languages
+from xlm_train.interop.original.params import MASK, is_text, read_languages
 from xlm_train.interop.transformers.tokenizer import from_transformers, to_transformers, unreadable_merges
 from xlm_train.model.transformer import LAYER_NORM_EPS, ModelShape
 from xlm_train.runtime.errors import CheckpointError
-from xlm_train.runtime.files import atomic_write, read_json, sha256_of, write_json
+from xlm_train.runtime.files import read_json, sha256_of, write_json
 from xlm_train.text.bpe import BpeCodes
 from xlm_train.text.reader import TextReader
 from xlm_train.text.vocabulary import BOS, EOS, PAD, SPECIALS, UNK, Vocabulary, read_text
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 RECORD = "export.json"
 RECORD_FORMAT = "xlm_train.export"
 DEFAULTS = {  # of transformers' XLMConfig, for what a config.json may leave out
     "n_langs": 1, "n_heads": 16, "dropout": 0.1, "attention_dropout": 0.1, "sinusoidal_embeddings": False,
 }  # fmt: skip
+ONLY = {"gelu_activation": True, "asm": False, "is_encoder": True, "tie_word_embeddings": True}  # is supported
 FFN_FACTOR = 4  # transformers' XLM, as the original, has no other
+SPECIAL_IDS = {"bos": BOS, "eos": EOS, "pad": PAD, "unk": UNK, "mask": MASK}
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -41,11 +42,16 @@ FFN_FACTOR = 4  # transformers' XLM, as the original, has no other
 def write(folder: Path, content: Mapping[str, Any]) -> list[str]:
     """Write weights, config and tokenizer of a checkpoint's content into an existing folder.
 
-    Returns warnings: text that transformers' tokenizer cannot treat as ours does. Raises CheckpointError where
-    the model is one that transformers' XLM cannot be, or the BPE codes are not known.
-    """
-    import safetensors.torch
+    Args:
+        folder: Where to write.
+        content: Of the checkpoint.
 
+    Returns:
+        Warnings: text that transformers' tokenizer cannot treat as ours does.
+
+    Raises:
+        CheckpointError: If transformers' XLM cannot be this model, or the BPE codes are not known.
+    """
     shape, text = ModelShape(**content["shape"]), content["text"]
     problems = []
     if shape.ffn_dim != FFN_FACTOR * shape.dim:
@@ -61,9 +67,7 @@ def write(folder: Path, content: Mapping[str, Any]) -> list[str]:
     codes = BpeCodes.from_text(text["codes"], name="the BPE codes")
 
     theirs = names.to_transformers(names.to_original(content["model"], shape, tied=False))
-    weights = safetensors.torch.save(
-        {name: tensor.float().contiguous() for name, tensor in theirs.items()}, {"format": "pt"}
-    )
+    weights = {name: tensor.float().contiguous() for name, tensor in theirs.items()}
     lowercase, warnings = _lowercase(text)
     spelled = to_transformers(vocabulary, codes)
     if spelled.ambiguous:
@@ -75,83 +79,75 @@ def write(folder: Path, content: Mapping[str, Any]) -> list[str]:
         warnings.append(f"{len(lost)} BPE merges hold white space, where transformers splits them: {lost[0]!r}")
 
     write_json(folder / "config.json", model_config(shape, text["languages"], content["config"]))
-    write_json(
-        folder / "generation_config.json",
-        {"_from_model_config": True, "bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD},
-    )
+    write_json(folder / "generation_config.json", {"_from_model_config": True, **_token_ids("bos", "eos", "pad")})
     write_json(folder / "tokenizer_config.json", tokenizer_config(shape, text["languages"], lowercase))
     write_json(folder / "vocab.json", spelled.ids)
-    for name, data in (
-        ("merges.txt", codes.to_text().encode()),
-        ("codes", codes.to_text().encode()),
-        ("vocab", vocabulary.to_text().encode()),
-        ("model.safetensors", weights),
-    ):
-        with atomic_write(folder / name) as file:
-            file.write(data)
+    for name, written in (("merges.txt", codes), ("codes", codes), ("vocab", vocabulary)):
+        (folder / name).write_text(written.to_text(), encoding="utf-8", newline="")
+    (folder / "model.safetensors").write_bytes(safetensors.torch.save(weights, {"format": "pt"}))
     return warnings
 
 
+def _token_ids(*kinds: str) -> dict[str, int]:
+    return {f"{kind}_token_id": SPECIAL_IDS[kind] for kind in kinds}
+
+
 def model_config(shape: ModelShape, languages: Mapping[str, int], config: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json. Special ids are under the names of old and new versions of transformers."""
+    """Make config.json. Special ids are under the names of old and new versions of transformers.
+
+    Args:
+        shape: The model's.
+        languages: Language -> id.
+        config: The resolved config of the run; the length of its windows is noted where it is known.
+
+    Returns:
+        What is in config.json.
+    """
+    bptt = (config.get("data") or {}).get("bptt")
     return {
-        "architectures": ["XLMWithLMHeadModel"],
-        "model_type": "xlm",
-        "vocab_size": shape.n_words,
-        "n_words": shape.n_words,
-        "emb_dim": shape.dim,
-        "n_layers": shape.n_layers,
-        "n_heads": shape.n_heads,
-        "dropout": shape.dropout,
-        "attention_dropout": shape.attention_dropout,
-        "gelu_activation": True,
-        "sinusoidal_embeddings": shape.sinusoidal_positions,
+        "architectures": ["XLMWithLMHeadModel"], "model_type": "xlm",
+        "vocab_size": shape.n_words, "n_words": shape.n_words,
+        "emb_dim": shape.dim, "n_layers": shape.n_layers, "n_heads": shape.n_heads,
+        "dropout": shape.dropout, "attention_dropout": shape.attention_dropout,
+        "gelu_activation": True, "sinusoidal_embeddings": shape.sinusoidal_positions,
         "causal": True,  # their default is False: the model would see the words it is to predict
         "is_encoder": True,  # nothing else is implemented; it says nothing of what a position sees
         "asm": False,
-        "n_langs": shape.n_langs,
-        "use_lang_emb": shape.language_embeddings,
-        "lang2id": dict(languages),
-        "id2lang": {str(number): code for code, number in languages.items()},
-        "lang_id": 0,
-        "max_position_embeddings": shape.max_positions,
-        "embed_init_std": shape.dim**-0.5,
+        "n_langs": shape.n_langs, "use_lang_emb": shape.language_embeddings,
+        "lang2id": dict(languages), "id2lang": {str(number): code for code, number in languages.items()}, "lang_id": 0,
+        "max_position_embeddings": shape.max_positions, "embed_init_std": shape.dim**-0.5,
         "layer_norm_eps": LAYER_NORM_EPS,
-        "bos_index": BOS,
-        "eos_index": EOS,
-        "pad_index": PAD,
-        "unk_index": UNK,
-        "mask_index": MASK,
-        "bos_token_id": BOS,
-        "eos_token_id": EOS,
-        "pad_token_id": PAD,
-        "mask_token_id": MASK,
-        "tie_word_embeddings": True,
-        "dtype": "float32",
-        **({"bptt": config["data"]["bptt"]} if (config.get("data") or {}).get("bptt") else {}),
-    }
+        **{f"{kind}_index": number for kind, number in SPECIAL_IDS.items()},
+        **_token_ids("bos", "eos", "pad", "mask"),
+        "tie_word_embeddings": True, "dtype": "float32",
+        **({"bptt": bptt} if bptt else {}),
+    }  # fmt: skip
 
 
 def tokenizer_config(shape: ModelShape, languages: Mapping[str, int], lowercase: bool) -> dict[str, Any]:
-    """tokenizer_config.json. Without both language tables transformers' tokenizer has neither."""
+    """Make tokenizer_config.json. Without both language tables transformers' tokenizer has neither.
+
+    Args:
+        shape: The model's.
+        languages: Language -> id.
+        lowercase: Lower-case text and remove accents.
+
+    Returns:
+        What is in tokenizer_config.json.
+    """
     return {
         "tokenizer_class": "XLMTokenizer",
         "do_lowercase_and_remove_accent": lowercase,
-        "lang2id": dict(languages),
-        "id2lang": {str(number): code for code, number in languages.items()},
+        "lang2id": dict(languages), "id2lang": {str(number): code for code, number in languages.items()},
         "model_max_length": shape.max_positions,
-        "bos_token": SPECIALS[BOS],
-        "sep_token": SPECIALS[EOS],
-        "cls_token": SPECIALS[EOS],
-        "pad_token": SPECIALS[PAD],
-        "unk_token": SPECIALS[UNK],
-        "mask_token": SPECIALS[MASK],
+        "bos_token": SPECIALS[BOS], "sep_token": SPECIALS[EOS], "cls_token": SPECIALS[EOS],
+        "pad_token": SPECIALS[PAD], "unk_token": SPECIALS[UNK], "mask_token": SPECIALS[MASK],
         "additional_special_tokens": list(SPECIALS[4:]),
-    }
+    }  # fmt: skip
 
 
 def _lowercase(text: Mapping[str, Any]) -> tuple[bool, list[str]]:
-    """transformers has one switch for what are two here."""
+    """One switch for what are two here, and a warning where that does not do."""
     both = bool(text["lowercase"] and text["remove_accents"])
     if both or not (text["lowercase"] or text["remove_accents"]):
         return both, []
@@ -163,7 +159,11 @@ def _lowercase(text: Mapping[str, Any]) -> tuple[bool, list[str]]:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """export.json of a folder that `xlm-export` wrote; None of any other folder. Raises CheckpointError if damaged."""
+    """Read export.json of a folder that `xlm-export` wrote; None of any other folder.
+
+    Raises:
+        CheckpointError: If it is damaged, or of another version.
+    """
     file = folder / RECORD
     record = read_json(file) if file.is_file() else None
     if not isinstance(record, dict) or record.get("format") != RECORD_FORMAT:
@@ -174,10 +174,16 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def open_text(folder: str | Path) -> TextReader:
-    """The preparation of raw text for an exported model: `open_text(folder).encode(lines, language).ids`.
+    """Open the preparation of raw text for an exported model: `open_text(folder).encode(lines, language).ids`.
 
-    Exactly the ids of the training's own preparation, eos after each line. Raises UserError where the folder lacks
-    something.
+    Args:
+        folder: An export, or a published folder of transformers.
+
+    Returns:
+        A reader that gives exactly the ids of the training's own preparation, eos after each line.
+
+    Raises:
+        UserError: If the folder lacks something.
     """
     return TextReader(_text_of(Path(folder), codes=None, vocab=None, n_words=None, warnings=[]), name=str(folder))
 
@@ -189,12 +195,20 @@ def read(
     bptt: int | None = None,
     vocab_multiple: int = 1,
 ) -> Imported:
-    """The content of our checkpoint from a folder of transformers' XLMWithLMHeadModel: ours, or a published one.
+    """Make the content of our checkpoint from a folder of transformers' XLMWithLMHeadModel: ours, or a published one.
 
-    codes, vocab: texts of fastBPE's files, instead of the folder's own spelling of them; a vocabulary must have the
-    folder's words in its order, and brings their counts. bptt: window length of its training, where the folder does
-    not say. vocab_multiple: see ModelShape.
-    Raises UserError with everything that is missing, damaged or not supported.
+    Args:
+        folder: The folder.
+        codes: Text of fastBPE's codes, instead of the folder's own spelling of them.
+        vocab: Text of fastBPE's vocabulary: the folder's words in its order, with their counts.
+        bptt: Window length of its training in tokens, where the folder does not say.
+        vocab_multiple: See ModelShape.
+
+    Returns:
+        The content and warnings.
+
+    Raises:
+        UserError: If anything is missing, damaged or not supported.
     """
     folder = Path(folder)
     where = str(folder / "config.json")
@@ -208,17 +222,9 @@ def read(
     wrong = [name for name, default in DEFAULTS.items() if not fits(settings[name], type(default))]
     if wrong:
         raise CheckpointError([f"{where}: {name} is not {type(DEFAULTS[name]).__name__}" for name in wrong])
+    settings["sinusoidal_positions"] = settings.pop("sinusoidal_embeddings")
     n_langs = settings["n_langs"]
-    shape = names.infer_shape(
-        theirs,
-        str(folder),
-        n_langs=n_langs,
-        n_heads=settings["n_heads"],
-        dropout=settings["dropout"],
-        attention_dropout=settings["attention_dropout"],
-        sinusoidal_positions=settings["sinusoidal_embeddings"],
-        vocab_multiple=vocab_multiple,
-    )
+    shape = names.infer_shape(theirs, str(folder), **settings, vocab_multiple=vocab_multiple)
     text = _text_of(folder, codes, vocab, shape.n_words, warnings)
     if len(text["languages"]) != n_langs:
         raise CheckpointError(f"{where}: n_langs={n_langs}, but lang2id names {len(text['languages'])}")
@@ -256,12 +262,7 @@ def _check_config(config: Mapping[str, Any], where: str, warnings: list[str]) ->
         )
     wrong = [
         f"{where}: {name}={config[name]} is not supported"
-        for name, only in (
-            ("gelu_activation", True),
-            ("asm", False),
-            ("is_encoder", True),
-            ("tie_word_embeddings", True),
-        )
+        for name, only in ONLY.items()
         if config.get(name, only) is not only
     ]
     if wrong:
@@ -269,21 +270,13 @@ def _check_config(config: Mapping[str, Any], where: str, warnings: list[str]) ->
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    """Raises CheckpointError naming the file where weights are missing, damaged or unsafe."""
-    from torch import Tensor
-
-    from xlm_train.interop.original import torch_files
-
     file = _weights_file(folder)
     if file.suffix == ".safetensors":
-        import safetensors
-        import safetensors.torch
-
         try:
             return safetensors.torch.load_file(file)
         except (safetensors.SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: cannot be read: {error}") from error
-    state = torch_files.read(file)
+    state = unpickle.load(file)
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise CheckpointError(f"{file}: is not a state dict")
     return dict(state)
@@ -332,12 +325,7 @@ def _text_of(
             )
             lower = False
         cleaning = {"lowercase": lower, "remove_accents": lower}
-    return {
-        "languages": languages,
-        "vocab": vocab,
-        "codes": codes,
-        **cleaning,
-    }
+    return {"languages": languages, "vocab": vocab, "codes": codes, **cleaning}
 
 
 def _words(folder: Path, n_words: int | None, warnings: list[str]) -> list[str]:

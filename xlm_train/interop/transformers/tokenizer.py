@@ -18,14 +18,27 @@ from xlm_train.text.vocabulary import SPECIALS, Vocabulary
 
 @dataclass(frozen=True)
 class Pieces:
-    """ids: piece -> id. ambiguous: words of the vocabulary whose piece already stands for another word."""
+    """Pieces as transformers spells them.
+
+    Attributes:
+        ids: Piece -> id.
+        ambiguous: Words of the vocabulary whose piece already stands for another word.
+    """
 
     ids: dict[str, int]
     ambiguous: list[str]
 
 
 def to_transformers(vocabulary: Vocabulary, codes: BpeCodes) -> Pieces:
-    """The vocabulary as vocab.json has it."""
+    """Spell the vocabulary as vocab.json has it.
+
+    Args:
+        vocabulary: fastBPE's.
+        codes: The merges, which tell the ends of words from pieces that go on where both look the same.
+
+    Returns:
+        Pieces and their ids.
+    """
     word_ends = {left + right for left, right, _ in codes.merges if right.endswith(END_OF_WORD)}
     ids: dict[str, int] = {}
     ambiguous = []
@@ -43,7 +56,18 @@ def to_transformers(vocabulary: Vocabulary, codes: BpeCodes) -> Pieces:
 
 
 def from_transformers(ids: Mapping[str, int], n_words: int) -> list[str | None]:
-    """The words of fastBPE's vocabulary by id; None where no piece has the id (two words had one spelling)."""
+    """Spell vocab.json as fastBPE's vocabulary.
+
+    Args:
+        ids: Piece -> id.
+        n_words: Of the model.
+
+    Returns:
+        Words by id; None where no piece has the id (two words had one spelling).
+
+    Raises:
+        ValueError: If a piece has an id that the model does not have.
+    """
     words: list[str | None] = [None] * n_words
     for piece, number in ids.items():
         if not 0 <= number < n_words:
@@ -58,7 +82,7 @@ def from_transformers(ids: Mapping[str, int], n_words: int) -> list[str | None]:
 
 
 def unreadable_merges(codes: BpeCodes) -> list[str]:
-    """Merges that transformers does not read back from merges.txt as they are: it splits lines at any white space."""
+    """List the merges that transformers does not read back as they are: it splits lines at any white space."""
     lines = io.StringIO(codes.to_text(), newline=None).read().split("\n")[:-1]
     read = {tuple(line.split()[:2]) for line in lines}
     return [f"{left} {right}" for left, right, _ in codes.merges if (left, right) not in read]

@@ -24,7 +24,7 @@ BLOCK = 128  # queries at once; measured best of 64, 128, 256
 
 
 def causal_attention(qkv_BT3HE: Tensor, dropout: float) -> Tensor:
-    """Contexts (B, T, H, E) where position p sees 0..p. dropout: of the attention weights."""
+    """Contexts (B, T, H, E) where position p sees 0..p; `dropout` is of the attention weights."""
     if qkv_BT3HE.device.type == "cpu" and qkv_BT3HE.dtype in (torch.float32, torch.float64):
         return _BlockedAttention.apply(qkv_BT3HE, dropout)  # type: ignore[no-any-return]
     q, k, v = qkv_BT3HE.permute(2, 0, 3, 1, 4)  # views: no copy before the kernel
@@ -63,9 +63,7 @@ class _BlockedAttention(torch.autograd.Function):
         scale, dropout = E**-0.5, ctx.dropout
         grad = grad.transpose(1, 2).reshape(B * H, T, E)
         dq, dk, dv = torch.empty(3, B * H, T, E, dtype=q.dtype)
-        for start in reversed(
-            range(0, T, BLOCK)
-        ):  # the last block, which meets all keys, first: it writes, the rest add
+        for start in reversed(range(0, T, BLOCK)):  # the last block meets all keys: it writes, the others add
             end = min(start + BLOCK, T)
             here = grad[:, start:end]
             d_weights = torch.bmm(here, v[:, :end].transpose(1, 2))

@@ -25,12 +25,21 @@ CHUNK_ELEMENTS = 2**25  # logits held at once: 128 MiB in float32
 def linear_cross_entropy(
     hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor, n_words: int | None = None
 ) -> Tensor:
-    """Mean cross-entropy of softmax(hidden @ weight.T + bias) against the targets, in nats: a float32 scalar.
+    """Mean cross-entropy in nats of softmax(hidden @ weight.T + bias) against the targets.
 
-    hidden_ND: N hidden states. targets_N: N ids in [0, n_words). n_words: rows of weight and bias that are real words
-    (default: all); the rest take no part in the softmax and get no gradient. Under autocast the matrix products run
-    in the autocast dtype; softmax, sums and the gradients of weight and bias are float32.
-    Equals torch.nn.functional.cross_entropy(linear(hidden, weight, bias), targets).
+    Under autocast the matrix products run in the autocast dtype; softmax, sums and the gradients of weight and bias are
+    float32.
+
+    Args:
+        hidden_ND: Hidden states.
+        weight_VD: Of the softmax layer.
+        bias_V: Of the softmax layer.
+        targets_N: Ids in [0, n_words).
+        n_words: Rows of weight and bias that are real words (default: all); the rest take no part in the softmax and
+            get no gradient.
+
+    Returns:
+        A float32 scalar (float64 for float64 inputs).
     """
     n_words = weight_VD.shape[0] if n_words is None else n_words
     device = hidden_ND.device.type
@@ -39,7 +48,7 @@ def linear_cross_entropy(
 
 
 def tied_lookup(weight_VD: Tensor, tokens_BT: Tensor, padding: int) -> tuple[Tensor, Tensor]:
-    """Embeddings (B, T, D) of the tokens, and the weight to use as the softmax layer's.
+    """Embeddings (B, T, D) of the tokens, and the weight (V, D) for the softmax layer that shares it.
 
     What the softmax layer sends back becomes the weight's gradient itself; the lookup's rows are added into it. Tokens
     equal to `padding` send nothing back.

@@ -44,14 +44,14 @@ def _is_for_onednn(a_NK: Tensor, b_KM: Tensor) -> bool:
 
 
 def product(a_NK: Tensor, b_KM: Tensor, bias_M: Tensor | None = None) -> Tensor:
-    """a @ b + bias, new memory (N, M). Either matrix may be a transposed view. Gradients do not flow through it."""
+    """New memory (N, M) with a @ b + bias; either matrix may be a transposed view; no gradients flow through it."""
     if _is_for_onednn(a_NK, b_KM):
         return torch.ops.mkldnn._linear_pointwise(a_NK, b_KM.t(), bias_M, "none", [], "")  # type: ignore[no-any-return]
     return a_NK @ b_KM if bias_M is None else torch.addmm(bias_M, a_NK, b_KM)
 
 
 def product_into(into_NM: Tensor, a_NK: Tensor, b_KM: Tensor, alpha: float, add: bool) -> None:
-    """into = alpha * a @ b, or into += alpha * a @ b, without a second matrix of the size of `into` or `a`."""
+    """Write alpha * a @ b into a matrix, or add it, without a second matrix of the size of `into` or `a`."""
     if not _is_for_onednn(a_NK, b_KM):
         into_NM.addmm_(a_NK, b_KM, beta=float(add), alpha=alpha)  # beta=0: what is there is not read
         return
@@ -65,6 +65,7 @@ class Linear(nn.Linear):
     """torch.nn.Linear for inputs of two dimensions or more, its three products through `product` where that is faster."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., out_features)."""
         if torch.is_autocast_enabled(x.device.type) or not _is_for_onednn(x, self.weight.t()):
             return F.linear(x, self.weight, self.bias)
         return _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-any-return]

@@ -1,114 +1,121 @@
-"""Training metrics, every so many steps, to every logger."""
+"""Training metrics, every so many steps, to every logger and to Lightning's `callback_metrics`."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
-import pytorch_lightning as pl
-
-from xlm_train.data.datamodule import StepBatches
+from xlm_train.model.flops import training_flops_per_token
 from xlm_train.runtime.console import log
 from xlm_train.runtime.device import peak_memory_gb
-from xlm_train.runtime.energy import Energy
+from xlm_train.runtime.errors import at_least
 from xlm_train.training.loggers import LocalLogger
 from xlm_train.training.loss_buffer import mean_by_language
-from xlm_train.training.module import CausalLanguageModel
+from xlm_train.training.module import LanguageModel
+from xlm_train.training.phases import Phase, StepCallback
+from xlm_train.training.trainer import Trainer
+
+SHOWN = ("train/loss", "val/ppl")  # in progress bars
 
 
-def send(trainer: pl.Trainer, metrics: Mapping[str, float], step: int) -> None:
-    """Hand metrics to all loggers, from the first process only. A figure that is not finite is left out: JSON has none."""
-    if trainer.is_global_zero:
-        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        for logger in list(trainer.loggers):
-            try:
-                logger.log_metrics(finite, step)
-            except Exception as error:  # whatever a tracker raises: training is worth more than its record
-                if isinstance(logger, LocalLogger):  # the next report may find room on the disk again
-                    log(f"warning: {type(logger).__name__}: the report of step {step:,} is lost: {error}")
-                    continue
-                log(f"warning: {type(logger).__name__} failed and is left out from here on: {error}")
-                trainer.loggers = [other for other in trainer.loggers if other is not logger]
+def send(trainer: Trainer, module: LanguageModel, metrics: Mapping[str, float], step: int) -> None:
+    """Hand metrics to all loggers, from the first process only, and to `trainer.callback_metrics` on all.
+
+    A figure that is not finite is kept from the loggers: JSON has none. A logger that fails is left out from then on:
+    training is worth more than its record.
+    """
+    for name, value in metrics.items():
+        module.log(name, value, on_step=True, on_epoch=False, prog_bar=name in SHOWN, logger=False)
+    if not trainer.is_global_zero:
+        return
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    for logger in list(trainer.loggers):
+        try:
+            logger.log_metrics(finite, step)
+        except Exception as error:  # whatever a tracker raises
+            if isinstance(logger, LocalLogger):  # the next report may find room on the disk again
+                log(f"warning: {type(logger).__name__}: the report of step {step:,} is lost: {error}")
+                continue
+            log(f"warning: {type(logger).__name__} failed and is left out from here on: {error}")
+            trainer.loggers = [other for other in trainer.loggers if other is not logger]
 
 
-class Metrics(pl.Callback):
-    """Losses, learning rate, gradient norm, speed.
+class Metrics(StepCallback):
+    """Reports losses, learning rate, gradient norm, speed and memory.
 
-    every_n_steps: the device is waited for, and processes exchange their losses, only then.
-    tokens_per_step: tokens read by a global step (slots x streams x bptt). max_steps: for the time that is left.
-    batches: for the time spent reading. energy: on the first process. peak_tokens_per_second: that all devices' peak
-    arithmetic would allow, where it is known.
+    Args:
+        every_n_steps: the device is waited for, and processes exchange their losses, only then.
+        peak_tflops: arithmetic that one device can do at most, by precision; None or a missing precision: not known.
+
+    Raises:
+        ConfigError: the value cannot work.
     """
 
-    def __init__(
-        self,
-        every_n_steps: int,
-        languages: Sequence[str],
-        tokens_per_step: int,
-        max_steps: int,
-        batches: StepBatches,
-        energy: Energy | None,
-        peak_tokens_per_second: float | None,
-    ) -> None:
+    phase = Phase.REPORT
+
+    def __init__(self, every_n_steps: int = 10, peak_tflops: Mapping[str, float | None] | None = None) -> None:
+        at_least(1, every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
-        self.languages = list(languages)
-        self.tokens_per_step = tokens_per_step
-        self.max_steps = max_steps
-        self.batches = batches
-        self.energy = energy
-        self.peak_tokens_per_second = peak_tokens_per_second
-        self.since = 0.0  # moment and step of the last report; time in validation and saving is not counted
-        self.since_step = 0
-        self.paused = 0.0
-        self.saving = 0.0
+        self.peak_tflops = dict(peak_tflops or {})
+        self._since = 0.0  # moment and step of the last report
+        self._since_step = 0
 
-    def on_train_start(self, trainer: pl.Trainer, module: CausalLanguageModel) -> None:  # type: ignore[override]
-        self._begin(module.progress.step)
+    def on_train_start(self, trainer: Trainer, module: LanguageModel) -> None:  # type: ignore[override]
+        """Begin to measure."""
+        self._begin(trainer, module.state.step)
 
-    def _begin(self, step: int) -> None:
-        self.since, self.since_step, self.paused, self.saving = time.perf_counter(), step, 0.0, 0.0
-        self.batches.seconds = 0.0
+    def _begin(self, trainer: Trainer, step: int) -> None:
+        self._since, self._since_step = time.perf_counter(), step
+        trainer.run.pauses.clear()
+        trainer.data.seconds_reading()
 
-    def pause(self, seconds: float, saving: bool = False) -> None:
-        """Leave `seconds` spent on something else out of the speed; those spent on saving are reported as the stall."""
-        self.paused += seconds
-        self.saving += seconds * saving
+    def on_step_end(self, trainer: Trainer, module: LanguageModel) -> None:
+        """Report where that is due. A collective; waits for the device."""
+        step = module.state.step
+        if step % self.every_n_steps == 0 or step == module.stop:
+            module.reduce_losses()
+            metrics = self._losses(trainer, module) | self._speed(trainer, module)
+            metrics["memory/peak_gb"] = peak_memory_gb(module.device)
+            for callback in trainer.callbacks:
+                if isinstance(callback, StepCallback):
+                    metrics |= callback.figures()
+            self._begin(trainer, step)
+            send(trainer, module, metrics, step)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: CausalLanguageModel, *_: Any) -> None:  # type: ignore[override]
-        progress = module.progress
-        step = progress.step
-        if step % self.every_n_steps and step != self.max_steps:
-            return
-        module.settle_losses()
-        rows = module.ledger.take()
-        metrics: dict[str, float] = {}
-        if rows:
+    def _losses(self, trainer: Trainer, module: LanguageModel) -> dict[str, float]:
+        state, metrics = module.state, {}
+        if rows := state.losses.take():
             losses = [loss for row in rows for loss in row.losses]
             total = math.fsum(losses) / len(losses)
             metrics = {"train/loss": total, "train/ppl": math.exp(min(total, 700.0))}
-            for language, loss in mean_by_language(rows).items():
-                metrics[f"train/loss_{self.languages[language]}"] = loss
+            names = {number: code for code, number in trainer.data.languages.items()}
+            metrics |= {f"train/loss_{names[language]}": loss for language, loss in mean_by_language(rows).items()}
             metrics["optim/grad_norm"] = rows[-1].grad_norm
         metrics["optim/lr"] = module.learning_rate
-        metrics["optim/skipped_steps"] = len(progress.skipped)
-        if progress.loss_scale is not None:
-            metrics["optim/loss_scale"] = progress.loss_scale.scale
-        seconds = max(time.perf_counter() - self.since - self.paused, 1e-9)
-        per_step = seconds / max(step - self.since_step, 1)
-        metrics["progress/steps"] = self.max_steps
-        metrics["progress/updates"] = progress.updates
-        metrics["progress/tokens"] = step * self.tokens_per_step
-        metrics["progress/seconds_left"] = (self.max_steps - step) * per_step
-        metrics["speed/tokens_per_second"] = self.tokens_per_step / per_step
-        metrics["speed/seconds_per_step"] = per_step
-        metrics["speed/data_wait"] = self.batches.seconds / seconds
-        metrics["speed/checkpoint_stall"] = self.saving / (seconds + self.saving)
-        if self.peak_tokens_per_second:
-            metrics["speed/share_of_peak"] = self.tokens_per_step / per_step / self.peak_tokens_per_second
-        metrics["memory/peak_gb"] = peak_memory_gb(module.device)
-        if self.energy is not None:
-            metrics["energy/kwh"] = self.energy.kwh()
-        self._begin(step)
-        send(trainer, metrics, step)
+        metrics["optim/skipped_steps"] = len(state.skipped)
+        if state.loss_scale is not None:
+            metrics["optim/loss_scale"] = state.loss_scale.scale
+        return metrics
+
+    def _speed(self, trainer: Trainer, module: LanguageModel) -> dict[str, float]:
+        state, tokens = module.state, trainer.data.tokens_per_step
+        saving = trainer.run.pauses["saving"]
+        # time in validation and saving is not counted
+        seconds = max(time.perf_counter() - self._since - sum(trainer.run.pauses.values()), 1e-9)
+        per_step = seconds / max(state.step - self._since_step, 1)
+        metrics = {
+            "progress/steps": module.stop,
+            "progress/updates": state.updates,
+            "progress/tokens": state.step * tokens,
+            "progress/seconds_left": (module.stop - state.step) * per_step,
+            "speed/tokens_per_second": tokens / per_step,
+            "speed/seconds_per_step": per_step,
+            "speed/data_wait": trainer.data.seconds_reading() / seconds,
+            "speed/checkpoint_stall": saving / (seconds + saving),
+        }
+        peak = self.peak_tflops.get(trainer.precision_name)
+        if peak is not None:
+            flops = training_flops_per_token(module.model.shape, trainer.data.bptt, module.model.recompute)
+            metrics["speed/mfu"] = tokens / per_step * flops / (peak * 1e12 * trainer.world_size)
+        return metrics

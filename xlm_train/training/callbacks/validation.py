@@ -4,79 +4,115 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from typing import Any
 
-import pytorch_lightning as pl
 import torch
 
-from xlm_train.data.corpus import TokenStream
 from xlm_train.evaluation.perplexity import Score, score_windows
-from xlm_train.training.callbacks.metrics import Metrics, send
-from xlm_train.training.module import CausalLanguageModel
+from xlm_train.runtime.console import log
+from xlm_train.runtime.errors import ConfigError, at_least
+from xlm_train.training.callbacks.metrics import send
+from xlm_train.training.module import LanguageModel
+from xlm_train.training.phases import Phase, StepCallback
+from xlm_train.training.trainer import Trainer
 
 
-class Validation(pl.Callback):
+class Validation(StepCallback):
     """Scores the validation streams every so many steps and once at the end.
 
     The processes divide the windows among themselves; three sums a language are exchanged, so all of them decide alike.
-    patience: failures in a row that are allowed; the next one stops the run, as the original's stopping criterion
-    (a failure is a mean perplexity not strictly below the best). None: never stop.
-    batch_windows: windows scored in one forward pass.
+    The hooks of Lightning's validation (`on_validation_start` ... `on_validation_end`) fire for every callback, so stock
+    ones such as EarlyStopping, ModelCheckpoint and EMAWeightAveraging act as they do after Lightning's own loop.
+
+    Args:
+        every_n_steps: how often.
+        patience: failures in a row that are allowed; the next one stops the run, as the original's stopping criterion
+            does. A failure is a value of `monitor` not strictly better than the best. None: never stop.
+        batch_windows: windows scored in one forward pass.
+        monitor: the metric that decides which checkpoint is the best. Lower is better, but for accuracies.
+
+    Raises:
+        ConfigError: with every value that cannot work.
     """
+
+    phase = Phase.VALIDATE
 
     def __init__(
         self,
-        streams: Mapping[str, TokenStream],
-        languages: Mapping[str, int],
-        bptt: int,
-        every_n_steps: int,
-        patience: int | None,
-        max_steps: int,
-        metrics: Metrics,
+        every_n_steps: int = 1000,
+        patience: int | None = 10,
         batch_windows: int = 16,
+        monitor: str = "val/ppl",
     ) -> None:
-        self.streams = streams
-        self.languages = languages
-        self.bptt = bptt
+        at_least(1, every_n_steps=every_n_steps, batch_windows=batch_windows)
+        if patience is not None:
+            at_least(0, patience=patience)
         self.every_n_steps = every_n_steps
         self.patience = patience
-        self.max_steps = max_steps
-        self.metrics = metrics
         self.batch_windows = batch_windows
-        self.latest: dict[str, float] = {}
+        self.monitor = monitor
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: CausalLanguageModel, *_: Any) -> None:  # type: ignore[override]
-        step = module.progress.step
-        if not self.streams or (step % self.every_n_steps and step != self.max_steps):
+    def setup(self, trainer: Trainer, module: LanguageModel, stage: str) -> None:  # type: ignore[override]
+        """Find the text, and whether it can tell what is monitored.
+
+        Raises:
+            ConfigError: no validation gives the monitored metric.
+        """
+        self.streams = trainer.data.validation_streams
+        names = [
+            f"val/{kind}{end}" for kind in ("loss", "ppl", "acc") for end in ("", *(f"_{x}" for x in self.streams))
+        ]
+        names.remove("val/loss")
+        if self.streams and self.monitor not in names:
+            raise ConfigError(f"callbacks.validation.monitor={self.monitor}: must be one of {', '.join(names)}")
+
+    def out_of_patience(self, module: LanguageModel) -> bool:
+        """Say whether validation has failed too often in a row."""
+        return self.patience is not None and module.state.failures > self.patience
+
+    def on_train_start(self, trainer: Trainer, module: LanguageModel) -> None:  # type: ignore[override]
+        """Leave at once where the run had stopped for good."""
+        if self.out_of_patience(module):
+            log("this run has stopped: validation no longer improved; a larger callbacks.validation.patience goes on")
+            trainer.run.stop_reason = "patience"
+            trainer.should_stop = True
+
+    def on_step_end(self, trainer: Trainer, module: LanguageModel) -> None:
+        """Validate where that is due. A collective."""
+        state = module.state
+        if not self.streams or (state.step % self.every_n_steps and state.step != module.stop):
             return
-        start = time.perf_counter()
-        self.latest = self.validate(trainer, module)
-        send(trainer, self.latest, step)
-        progress = module.progress
-        mean = self.latest["val/ppl"]
-        if math.isfinite(mean) and (progress.best_metric is None or mean < progress.best_metric):
-            progress.best_metric, progress.best_step, progress.failures = mean, step, 0
+        begun = time.perf_counter()
+        with trainer.validation(module):
+            state.validation = self.validate(trainer, module)
+        send(trainer, module, state.validation, state.step)
+        value = state.validation[self.monitor]
+        if math.isfinite(value) and (state.best_metric is None or self._is_better(value, state.best_metric)):
+            state.best_metric, state.best_step, state.failures = value, state.step, 0
         else:
-            progress.failures += 1
-            if self.patience is not None and progress.failures > self.patience:
+            state.failures += 1
+            if self.out_of_patience(module):
+                trainer.run.stop_reason = "patience"
                 trainer.should_stop = True
-        self.metrics.pause(time.perf_counter() - start)
+        trainer.end_validation(module)
+        trainer.run.pause("validation", time.perf_counter() - begun)
 
-    def validate(self, trainer: pl.Trainer, module: CausalLanguageModel) -> dict[str, float]:
-        """Metrics val/loss_L, val/ppl_L, val/acc_L of each language and the means val/ppl, val/acc. A collective."""
+    def _is_better(self, value: float, best: float) -> bool:
+        return value > best if self.monitor.startswith("val/acc") else value < best
+
+    def validate(self, trainer: Trainer, module: LanguageModel) -> dict[str, float]:
+        """Score every language: val/loss_L, val/ppl_L, val/acc_L, and the means val/ppl, val/acc. A collective."""
         metrics: dict[str, float] = {}
         scores = []
+        bptt = trainer.data.bptt
         for lang, stream in self.streams.items():
-            count = stream.n_windows(self.bptt)
+            count = stream.n_windows(bptt)
             mine = range(
                 trainer.global_rank * count // trainer.world_size,
                 (trainer.global_rank + 1) * count // trainer.world_size,
             )
+            language = trainer.data.languages[lang]
             with trainer.precision_plugin.forward_context():
-                sums = score_windows(
-                    module.model, stream, self.bptt, self.languages[lang], mine, self.batch_windows, module.device
-                )
+                sums = score_windows(module.model, stream, bptt, language, mine, self.batch_windows, module.device)
             if trainer.world_size > 1:
                 torch.distributed.all_reduce(sums)
             score = Score.from_sums(sums)

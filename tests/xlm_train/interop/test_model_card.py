@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from xlm_train.interop.facts import Said, gather
+from xlm_train.interop.facts import CardFields, gather
 from xlm_train.interop.model_card import UNKNOWN, model_card
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import UserError
@@ -58,16 +58,16 @@ def write_evaluation(path: Path, sha256: str, perplexity: float = 123.456) -> No
     path.write_text(json.dumps({**result, "mean": measured}))
 
 
-def card_of(file: Path, evaluation: Path | None = None, **said: str) -> tuple[str, dict[str, Any]]:
+def card_of(file: Path, evaluation: Path | None = None, **fields: str) -> tuple[str, dict[str, Any]]:
     content = checkpoint_file.load(file)
-    card = model_card(gather(file, content, evaluation, Said(**said), n_parameters=532_222))
+    card = model_card(gather(file, content, evaluation, CardFields(**fields), n_parameters=532_222))
     head, body = re.fullmatch(r"---\n(.*?)\n---\n\n(.*)", card, re.DOTALL).groups()  # type: ignore[union-attr]
     return body, yaml.safe_load(head)
 
 
 def test_everything_recorded_is_in_it(run: Path, golden_corpus: Path) -> None:
-    said = {"license": "mit", "authors": "Ann Example", "contact": "ann@example.org"}
-    body, head = card_of(run, **said)
+    fields = {"license": "mit", "authors": "Ann Example", "contact": "ann@example.org"}
+    body, head = card_of(run, **fields)
     manifest = json.loads((golden_corpus / "manifest.json").read_text())
     counts = manifest["splits"]["train"]["de"]
     assert head["language"] == ["de", "en"]
@@ -105,7 +105,8 @@ def test_everything_recorded_is_in_it(run: Path, golden_corpus: Path) -> None:
         "@inproceedings{lample2019cross",
     ):
         assert text in body, text
-    assert "666" not in body
+    scores = [line.split(" | ")[1:3] for line in body.splitlines() if line.startswith("| test split")]
+    assert scores == [["de", "123.456"], ["en", "123.456"], ["mean", "123.456"]]  # of this checkpoint's results alone
     assert "More information needed" not in body
 
 

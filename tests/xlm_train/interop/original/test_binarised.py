@@ -14,9 +14,15 @@ import torch
 
 from tests.conftest import golden_pieces
 from xlm_train.data.corpus import Corpus
-from xlm_train.interop.original import torch_files
-from xlm_train.interop.original.binarised import BinarisedText, read_binarised, write_binarised
-from xlm_train.interop.original.corpus_folder import files_in, key_of, write_corpus
+from xlm_train.interop.original import unpickle
+from xlm_train.interop.original.binarised import (
+    BinarisedText,
+    files_in,
+    key_of,
+    read_binarised,
+    write_binarised,
+    write_corpus,
+)
 from xlm_train.runtime.errors import CheckpointError, ConfigError
 from xlm_train.text.vocabulary import Vocabulary
 
@@ -73,7 +79,7 @@ def test_unknown_words_and_large_vocabularies(tmp_path: Path) -> None:
 
 
 def test_damaged_text_is_refused(shared: Path, tmp_path: Path) -> None:
-    golden = torch_files.read(shared / "goldens/bpe/valid.de.pth")
+    golden = unpickle.load(shared / "goldens/bpe/valid.de.pth")
 
     def broken(**changes: Any) -> BinarisedText:
         ids, positions = changes.get("ids", golden["sentences"]), changes.get("positions", golden["positions"])
@@ -90,6 +96,35 @@ def test_damaged_text_is_refused(shared: Path, tmp_path: Path) -> None:
         write_binarised(tmp_path / f"{number}.pth", text)
         with pytest.raises(CheckpointError, match=message):
             read_binarised(tmp_path / f"{number}.pth")
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [
+        np.array(3),
+        np.array([0, 3]),
+        np.array([[0, 2, 3]]),
+        np.empty((0, 2), np.int64),
+        np.array([[0.0, 3.0]]),
+        np.array([[0, 4]]),
+        np.array([[-1, 3]]),
+        np.array([[0, 2**63 - 1], [-(2**63), 3]]),
+        [[0, 3]],
+    ],
+)
+def test_positions_that_cut_no_sentence_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, positions: Any
+) -> None:
+    """Nothing is looked up with them before they are checked."""
+    vocabulary = Vocabulary([("a", 3)])
+    path = tmp_path / "test.en.pth"
+    ids = np.array([14, 14, 14, 1], np.uint16)
+    write_binarised(path, BinarisedText(ids, np.array([0]), vocabulary, {"b": 1}))
+    assert len(read_binarised(path).ids) == 4
+    changed = {**unpickle.load(path), "positions": positions}
+    monkeypatch.setattr(unpickle, "load", lambda path: changed)
+    with pytest.raises(CheckpointError, match=r"test\.en\.pth: its positions"):
+        read_binarised(path)
 
 
 @pytest.mark.parametrize("content", [[1], {"sentences": np.arange(3)}, {"model": {}, "params": {}}])
@@ -111,7 +146,7 @@ def test_a_corpus_of_ours(
     assert corpus.codes_path.read_text() == golden_text[1]
     for (split, language), path in golden_files.items():
         stream = corpus.stream(split, language)
-        assert np.array_equal(stream.read(0, stream.n_tokens), torch_files.read(path)["sentences"])
+        assert np.array_equal(stream.read(0, stream.n_tokens), unpickle.load(path)["sentences"])
         lines = golden_pieces(shared, f"valid.{language}")
         counts = corpus.manifest["splits"][split][language]
         assert counts["sentences"] == len(lines)

@@ -1,0 +1,212 @@
+"""What can be wrong with a preparation's settings that is not seen in one of them alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_prep import learn_bpe
+from data_prep.distributed import check_executor
+from data_prep.sources import sources_of
+from data_prep.sources.parquet import ParquetFile
+from xlm_train.config.schema import Rule
+from xlm_train.data.manifest import SPLITS
+from xlm_train.runtime.errors import UserError
+from xlm_train.text.bpe_codes import BpeCodes, as_piece, read_limit
+from xlm_train.text.files import Source, TextFile
+from xlm_train.text.vocabulary import SPECIALS, Vocabulary
+
+Key = tuple[str, str]  # split, language
+
+LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})?")
+OURS = re.compile(r"manifest\.json|codes|vocab(\..+)?|report\.html|(train|valid|test)\..+\.npy")
+AGREEMENT = 0.9  # share of a vocabulary's entries that its codes must be able to make
+TEXT_PER_BYTE = {".gz": 2.7, ".bz2": 3.6, ".xz": 3.8, ".zst": 3.0, ".parquet": 1.8}  # typical for sentences
+DISK_PER_TEXT_BYTE = 2.4  # tokenised + words + pieces + ids + binarised, all there at the same time at the end
+
+
+def path_of(text: str) -> Path:
+    """The path that a user wrote, `~` replaced."""
+    return Path(text).expanduser()
+
+
+def _languages(*splits: Any) -> list[str]:
+    """Languages that text is given of, in any split."""
+    return sorted({language for split in splits for language, value in (split or {}).items() if value is not None})
+
+
+def _out_problems(given: str) -> Iterator[str]:
+    out = path_of(given)
+    if out.exists() and not out.is_dir():
+        yield f"out={out}: is a file; name a folder"
+    elif out.is_dir():
+        names = {path.name for path in out.iterdir()}
+        others = sorted(name for name in names if OURS.fullmatch(name))
+        if not os.access(out, os.W_OK | os.X_OK):
+            yield f"out={out}: cannot be written to"
+        elif others and not names & {"manifest.json", ".work"}:
+            yield f"out={out}: holds {', '.join(others[:3])} from elsewhere, to be overwritten; name another folder"
+    else:
+        parent = next(folder for folder in out.absolute().parents if folder.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            yield f"out={out}: cannot be made: {parent} cannot be written to"
+
+
+def open_sources(given: Mapping[str, Mapping[str, Any]]) -> tuple[dict[Key, Sequence[Source]], list[str]]:
+    """Open the inputs of all splits.
+
+    Args:
+        given: For each split the inputs by language.
+
+    Returns:
+        The sources, in the order given; and what is wrong with them.
+    """
+    sources: dict[Key, Sequence[Source]] = {}
+    problems: list[str] = []
+    keys = [(split, language) for split in SPLITS for language, value in given[split].items() if value is not None]
+    for split, language in keys:
+        key = f"{split}.{language}"
+        if not LANGUAGE.fullmatch(language):
+            problems.append(f"{key}: '{language}' is not a language code such as en, de or pt-BR")
+            continue
+        sources[split, language], wrong = sources_of(key, given[split][language], language)
+        problems += wrong
+    languages = sorted({language for _, language in keys})
+    for split in SPLITS:
+        have = [language for other, language in keys if other == split]
+        instead = "" if split == "train" else f", or leave out {split} altogether to hold sentences out from train"
+        problems += [
+            f"{split}.{language}: is not given, but other text of {language} or {split} is; give it{instead}"
+            for language in languages
+            if have and language not in have
+        ]
+    return sources, problems + _given_twice(sources)
+
+
+def _given_twice(sources: Mapping[Key, Sequence[Source]]) -> list[str]:
+    problems = []
+    owners: dict[Path, str] = {}
+    for (split, language), entries in sources.items():
+        for source in entries:
+            if isinstance(source, (TextFile, ParquetFile)):
+                key = f"{split}.{language}"
+                first = owners.setdefault(source.path.resolve(), key)
+                if first != key or sum(s == source for s in entries) > 1:
+                    problems.append(
+                        f"{key}: {source.name} is given twice" + (f" (also in {first})" if first != key else "")
+                    )
+    return list(dict.fromkeys(problems))
+
+
+def _text_problems(train: Any, valid: Any, test: Any, codes: str | None, vocab: str | None) -> Iterator[str]:
+    if not _languages(train, valid, test):
+        yield "no text is given: train.LANG=[FILE, ...] for each language"
+    elif not _languages(train) and not (codes and vocab):
+        yield (
+            "no training text is given: give train.LANG=[FILE, ...] for each language, or codes=FILE and vocab=FILE to "
+            "prepare other text for a model that was trained with them"
+        )
+
+
+def _parallel_problems(parallel: list[str], valid: Any, test: Any) -> Iterator[str]:
+    for split in parallel:
+        if split == "train":
+            yield "parallel=train: train cannot be parallel text"
+        elif split not in SPLITS:
+            yield f"parallel={split}: must be among {', '.join(SPLITS)}"
+        elif not _languages(valid if split == "valid" else test):
+            yield f"parallel={split}: {split} is not given"
+
+
+def _limit_problems(vocab_limit: list[str]) -> Iterator[str]:
+    for split in vocab_limit:
+        if split not in SPLITS:
+            yield f"bpe.vocab_limit={split}: must be among {', '.join(SPLITS)}"
+
+
+def _problems_of(key: str, action: Callable[..., Any], *arguments: Any) -> list[str]:
+    """What an action finds wrong with a setting."""
+    try:
+        action(*arguments)
+    except UserError as error:
+        return [f"{key}{problem}" for problem in error.problems]
+    return []
+
+
+def _codes_problems(codes_given: str | None, vocab_given: str | None) -> list[str]:
+    if not codes_given:
+        return [f"vocab={path_of(vocab_given)}: needs the codes it was made with (codes=FILE)"] if vocab_given else []
+    problems = _problems_of("codes: ", BpeCodes.from_file, path_of(codes_given))
+    if not vocab_given:
+        return problems
+    problems += _problems_of("vocab: ", Vocabulary.from_file, path_of(vocab_given))
+    if problems:
+        return problems
+    made = {as_piece(left + right) for left, right, _ in BpeCodes.from_file(path_of(codes_given)).merges}
+    words = Vocabulary.from_file(path_of(vocab_given)).words[len(SPECIALS) :]
+    mismatched = [word for word in words if word not in made and len(word.removesuffix("@@")) > 1]
+    if len(mismatched) > (1 - AGREEMENT) * len(words):
+        return [
+            f"vocab={path_of(vocab_given)}: does not belong to codes={path_of(codes_given)}: {len(mismatched):,} of its "
+            f"{len(words):,} entries, such as {mismatched[0]}, cannot be made with them"
+        ]
+    return []
+
+
+def _engine_problems(engine: str, codes: str | None, vocab: str | None) -> list[str]:
+    return [] if codes or vocab else _problems_of("", learn_bpe.check_engine, engine)
+
+
+def _language_vocab_problems(given: Mapping[str, str | None], codes: str | None, *splits: Any) -> Iterator[str]:
+    files = {language: path_of(file) for language, file in given.items() if file is not None}
+    languages = _languages(*splits)
+    if files:
+        for language in languages:
+            if language not in files:
+                yield f"language_vocab.{language}: is not given, but another language's is"
+        if not codes:
+            yield "language_vocab: needs the codes it was made with (codes=FILE)"
+    for language, path in files.items():
+        key = f"language_vocab.{language}: "
+        if language not in languages:
+            yield f"{key}no text of {language} is given"
+        yield from _problems_of(key, read_limit, path) or _problems_of(key, Vocabulary.from_file, path)
+
+
+def disk_problems(out: Path, sources: Mapping[Key, Sequence[Source]]) -> list[str]:
+    """What is wrong where the text, by its estimated size, needs more room than the disk of `out` has."""
+    text_bytes = sum(_text_bytes(source) for entries in sources.values() for source in entries)
+    there = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) if out.is_dir() else 0
+    needed = int(text_bytes * DISK_PER_TEXT_BYTE) - there
+    free = shutil.disk_usage(
+        next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    ).free
+    if needed <= free:
+        return []
+    unit, name = (1e9, "GB") if needed >= 1e9 else (1e6, "MB")
+    return [
+        f"out={out}: about {needed / unit:.1f} {name} are needed there, {free / unit:.1f} {name} are free "
+        "(an estimate; check_disk=false starts all the same)"
+    ]
+
+
+def _text_bytes(source: Source) -> int:
+    """Estimate of the decompressed size; 0 where nothing is known."""
+    path = getattr(source, "path", None)
+    return int((source.size or 0) * (TEXT_PER_BYTE.get(path.suffix, 1.0) if path else 1.0))
+
+
+RULES = (
+    Rule(("out",), _out_problems),
+    Rule((*SPLITS, "codes", "vocab"), _text_problems),
+    Rule(("parallel", "valid", "test"), _parallel_problems),
+    Rule(("bpe.vocab_limit",), _limit_problems),
+    Rule(("codes", "vocab"), _codes_problems),
+    Rule(("bpe.engine", "codes", "vocab"), _engine_problems),
+    Rule(("language_vocab", "codes", *SPLITS), _language_vocab_problems),
+    Rule(("executor", "slurm"), lambda executor, slurm: _problems_of("", check_executor, executor, slurm)),
+)

@@ -1,0 +1,228 @@
+"""The overrides of a command line: every one checked before Hydra runs, which stops at the first bad one."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from xlm_train.config.renamed import new_key
+from xlm_train.config.schema import near, no_such_key
+from xlm_train.runtime.console import log
+from xlm_train.runtime.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
+
+HYDRA_PLUGINS = {"optuna": "optuna", "joblib": "sweep", "submitit": "sweep"}  # what messages call them -> our extra
+# Hydra's flags whose next word is their value.
+TAKE_VALUE = {
+    *("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--cfg", "-c", "--package", "-p"),
+    *("--info", "-i", "--experimental-rerun"),
+}
+
+
+def config_folder() -> Path:
+    """Folder of the shipped configs: inside the package in a wheel, beside it in a checkout."""
+    inside = Path(__file__).resolve().parent.parent / "configs"
+    return inside if inside.is_dir() else inside.parent.parent / "configs"
+
+
+def compose(config_name: str, words: Sequence[str], config_dir: str | None, whole: bool = False) -> DictConfig:
+    """Compose a shipped config as the command line does.
+
+    Args:
+        config_name: Name of a file in configs/.
+        words: Overrides.
+        config_dir: The user's own folder of configs (--config-dir).
+        whole: Whether Hydra's own config is in it too.
+
+    Raises:
+        ConfigError: Where Hydra cannot, with its reason.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    more = [] if config_dir is None else [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"]
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
+            return hydra.compose(config_name, overrides=[*more, *words], return_hydra_config=whole)
+    except (HydraException, OmegaConfBaseException) as error:
+        message = str(error).splitlines()[0]
+        extras = [extra for plugin, extra in HYDRA_PLUGINS.items() if plugin in message]
+        raise ConfigError(f"{message}; pip install 'xlm_train[{extras[0]}]'" if extras else message) from error
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def overrides_of(arguments: Sequence[str]) -> list[str]:
+    """List the words of a command line that are overrides: no flags, no values of flags."""
+    found, skip = [], False
+    for word in arguments:
+        if skip:
+            skip = False
+        elif word.startswith("-"):
+            skip = word in TAKE_VALUE and "=" not in word
+        else:
+            found.append(word)
+    return found
+
+
+def config_dir_of(arguments: Sequence[str]) -> str | None:
+    """Give the user's own folder of configs that a command line names."""
+    for position, word in enumerate(arguments):
+        if word in ("--config-dir", "-cd") and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if word.startswith("--config-dir="):
+            return word.partition("=")[2]
+    return None
+
+
+def quote_text(arguments: Sequence[str]) -> list[str]:
+    """Quote overrides so that Hydra takes them as what they plainly say: paths and prompts.
+
+    That is where Hydra's grammar refuses a value (an umlaut, an apostrophe, `=`), and where a comma would make a sweep
+    of it though none was asked for. What begins as a list or a mapping stays as it is: there a mistake is a mistake.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, overrides = OverridesParser.create(), set(overrides_of(arguments))
+    sweep = "-m" in arguments or "--multirun" in arguments
+    words = []
+    for word in arguments:
+        key, equals, value = word.partition("=")
+        if word in overrides and equals and value and value[0] not in "[{":
+            try:
+                is_sweep = parser.parse_override(word).is_sweep_override()
+                plain = sweep or not is_sweep
+            except HydraException:
+                plain = False
+            if not plain:
+                # a backslash escapes only before a quote or at the end
+                word = f"{key}='" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + m[2].replace("'", "\\'"), value) + "'"
+        words.append(word)
+    return words
+
+
+def check_overrides(
+    config_name: str, arguments: Sequence[str], read: Callable[[DictConfig], Any] | None = None
+) -> list[str]:
+    """Check every override of a command line against the configs, without running anything.
+
+    Args:
+        config_name: Name of a file in configs/.
+        arguments: The command line's words, flags among them.
+        read: Raises ConfigError with what is wrong in a composed config: where keys are unknown, that is told as well.
+
+    Returns:
+        The words for Hydra: free keys (below an empty mapping) with `++` before them, renamed keys with today's name.
+
+    Raises:
+        ConfigError: With all problems: text that Hydra's grammar refuses; groups, options and keys that do not exist.
+    """
+    words, config_dir = overrides_of(arguments), config_dir_of(arguments)
+    if not words:
+        return list(arguments)
+    folders = [config_folder(), *([] if config_dir is None else [Path(config_dir)])]
+    choices, keys, problems = _sort_out(words, folders)
+    try:
+        nodes = _nodes(compose(config_name, choices, config_dir))
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from error
+    translated: dict[str, str] = {}
+    unknown: dict[str, str] = {}
+    for word, key in keys.items():
+        new = _find(key, nodes, config_name)
+        if new is None:
+            unknown[word] = f"{word}: {no_such_key(key, sorted(nodes))}"
+        elif new not in nodes or new != key:
+            force = "" if new in nodes or word.startswith("~") else "++"
+            translated[word] = force + word.replace(key, new, 1)
+        if new not in (None, key):
+            log(f"warning: {key} is now {new}")
+    rest = [translated.get(word, word) for word in words if word not in unknown]
+    if unknown and not problems and read is not None and not {"-m", "--multirun"} & {*arguments}:
+        try:
+            read(compose(config_name, rest, config_dir))
+        except UserError as error:
+            problems = error.problems
+    if unknown or problems:
+        raise ConfigError([*unknown.values(), *problems])
+    return [translated.get(word, word) for word in arguments]
+
+
+def _sort_out(words: Sequence[str], folders: Sequence[Path]) -> tuple[list[str], dict[str, str], list[str]]:
+    """Take overrides apart: choices of groups (the last of each), keys that must exist by their words, problems."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    choices: dict[str, str] = {}
+    keys: dict[str, str] = {}
+    problems: list[str] = []
+    parser = OverridesParser.create()
+    for word in words:
+        try:
+            parsed = parser.parse_override(word)
+        except HydraException as error:
+            reason = str(error).splitlines()[0]
+            problems.append(f"{word}: not a valid override ({reason}); quote paths, prompts and text: \"key='...'\"")
+            continue
+        key = parsed.key_or_group
+        options = sorted({file.stem for folder in folders for file in (folder / key).glob("*.yaml")})
+        if key.startswith("hydra"):
+            continue
+        if not options:
+            if not (parsed.is_add() or parsed.is_force_add()):  # what is added, the config's reader knows
+                keys[word] = key
+            continue
+        for option in _chosen(parsed):
+            if option not in options:
+                problems.append(
+                    f"{word}: {key} has no option '{option}'{near(option, options)}; there are {', '.join(options)}"
+                )
+            elif not parsed.is_delete():
+                choices[key] = f"{'+' if parsed.is_add() else ''}{key}={option}"
+    return list(choices.values()), keys, problems
+
+
+def _chosen(parsed: Override) -> list[str]:
+    """Names of the options that an override of a group chooses, one after the other where it is a sweep."""
+    if parsed.is_sweep_override():
+        return list(parsed.sweep_string_iterator())
+    value = parsed.value()
+    return [str(option) for option in (value if isinstance(value, list) else [value]) if option is not None]
+
+
+def _find(key: str, nodes: Mapping[str, Any], config_name: str) -> str | None:
+    """Today's name of a key that the config has or may have, or None."""
+    parts = key.split(".")
+    if key in nodes or any(nodes.get(".".join(parts[:end])) == {} for end in range(1, len(parts))):
+        return key
+    new = new_key(key)
+    # What the options have that were not chosen: their reader fills it in, or tells that it is not taken.
+    return new if new in nodes or new in _shipped_nodes(config_name) else None
+
+
+@functools.cache
+def _shipped_nodes(config_name: str) -> dict[str, Any]:
+    return _nodes(compose(config_name, [], None))
+
+
+def _nodes(config: DictConfig) -> dict[str, Any]:
+    """Every dotted key of a composed config with its value, mappings among them; `${...}` as it stands."""
+    from omegaconf import OmegaConf
+
+    def walk(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in values.items():
+            yield f"{prefix}{key}", value
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{key}.")
+
+    return dict(walk(cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False)), ""))

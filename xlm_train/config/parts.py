@@ -1,0 +1,204 @@
+"""The parts that a config names by `_target_`: optimizer, schedule, callbacks, loggers; each is tried before a run.
+
+An entry is a mapping {_target_: PACKAGE.MODULE.CLASS, argument: value, ...}.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any, cast
+
+from xlm_train.config.overrides import config_folder
+from xlm_train.config.schema import UNKNOWN, near
+from xlm_train.runtime.errors import UserError
+
+LOGGER_PACKAGES = {"WandbLogger": "wandb", "TensorBoardLogger": "tensorboard"}
+
+# Lightning's callbacks that cannot do here what their users expect, and why. A run is one epoch, whose end is the end.
+REFUSED = {
+    "StochasticWeightAveraging": "it averages at epoch starts, and a run is one epoch: use"
+    " pytorch_lightning.callbacks.EMAWeightAveraging",
+    "GradientAccumulationScheduler": "it refuses manual optimization: data.slots is the accumulation",
+    "LearningRateFinder": "it trains and tries rates before the run, and our schedule sets the rate of each step:"
+    " xlm-train -m optimizer.lr=1e-4,1e-3 compares rates",
+    "BatchSizeFinder": "it changes the batch until memory is full, and a run's batch is part of what it is:"
+    " xlm-plan tells which data.slot_streams fits",
+    "BackboneFinetuning": "it unfreezes at epoch starts, and a run is one epoch; the module has no `backbone`",
+    "ModelPruning": "it prunes at epoch ends, and a run is one epoch; it renames the weights in checkpoints",
+    "SpikeDetection": "it reads each step's loss from what the step returns, and ours returns nothing:"
+    " callbacks.guard.spike_z finds spikes",
+}
+
+
+def part_problems(entry: Mapping[str, Any], key: str, kind: str | None = None) -> tuple[Any, list[str]]:
+    """Find an entry's `_target_` and compare its arguments with the signature.
+
+    Args:
+        entry: Resolved.
+        key: The entry's own, for messages: "callbacks.metrics".
+        kind: Name of the Lightning class that the target must be a subclass of: "Callback" or "Logger".
+
+    Returns:
+        The class or function, None where there is none; and the problems.
+    """
+    path = entry.get("_target_")
+    if not isinstance(path, str) or path == "???":
+        return None, [f"{key}._target_ has no value: give the class, as {key}._target_=PACKAGE.MODULE.CLASS"]
+    try:
+        target = pkgutil.resolve_name(path)
+    except Exception as error:  # an import runs others' code
+        module, _, name = path.rpartition(".")
+        if isinstance(error, AttributeError | ModuleNotFoundError | ValueError):
+            return None, [f"{key}._target_={path}: there is no such class{_near_in(module, name)}"]
+        return None, [f"{key}._target_={path}: cannot be imported: {type(error).__name__}: {error}"]
+    if kind is not None:
+        import pytorch_lightning as pl
+        from pytorch_lightning.loggers import Logger
+
+        wanted = {"Callback": pl.Callback, "Logger": Logger}[kind]
+        if not (isinstance(target, type) and issubclass(target, wanted)):
+            return None, [f"{key}._target_={path}: is no {kind} of pytorch_lightning"]
+    if not callable(target):
+        return None, [f"{key}._target_={path}: is neither a class nor a function"]
+    return target, _argument_problems(target, entry, key)
+
+
+def _near_in(module: str, name: str) -> str:
+    try:
+        return near(name, dir(pkgutil.resolve_name(module)))
+    except Exception:
+        return ""
+
+
+def _argument_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[str]:
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):  # written in C: only a call can tell
+        return []
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return []
+    return [
+        f"{key}.{name}={value}: {entry['_target_']} takes no '{name}'{near(name, list(parameters))}"
+        for name, value in entry.items()
+        if not name.startswith("_") and name not in parameters
+    ]
+
+
+def optimizer_problems(good: Mapping[str, Any], unresolved: Mapping[str, Any], others: bool = False) -> list[str]:
+    """Tell whether optimizer and schedule take the arguments the config gives them: each is tried once.
+
+    Args:
+        good: What is right so far, by dotted key.
+        unresolved: The config before `${...}` were replaced: a wrong value is told where it is said.
+        others: Whether other values are wrong already: then one that comes from elsewhere may be one of them.
+    """
+    import hydra.utils
+    import torch
+
+    problems: list[str] = []
+    weight = [torch.nn.Parameter(torch.zeros(1))]
+    trials: list[tuple[str, list[Any]]] = [("optimizer", [weight]), ("schedule", [0, 10**6])]
+    for section, arguments in trials:
+        entry = good.get(section)
+        if entry is None:
+            continue
+        words = {key: value for key, value in entry.items() if isinstance(value, str) and not key.startswith("_")}
+        said = [key for key in words if not str(unresolved[section].get(key)).startswith("${")]
+        wrong = [f"{section}.{key}={words[key]}: must be a number" for key in said]
+        target, more = part_problems(entry, section)
+        problems += wrong + more
+        if target is None or wrong or more or UNKNOWN in entry.values() or (words and (problems or others)):
+            continue
+        try:
+            for argument in arguments:
+                hydra.utils.instantiate(entry, _convert_="all")(argument)
+        except Exception as error:  # whatever a swapped-in class raises, it is this section that must change
+            problems.append(f"{section}: {entry['_target_']}: {error}")
+    return problems
+
+
+def with_shipped_callbacks(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Fill in what a user's own callbacks lack of the shipped ones: without checkpoints a run loses its work silently.
+
+    An entry of a shipped name that has no `_target_` changes the shipped entry; null leaves one out.
+
+    Args:
+        config: With `${...}` not yet replaced. It is not changed.
+
+    Returns:
+        The config; and a line to log where entries were filled in.
+    """
+    shipped, given = shipped_callbacks(), config.get("callbacks") or {}
+    if not isinstance(given, dict):
+        return dict(config), []
+    callbacks = {
+        name: {**entry, **given[name]} if isinstance(given.get(name), dict) and "_target_" not in given[name]
+        else given.get(name, entry)
+        for name, entry in shipped.items()
+    }  # fmt: skip
+    lacking = [name for name in shipped if name not in given]
+    lines = [
+        f"callbacks: {', '.join(lacking)}: not given, so as shipped; callbacks.NAME=null leaves one out"
+    ] if lacking else []  # fmt: skip
+    return {**config, "callbacks": {**callbacks, **{k: v for k, v in given.items() if k not in shipped}}}, lines
+
+
+def shipped_callbacks() -> dict[str, dict[str, Any]]:
+    """Read configs/callbacks/default.yaml, `${...}` not replaced."""
+    from omegaconf import OmegaConf
+
+    shipped = OmegaConf.to_container(OmegaConf.load(config_folder() / "callbacks/default.yaml"), resolve=False)
+    return cast(dict[str, dict[str, Any]], shipped)
+
+
+def callback_problems(entries: Mapping[str, Mapping[str, Any] | None], unresolved: Mapping[str, Any]) -> list[str]:
+    """Tell whether each callback exists, works here and takes its arguments: each is made once.
+
+    Args:
+        entries: Resolved, by name.
+        unresolved: The same before `${...}` were replaced: a wrong value is told where it is said, and only there.
+    """
+    import hydra.utils
+
+    problems: list[str] = []
+    for name, entry in entries.items():
+        if entry is None or UNKNOWN in entry.values():
+            continue
+        key = f"callbacks.{name}"
+        target, wrong = part_problems(entry, key, "Callback")
+        for base in getattr(target, "__mro__", ()):
+            if base.__module__.startswith("pytorch_lightning.") and (why := REFUSED.get(base.__name__)):
+                wrong = [f"{key}._target_={entry['_target_']}: cannot work here: {why}"]
+        if target is not None and not wrong:
+            try:
+                hydra.utils.instantiate(entry, _convert_="all")
+            except Exception as error:  # whatever a user's class raises, it is this entry that must change
+                cause = error.__cause__ or error
+                taken = [f"{k}=" for k, v in (unresolved.get(name) or {}).items() if str(v).startswith("${")]
+                wrong = (
+                    [f"{key}.{problem}" for problem in cause.problems if not problem.startswith(tuple(taken))]
+                    if isinstance(cause, UserError)
+                    else [f"{key}: {entry['_target_']}: {cause}"]
+                )
+        problems += wrong
+    return problems
+
+
+def logger_problems(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Tell whether each logger exists, is installed and takes its arguments; none is started."""
+    problems: list[str] = []
+    for name, entry in entries.items():
+        target, wrong = part_problems(entry, f"logger.{name}", "Logger")
+        package = LOGGER_PACKAGES.get(getattr(target, "__name__", ""))
+        if package is not None and find_spec(package) is None:
+            wrong.append(f"logger={package}: {package} is not installed: pip install 'xlm_train[{package}]'")
+        elif target is not None and not wrong:
+            try:
+                inspect.signature(target).bind(**{k: v for k, v in entry.items() if not k.startswith("_")})
+            except TypeError as error:
+                wrong = [f"logger.{name}: {entry['_target_']}: {error}"]
+        problems += wrong
+    return problems

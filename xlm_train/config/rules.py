@@ -1,0 +1,109 @@
+"""Combinations of values in a training config that cannot work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xlm_train.config.schema import Rule
+
+
+def _gpus(accelerator: str) -> int:
+    return torch.cuda.device_count() if accelerator != "cpu" else 0
+
+
+def _path(path: str) -> Iterator[str]:
+    if not Path(path).is_dir():
+        yield f"data.path={path}: there is no such folder; xlm-prep makes one"
+
+
+def _longest_window(bptt: int, longest: int) -> Iterator[str]:
+    if bptt > longest >= 1:
+        yield (f"data.bptt={bptt} is longer than model.max_positions={longest}: data.bptt={longest} is the longest")
+
+
+def _length(max_steps: int | None, max_tokens: int | None) -> Iterator[str]:
+    if max_steps is None and max_tokens is None:
+        yield "trainer.max_steps and trainer.max_tokens are both null: say how long to train"
+
+
+def _init(init_optimizer: bool, init_from: str | None) -> Iterator[str]:
+    if init_optimizer and init_from is None:
+        yield "init_optimizer=true: there is no checkpoint to take it from: give init_from=FILE"
+
+
+def _processes(devices: int, nodes: int, slots: int) -> Iterator[str]:
+    if devices * nodes > slots:
+        yield (
+            f"trainer.devices x trainer.nodes = {devices * nodes} processes, but data.slots={slots}: a step has only so"
+            f" many slots to divide; at most {slots} processes work"
+        )
+
+
+def _one_process(devices: int, nodes: int, compression: str | None, sharding: str | None) -> Iterator[str]:
+    for key, value in (("gradient_compression", compression), ("sharding", sharding)):
+        if value is not None and devices * nodes == 1:
+            yield f"trainer.{key}={value}: there is one process: nothing is exchanged or divided"
+
+
+def _compression(compression: str | None, precision: str) -> Iterator[str]:
+    if compression == "fp16" and precision != "16-mixed":
+        yield (
+            "trainer.gradient_compression=fp16: without the loss scale of trainer.precision=16-mixed small gradients"
+            " would become 0"
+        )
+
+
+def _powersgd(compression: str | None, precision: str, accelerator: str, callbacks: dict[str, Any]) -> Iterator[str]:
+    if compression != "powersgd":
+        return
+    if precision == "16-mixed" or (callbacks.get("guard") or {}).get("policy") == "skip":
+        yield (
+            "trainer.gradient_compression=powersgd: a gradient that overflows stays in its error feedback and spoils all"
+            " that follow: use trainer.precision=bf16-mixed or 32-true, and callbacks.guard.policy=stop or rollback"
+        )
+    if _gpus(accelerator) == 0:
+        yield (
+            "trainer.gradient_compression=powersgd: on CPUs (gloo) its reductions start in another order on each process"
+            " and fail; trainer.gradient_compression=fp16 works"
+        )
+
+
+def _devices(accelerator: str, devices: int) -> Iterator[str]:
+    gpus = _gpus(accelerator)
+    if accelerator == "gpu" and gpus == 0:
+        yield "trainer.accelerator=gpu: this PyTorch sees no GPU; trainer.accelerator=cpu works everywhere"
+    elif gpus and devices > gpus and "WORLD_SIZE" not in os.environ:
+        yield f"trainer.devices={devices}: this machine has {gpus} GPUs; trainer.devices={gpus}"
+
+
+def _precision(precision: str, accelerator: str, cpu_fp16: bool) -> Iterator[str]:
+    gpus = _gpus(accelerator)
+    if precision == "16-mixed" and gpus == 0 and not cpu_fp16:
+        yield (
+            "trainer.precision=16-mixed on a CPU would be slow and is for tests only:"
+            " trainer.precision=32-true, or debug.cpu_fp16=true to insist"
+        )
+    if precision == "bf16-mixed" and gpus and torch.cuda.get_device_capability() < (8, 0):
+        yield (
+            f"trainer.precision=bf16-mixed: {torch.cuda.get_device_name()} only emulates bfloat16 (it needs compute"
+            " capability 8.0); trainer.precision=16-mixed"
+        )
+
+
+RULES = [
+    Rule(("data.path",), _path),
+    Rule(("data.bptt", "model.max_positions"), _longest_window),
+    Rule(("trainer.max_steps", "trainer.max_tokens"), _length),
+    Rule(("init_optimizer", "init_from"), _init),
+    Rule(("trainer.devices", "trainer.nodes", "data.slots"), _processes),
+    Rule(("trainer.devices", "trainer.nodes", "trainer.gradient_compression", "trainer.sharding"), _one_process),
+    Rule(("trainer.gradient_compression", "trainer.precision"), _compression),
+    Rule(("trainer.gradient_compression", "trainer.precision", "trainer.accelerator", "callbacks"), _powersgd),
+    Rule(("trainer.accelerator", "trainer.devices"), _devices),
+    Rule(("trainer.precision", "trainer.accelerator", "debug.cpu_fp16"), _precision),
+]

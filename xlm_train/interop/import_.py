@@ -1,0 +1,75 @@
+"""What `xlm-import` writes: a checkpoint or a corpus of ours, whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xlm_train.runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from xlm_train.interop.original.checkpoint import Imported
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise ConfigError unless `out` is free or an empty folder."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"out={out}: is there already; give another folder")
+
+
+def write_checkpoint(imported: Imported, out: Path) -> str:
+    """Write a checkpoint with its codes and vocabulary.
+
+    Returns:
+        A line that says what it is.
+    """
+    from xlm_train.runtime import checkpoint_file
+    from xlm_train.runtime.files import whole_folder
+
+    content: dict[str, Any] = imported.content
+    name = checkpoint_file.name_of(content["progress"]["step"])
+    with whole_folder(out) as folder:
+        checkpoint_file.save(folder / name, content)
+        for part in ("codes", "vocab"):
+            if content["text"][part]:
+                (folder / part).write_bytes(content["text"][part].encode())
+    shape, progress = content["shape"], content["progress"]
+    return (
+        f"{out / name}: {shape['n_layers']} layers, width {shape['dim']}, {shape['n_words']:,} words, languages "
+        f"{', '.join(content['text']['languages'])}; {progress['updates']:,} updates, "
+        f"{'with' if content['optimizer'] else 'without'} optimizer state"
+    )
+
+
+def import_corpus(
+    files: Mapping[tuple[str, str], Path], languages: Sequence[str] | None, codes: str, out: Path
+) -> list[str]:
+    """Write a corpus folder from the original's binarised files.
+
+    Args:
+        files: By (split, language).
+        languages: In the order of their ids; None: sorted.
+        codes: Text of the BPE codes, or "".
+        out: The folder.
+
+    Returns:
+        A line for each split and language.
+
+    Raises:
+        ConfigError: Where `languages` lacks one that there are files of.
+    """
+    from xlm_train.interop.original.binarised import write_corpus
+    from xlm_train.runtime.files import whole_folder
+
+    found = {language for _, language in files}
+    languages = languages or sorted(found)
+    if missing := found - {*languages}:
+        raise ConfigError(f"languages={list(languages)}: lacks {', '.join(sorted(missing))}, which there are files of")
+    with whole_folder(out) as folder:
+        manifest = write_corpus(folder, dict(files), list(languages), codes)
+    return [
+        f"{out}: {split}.{language}: {counts['sentences']:,} sentences, {counts['tokens']:,} tokens"
+        for split, per_language in manifest["splits"].items()
+        for language, counts in per_language.items()
+    ]

@@ -1,0 +1,71 @@
+"""Causal language modelling: every token of a window predicts the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xlm_train.data.corpus import TokenStream
+from xlm_train.data.order import Slot
+from xlm_train.model.transformer import XLM
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of one language.
+
+    Args:
+        tokens_BT: token ids, int64, one window a row.
+        language: id.
+    """
+
+    tokens_BT: Tensor
+    language: int
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Windows:
+        """Return them on a device."""
+        return replace(self, tokens_BT=self.tokens_BT.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Windows:
+        """Return them in memory that a GPU can read by itself."""
+        return replace(self, tokens_BT=self.tokens_BT.pin_memory())
+
+
+class CausalLM:
+    """Next-token prediction on windows of a language's stream.
+
+    Position p of a window predicts p+1, so a window of T tokens has T-1 targets and its first token is never one.
+    Source: Lample & Conneau 2019, section 3.2; windows as the original's StreamDataset.
+
+    Args:
+        text: the training stream of each language.
+        languages: code -> id.
+        bptt: tokens of a window.
+    """
+
+    def __init__(self, text: Mapping[str, TokenStream], languages: Mapping[str, int], bptt: int) -> None:
+        self.text = text
+        self.languages = languages
+        self.bptt = bptt
+
+    @property
+    def streams(self) -> Sequence[str]:
+        """Languages, in id order."""
+        return list(self.languages)
+
+    def batch(self, slot: Slot, generator: np.random.Generator) -> Windows:
+        """Read the slot's windows. Nothing is drawn."""
+        windows = self.text[slot.language].windows(slot.windows, self.bptt)
+        return Windows(torch.from_numpy(windows), self.languages[slot.language])
+
+    def loss(self, model: XLM, batch: Windows) -> Tensor:
+        """Compute the mean cross-entropy of the predicted tokens, in nats."""
+        return model.next_token_loss(batch.tokens_BT, batch.language)
+
+    def empty_batch(self) -> Windows:
+        """Make one window of two tokens."""
+        return Windows(torch.zeros(1, 2, dtype=torch.int64), 0)

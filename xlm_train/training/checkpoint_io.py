@@ -1,0 +1,94 @@
+"""Lightning's checkpoints in verified files (runtime/checkpoint_file.py), written by a thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from xlm_train.runtime import checkpoint_file
+
+
+class VerifiedCheckpointIO(CheckpointIO):
+    """Writes and reads every checkpoint of a Trainer, those of stock callbacks too: atomic, with a checksum.
+
+    A save with `storage_options={"written": function}` copies the state and returns; a thread writes the file, then
+    calls the function. Any other save returns when the file is on disk. What goes wrong in the thread is kept in
+    `failure`: `Preemption` makes all processes leave because of it.
+
+    Args:
+        opened: a file that was verified and read already, with its content: read once only.
+    """
+
+    def __init__(self, opened: tuple[Path, dict[str, Any]] | None = None) -> None:
+        self.failure: BaseException | None = None
+        self._opened = opened
+        self._writer: threading.Thread | None = None
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write a checkpoint. The first process only.
+
+        Raises:
+            TypeError: a value in it could not be loaded safely.
+            UserError: the file cannot be written (from the next call on where a thread writes it).
+        """
+        self.join()
+        if storage_options is None and self.failure is None:
+            checkpoint_file.write(path, _on_cpu(checkpoint))
+            return
+        if self.failure is None:
+            written = (storage_options or {})["written"]
+            self._writer = threading.Thread(
+                target=self._write, args=(Path(path), _on_cpu(checkpoint), written), name="checkpoint-writer"
+            )
+            self._writer.start()
+
+    def _write(self, path: Path, checkpoint: dict[str, Any], written: Callable[[], None]) -> None:
+        try:
+            checkpoint_file.write(path, checkpoint)
+        except BaseException as error:  # told on the training thread
+            self.failure = error
+            return
+        written()
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
+        """Read a checkpoint, always under torch's `weights_only=True`, tensors on the CPU."""
+        opened, self._opened = self._opened, None
+        if opened is not None and opened[0] == Path(path):
+            return opened[1]
+        return checkpoint_file.read(path)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a checkpoint file."""
+        self.join()
+        Path(path).unlink(missing_ok=True)
+
+    def join(self) -> None:
+        """Wait for the file being written."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+
+    def teardown(self) -> None:
+        """Let the file being written become whole."""
+        self.join()
+
+
+def _on_cpu(value: Any) -> Any:
+    """Deep copy with tensors on the CPU, so that training may go on while the copy is written."""
+    if isinstance(value, torch.Tensor):
+        copy = torch.empty(value.shape, dtype=value.dtype, device="cpu")
+        return copy.copy_(value.detach())
+    if isinstance(value, dict):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_on_cpu(item) for item in value)
+    if not isinstance(value, bool | int | float | str | None):
+        raise TypeError(f"{type(value)} in a checkpoint: it could not be loaded safely")
+    return value
