@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from data_prep import fastbpe, learn_bpe
-from tests.conftest import encode, golden_pieces, golden_tokens
+from tests.conftest import golden_pieces, golden_tokens
 from xlm_train.runtime.errors import UserError
 from xlm_train.text import bpe_table
 from xlm_train.text.bpe import BpeEncoder, decode, decode_ids
@@ -49,6 +49,13 @@ def golden_codes(shared: Path) -> BpeCodes:
 def golden_words(shared: Path) -> Counter[str]:
     """The words the golden codes were learned from, in the order of the text (en, then de)."""
     return count_words(itertools.chain(golden_tokens(shared, "train.en"), golden_tokens(shared, "train.de")))
+
+
+def encode(encoder: BpeEncoder, lines: list[str]) -> list[str]:
+    """Lines of words as lines of pieces, one space between two."""
+    made = encoder.cut([lines])
+    text = " ".join(made.pieces[number] for number in made.numbers.tolist())  # a newline stands at each line's end
+    return [line.removeprefix(" ").removesuffix(" ") for line in text.split("\n")[:-1]]
 
 
 def single_spaces(lines: list[str]) -> list[str]:
