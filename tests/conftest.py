@@ -87,7 +87,8 @@ def golden_pieces(shared: Path, name: str, limited: bool = False) -> list[str]:
     if name.startswith("train."):
         tokens = Tokeniser(name[-2:]).tokenise(read_lines(shared / f"corpora/voice.{name}.gz"))
         encode = functools.cache(BpeEncoder(BpeCodes.from_file(folder / "codes")).encode_text)
-        lines = [" ".join(map(encode, line.split(" "))) for line in tokens]  # fastBPE keeps doubled spaces
+        # fastBPE keeps all spaces, those at the ends of a line too
+        lines = [" ".join(word and encode(word) for word in line.split(" ")) for line in tokens]
     else:
         lines = read_lines(folder / f"{name}.bpe.gz")
     if limited:
