@@ -40,6 +40,7 @@ class VerifiedCheckpointIO(CheckpointIO):
         """
         self.join()
         if storage_options is None and self.failure is None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)  # ModelCheckpoint's names hold slashes: val/ppl=..
             checkpoint_file.write(path, _on_cpu(checkpoint))
             return
         if self.failure is None:
