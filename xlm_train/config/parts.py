@@ -28,6 +28,8 @@ REFUSED = {
     " xlm-plan tells which data.slot_streams fits",
     "BackboneFinetuning": "it unfreezes at epoch starts, and a run is one epoch; the module has no `backbone`",
     "ModelPruning": "it prunes at epoch ends, and a run is one epoch; it renames the weights in checkpoints",
+    "ThroughputMonitor": "it needs Lightning's own validation loop, which a run does not use, and would count validation"
+    " as training: callbacks.metrics reports speed/tokens_per_second and speed/mfu",
     "SpikeDetection": "it reads each step's loss from what the step returns, and ours returns nothing:"
     " callbacks.guard.spike_z finds spikes",
 }
