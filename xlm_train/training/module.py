@@ -189,7 +189,10 @@ class LanguageModel(pl.LightningModule):
             or name not in checkpoint["state_dict"]
             or own[name].shape != checkpoint["state_dict"][name].shape
         ]:
-            raise CheckpointError(f"the checkpoint does not fit this run: {', '.join(differing[:3])} and so on")
+            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+            raise CheckpointError(
+                f"{self.trainer.ckpt_path}: does not fit this run's model: {', '.join(differing[:3])}{more}"
+            )
         if "loops" not in checkpoint:  # written before version 3: all that Lightning must know is the count of updates
             loops = self.trainer.fit_loop.state_dict()
             updates = checkpoint["train_state"]["updates"]
