@@ -28,6 +28,10 @@ REFUSED = {
     " xlm-plan tells which data.slot_streams fits",
     "BackboneFinetuning": "it unfreezes at epoch starts, and a run is one epoch; the module has no `backbone`",
     "ModelPruning": "it prunes at epoch ends, and a run is one epoch; it renames the weights in checkpoints",
+    "ThroughputMonitor": "it needs Lightning's own validation loop, which a run does not use, and would count validation"
+    " as training: callbacks.metrics reports speed/tokens_per_second and speed/mfu",
+    "OnExceptionCheckpoint": "a step that fails half-way cannot be saved, least of all by one of several processes:"
+    " callbacks.checkpointing keeps whole steps",
     "SpikeDetection": "it reads each step's loss from what the step returns, and ours returns nothing:"
     " callbacks.guard.spike_z finds spikes",
 }
@@ -162,8 +166,10 @@ def callback_problems(entries: Mapping[str, Mapping[str, Any] | None], unresolve
         unresolved: The same before `${...}` were replaced: a wrong value is told where it is said, and only there.
     """
     import hydra.utils
+    import pytorch_lightning as pl
 
     problems: list[str] = []
+    states: dict[str, str] = {}  # the name under which a checkpoint holds a callback's state -> the callback's key
     for name, entry in entries.items():
         if entry is None or UNKNOWN in entry.values():
             continue
@@ -174,7 +180,16 @@ def callback_problems(entries: Mapping[str, Mapping[str, Any] | None], unresolve
                 wrong = [f"{key}._target_={entry['_target_']}: cannot work here: {why}"]
         if target is not None and not wrong:
             try:
-                hydra.utils.instantiate(entry, _convert_="all")
+                callback = hydra.utils.instantiate(entry, _convert_="all")
+                if getattr(callback, "save_on_exception", False):
+                    wrong = [f"{key}.save_on_exception=True: cannot work here: {REFUSED['OnExceptionCheckpoint']}"]
+                if type(callback).state_dict is not pl.Callback.state_dict:
+                    other = states.setdefault(callback.state_key, key)
+                    if other != key:
+                        wrong += [
+                            f"{key}: checkpoints cannot hold its state beside that of {other}, under the same name"
+                            f" {callback.state_key}: leave one out, or change its arguments (state_key of its class)"
+                        ]
             except Exception as error:  # whatever a user's class raises, it is this entry that must change
                 cause = error.__cause__ or error
                 taken = [f"{k}=" for k, v in (unresolved.get(name) or {}).items() if str(v).startswith("${")]

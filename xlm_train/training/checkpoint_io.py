@@ -11,6 +11,9 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from xlm_train.runtime import checkpoint_file
+from xlm_train.runtime.errors import CheckpointError
+
+PLAIN = (bool, int, float, str, type(None))
 
 
 class VerifiedCheckpointIO(CheckpointIO):
@@ -35,11 +38,12 @@ class VerifiedCheckpointIO(CheckpointIO):
         """Write a checkpoint. The first process only.
 
         Raises:
-            TypeError: a value in it could not be loaded safely.
+            CheckpointError: a value in it, say of a callback's state, could not be loaded safely; names its keys.
             UserError: the file cannot be written (from the next call on where a thread writes it).
         """
         self.join()
         if storage_options is None and self.failure is None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)  # ModelCheckpoint's names hold slashes: val/ppl=..
             checkpoint_file.write(path, _on_cpu(checkpoint))
             return
         if self.failure is None:
@@ -80,15 +84,18 @@ class VerifiedCheckpointIO(CheckpointIO):
         self.join()
 
 
-def _on_cpu(value: Any) -> Any:
-    """Deep copy with tensors on the CPU, so that training may go on while the copy is written."""
+def _on_cpu(value: Any, keys: tuple[Any, ...] = ()) -> Any:
+    """Deep copy with tensors on the CPU, so that training may go on while the copy is written. keys: where it stands."""
     if isinstance(value, torch.Tensor):
         copy = torch.empty(value.shape, dtype=value.dtype, device="cpu")
         return copy.copy_(value.detach())
-    if isinstance(value, dict):
-        return {key: _on_cpu(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_on_cpu(item) for item in value)
-    if not isinstance(value, bool | int | float | str | None):
-        raise TypeError(f"{type(value)} in a checkpoint: it could not be loaded safely")
+    if isinstance(value, dict) and all(type(key) in PLAIN for key in value):
+        return {key: _on_cpu(item, (*keys, key)) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_on_cpu(item, (*keys, number)) for number, item in enumerate(value))
+    if type(value) not in PLAIN:  # a subclass, as numpy's numbers are, is pickled by its own name
+        raise CheckpointError(
+            f"{'.'.join(map(str, keys))}: a {type(value).__name__} in a checkpoint could not be loaded safely:"
+            " a callback's state must be numbers, text, tensors, and lists, tuples and mappings of these"
+        )
     return value

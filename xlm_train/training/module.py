@@ -8,6 +8,7 @@ over the slots of all processes, however they are divided.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -92,6 +93,12 @@ class LanguageModel(pl.LightningModule):
         self.learning_rate = 0.0  # of the last attempt
         self._step_callbacks: list[StepCallback] = []
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> LanguageModel:
+        """Copy the weights, as weight averaging does; the text behind the objective is shared, not read into memory."""
+        model = copy.deepcopy(self.model, memo)
+        parts = (self.objective, self.make_optimizer, self.schedule, self.stop, self.slots, self.clip_norm, self.seed)
+        return type(self)(model, *parts)
+
     @property
     def _callbacks(self) -> list[pl.Callback]:
         return self.trainer.callbacks  # type: ignore[attr-defined, no-any-return]
@@ -132,6 +139,7 @@ class LanguageModel(pl.LightningModule):
         step.
         """
         self._stop_at_the_end()
+        self._set_learning_rate()
         if isinstance(self.trainer.model, DistributedDataParallel):
             nothing = self.objective.empty_batch().to(self.device)
             self.manual_backward(self.objective.loss(self.model, nothing) * 0.0)
@@ -185,7 +193,10 @@ class LanguageModel(pl.LightningModule):
             or name not in checkpoint["state_dict"]
             or own[name].shape != checkpoint["state_dict"][name].shape
         ]:
-            raise CheckpointError(f"the checkpoint does not fit this run: {', '.join(differing[:3])} and so on")
+            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+            raise CheckpointError(
+                f"{self.trainer.ckpt_path}: does not fit this run's model: {', '.join(differing[:3])}{more}"
+            )
         if "loops" not in checkpoint:  # written before version 3: all that Lightning must know is the count of updates
             loops = self.trainer.fit_loop.state_dict()
             updates = checkpoint["train_state"]["updates"]
@@ -211,9 +222,7 @@ class LanguageModel(pl.LightningModule):
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True) / scale
         state = self.state
         state.losses.close(norm)
-        self.learning_rate = self.schedule(state.updates)
-        for group in optimizer.param_groups:
-            group["lr"] = self.learning_rate
+        self.learning_rate = optimizer.param_groups[0]["lr"]
         if applied := self._is_good(norm):
             self._clip(gradients, norm, scale)
             optimizer.step()
@@ -222,6 +231,7 @@ class LanguageModel(pl.LightningModule):
             state.skipped.append(state.step)
         state.step += 1
         self._zero_grad(optimizer)
+        self._set_learning_rate()
         if not applied and state.skips_in_a_row() >= self.detector.max_in_a_row:
             raise TrainingStopped(
                 f"step {state.step}: {self.detector.max_in_a_row} updates in a row were skipped"
@@ -229,6 +239,12 @@ class LanguageModel(pl.LightningModule):
                 + ": the run is not healthy; the last checkpoint is untouched. A lower optimizer.lr, a longer"
                 " schedule.warmup_updates or trainer.precision=bf16-mixed may help"
             )
+
+    def _set_learning_rate(self) -> None:
+        """Give the optimizer the learning rate of the next update: LearningRateMonitor reads it before that step."""
+        rate = self.schedule(self.state.updates)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = rate
 
     def _zero_grad(self, optimizer: LightningOptimizer) -> None:
         """Drop the gradients, with the hook that Lightning calls in automatic optimization only.

@@ -18,6 +18,7 @@ import torch
 from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.callbacks import Checkpoint, ModelSummary, ProgressBar
 from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.trainer import call
 
 from xlm_train.data.datamodule import CorpusDataModule
 from xlm_train.runtime.console import log
@@ -31,10 +32,13 @@ from xlm_train.training.strategy import HandshakeDDPStrategy
 
 
 def quiet_lightning() -> None:
-    """Leave out what Lightning tells everybody at every start; its warnings stay."""
+    """Leave out what Lightning tells everybody at every start; its warnings stay, and what callbacks tell (a summary)."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("pytorch_lightning.callbacks").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    # ModelCheckpoint's, of manual optimization: that it saves the weights after the update, as everybody expects
+    warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
 
 
 @dataclass
@@ -120,7 +124,8 @@ class Trainer(pl.Trainer):
         self.run = run
         self.checkpoint_io = checkpoint_io
         self.precision_name = precision_name
-        # The only private names of Lightning's that are touched. Its signal handling hangs under DDP, and asks every
+        # Private names of Lightning's are touched here, and in the validation below, which calls hooks and collects what
+        # callbacks log as its own loop does; and nowhere else. Its signal handling hangs under DDP, and asks every
         # process about it before every step; there is no option to leave it out. Preemption does that work here.
         self._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         self.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
@@ -138,26 +143,37 @@ class Trainer(pl.Trainer):
         super().save_checkpoint(*arguments, **options)
 
     @contextlib.contextmanager
-    def validation(self, module: pl.LightningModule) -> Iterator[None]:
-        """Score a model as Lightning's validation loop would: its hooks fire before and after, with its stage set."""
+    def validation(self) -> Iterator[dict[str, float]]:
+        """Let callbacks take part in a validation as in one of Lightning's: hooks fire before and after, they may log.
+
+        Yields:
+            A mapping that holds afterwards what callbacks have logged.
+        """
+        _ = self.callback_metrics  # collects what was reported before: callbacks look at it
+        connector = self._logger_connector
+        before = connector._first_loop_iter, connector._current_fx  # how far the collecting of the step has come
+        connector.epoch_end_reached()
         self.validating = True
-        self._hook("on_validation_start", module)
-        self._hook("on_validation_epoch_start", module)
-        yield
-        self._hook("on_validation_epoch_end", module)
+        self._call_hooks("on_validation_start", "on_validation_epoch_start")
+        logged: dict[str, float] = {}
+        yield logged
+        self._call_hooks("on_validation_epoch_end")
+        logged |= {name: float(value) for name, value in connector.update_eval_epoch_metrics().items()}
+        connector.reset_results()
+        connector._first_loop_iter, connector._current_fx = before
         self.training = True
 
-    def end_validation(self, module: pl.LightningModule) -> None:
+    def end_validation(self) -> None:
         """Fire `on_validation_end`, once the scores are in `callback_metrics`."""
-        _ = self.callback_metrics  # collects what was logged; the hooks below look at it
+        _ = self.callback_metrics
         self.validating = True
-        self._hook("on_validation_end", module)
+        self._call_hooks("on_validation_end")
         self.training = True
 
-    def _hook(self, name: str, module: pl.LightningModule) -> None:
-        for callback in self.callbacks:  # type: ignore[attr-defined]
-            getattr(callback, name)(self, module)
-        getattr(module, name)()
+    def _call_hooks(self, *names: str) -> None:
+        for name in names:
+            call._call_callback_hooks(self, name)
+            call._call_lightning_module_hook(self, name)
 
 
 def make_trainer(

@@ -82,9 +82,9 @@ class Validation(StepCallback):
         if not self.streams or (state.step % self.every_n_steps and state.step != module.stop):
             return
         begun = time.perf_counter()
-        with trainer.validation(module):
+        with trainer.validation() as logged:
             state.validation = self.validate(trainer, module)
-        send(trainer, module, state.validation, state.step)
+        send(trainer, module, {**state.validation, **logged}, state.step)
         value = state.validation[self.monitor]
         if math.isfinite(value) and (state.best_metric is None or self._is_better(value, state.best_metric)):
             state.best_metric, state.best_step, state.failures = value, state.step, 0
@@ -93,7 +93,7 @@ class Validation(StepCallback):
             if self.out_of_patience(module):
                 trainer.run.stop_reason = "patience"
                 trainer.should_stop = True
-        trainer.end_validation(module)
+        trainer.end_validation()
         trainer.run.pause("validation", time.perf_counter() - begun)
 
     def _is_better(self, value: float, best: float) -> bool:
