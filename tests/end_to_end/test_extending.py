@@ -89,7 +89,9 @@ def status_of(run: Path) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("_corpus")
 def test_a_third_language(folder: Path) -> None:
-    assert {"val/ppl_de", "val/ppl_en", "val/ppl_fr", "val/ppl"} <= metrics_of(folder / "runs/three_languages")[-1].keys()
+    assert {"val/ppl_de", "val/ppl_en", "val/ppl_fr", "val/ppl"} <= metrics_of(folder / "runs/three_languages")[
+        -1
+    ].keys()
 
 
 @pytest.mark.usefixtures("_corpus")
