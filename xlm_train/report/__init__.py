@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from xlm_train.runtime.console import log
+
 
 def write_report(run: Path, compare: Sequence[Path] = ()) -> None:
     """Write `report.html`, `report.md` and `plots/curves.png` into the folder of a run.
@@ -32,3 +34,11 @@ def write_report(run: Path, compare: Sequence[Path] = ()) -> None:
     for name, text in (("report.html", as_html(runs, content)), ("report.md", as_markdown(runs, content))):
         with atomic_write(run / name) as file:
             file.write(text.encode())
+
+
+def leave_report(run: Path) -> None:
+    """Write a run's report at its end; whatever goes wrong there does not undo the run."""
+    try:
+        write_report(run)
+    except Exception as error:
+        log(f"warning: no report was written: {type(error).__name__}: {error}; xlm-report writes it again")

@@ -8,6 +8,8 @@ import signal
 import sys
 from types import FrameType
 
+from xlm_train.runtime.errors import ConfigError
+
 PR_SET_PDEATHSIG = 1  # from prctl.h
 
 
@@ -55,3 +57,16 @@ class StopFlag:
             raise KeyboardInterrupt
         self._interrupted |= number == signal.SIGINT
         self.is_set = True
+
+
+def require_processes(devices: int, nodes: int) -> None:
+    """Check that a launcher started as many processes as a config asks for.
+
+    Raises:
+        ConfigError: it did not.
+    """
+    if processes() != devices * nodes:
+        raise ConfigError(
+            f"the launcher started {processes()} processes, but trainer.devices={devices} x trainer.nodes={nodes} ="
+            f" {devices * nodes}: make them equal"
+        )

@@ -157,11 +157,16 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
-    def write_config(self) -> None:
-        """Write the resolved config and the environment: from here on the name stands for this config."""
+    def begin(self) -> None:
+        """Tell what has changed since the last start, and let the name stand for this start's config from here on."""
+        for change in self.changes:
+            log(f"changed since the last start: {change}")
+        if not is_first_process():
+            return
         with atomic_write(self.config_file) as file:
             file.write(OmegaConf.to_yaml(OmegaConf.create(self.config)).encode())
         write_json(self.path / "environment.json", environment())
+        self.write_status("running")
 
     def write_status(self, status: str, **details: Any) -> None:
         """Write running, finished, preempted, stopped or failed to status.json."""

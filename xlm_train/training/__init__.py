@@ -1,0 +1,1 @@
+"""The Lightning side: module, strategy, callbacks, checkpoints. Sees no config object, only explicit arguments."""

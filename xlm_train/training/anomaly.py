@@ -6,12 +6,14 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 
 from xlm_train.data.corpus import Corpus
 from xlm_train.data.order import Order
+from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import ConfigError, UserError
 from xlm_train.runtime.files import atomic_write
@@ -184,7 +186,7 @@ def roll_back(
     corpus: Corpus,
     order: Order,
     bptt: int,
-    resumed_at: int,
+    newest: Path | None,
 ) -> None:
     """Exclude the bad step, so that the next attempt goes on from the last checkpoint without it. All processes alike.
 
@@ -195,12 +197,12 @@ def roll_back(
         corpus: to write the text of the step.
         order: likewise.
         bptt: likewise.
-        resumed_at: step of the checkpoint from which the attempt began.
+        newest: the checkpoint from which the attempt began.
 
     Raises:
         TrainingStopped: the policy is to stop, or rollbacks have become too many; names the file with the step's text.
     """
-    bad = error.bad
+    bad, resumed_at = error.bad, 0 if newest is None else checkpoint_file.step_of(newest)
     since = sum(step >= resumed_at for step in run.excluded)  # rollbacks without a new checkpoint between them
     action = detector.policy if since < detector.max_in_a_row else "stop"
     report(bad, action, run, corpus, order, bptt)

@@ -26,6 +26,7 @@ from xlm_train.runtime import device as host
 from xlm_train.runtime.device import Stopwatch
 from xlm_train.runtime.errors import CheckpointError
 from xlm_train.training.anomaly import AnomalyDetector, BadStep, NonFiniteOrSpike, TrainingStopped
+from xlm_train.training.init_from import Start
 from xlm_train.training.phases import StepCallback
 from xlm_train.training.precision import LossScale
 from xlm_train.training.state import TrainState
@@ -47,7 +48,7 @@ class LanguageModel(pl.LightningModule):
         excluded: steps that are skipped unread (a rollback found them bad).
         nan_steps: steps whose loss is made NaN, as a rehearsal.
         provenance: what every checkpoint holds besides the state: shape, text, lineage, config.
-        optimizer_state: of another run, to start from.
+        start: weights, moments and update count of another run, to begin with.
     """
 
     model: XLM
@@ -66,7 +67,7 @@ class LanguageModel(pl.LightningModule):
         excluded: Collection[int] = (),
         nan_steps: Collection[int] = (),
         provenance: Mapping[str, Any] | None = None,
-        optimizer_state: dict[str, Any] | None = None,
+        start: Start | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -81,8 +82,11 @@ class LanguageModel(pl.LightningModule):
         self.excluded = frozenset(excluded)
         self.nan_steps = frozenset(nan_steps)
         self.provenance = dict(provenance or {})
-        self.optimizer_state = optimizer_state
         self.state = TrainState(loss_scale=LossScale() if float16 else None)
+        self._moments = None  # of another run
+        if start is not None and start.weights is not None:
+            model.load_state_dict(start.weights)
+            self.state.updates, self._moments = start.updates, start.optimizer
         self.detector = AnomalyDetector()  # a configured one takes its place
         self.stopwatch = Stopwatch()
         self.learning_rate = 0.0  # of the last attempt
@@ -100,10 +104,10 @@ class LanguageModel(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Start from another run's moments, and sort our callbacks by phase."""
-        if self.optimizer_state is not None:
-            states = {"optimizer_states": [self._with_own_settings(self.optimizer_state)]}
+        if self._moments is not None:
+            states = {"optimizer_states": [self._with_own_settings(self._moments)]}
             self.trainer.strategy.load_optimizer_state_dict(states)
-            self.optimizer_state = None  # give the memory back
+            self._moments = None  # give the memory back
         ours = [callback for callback in self._callbacks if isinstance(callback, StepCallback)]
         self._step_callbacks = sorted(ours, key=lambda callback: callback.phase)
 

@@ -26,6 +26,7 @@ from xlm_train.runtime.processes import StopFlag, is_first_process, processes
 from xlm_train.runtime.run_folder import RunFolder
 from xlm_train.training.checkpoint_io import VerifiedCheckpointIO
 from xlm_train.training.precision import Float16
+from xlm_train.training.state import TrainState
 from xlm_train.training.strategy import HandshakeDDPStrategy
 
 
@@ -61,13 +62,19 @@ class RunContext:
         """Leave seconds out of the speed that is reported next."""
         self.pauses[what] += seconds
 
-    def outcome(self, step: int, stop: int) -> tuple[str, str | None]:
-        """Say how a run that left its loop stands, and why: finished, preempted or stopped."""
-        if step >= stop:
-            return "finished", self.stop_reason
-        if self.stop_reason in ("preempted", "time limit"):
-            return "preempted", self.stop_reason
-        return "stopped", self.stop_reason or "a callback set trainer.should_stop"
+    def conclude(self, state: TrainState, stop: int) -> str:
+        """Record how a run that left its loop stands, and why. Returns finished, preempted or stopped."""
+        reason = self.stop_reason
+        if state.step >= stop:
+            status = "finished"
+        elif reason in ("preempted", "time limit"):
+            status = "preempted"
+        else:
+            status, reason = "stopped", reason or "a callback set trainer.should_stop"
+        if is_first_process():
+            self.folder.write_status(status, reason=reason, **state.counts())
+            self.folder.record(status, state.step, reason=reason)
+        return status
 
     def handshake(
         self, alike: Any, step: int, parents: Sequence[str], start_timeout: float, timeout: float
