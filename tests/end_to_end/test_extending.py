@@ -40,7 +40,8 @@ def folder(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, target in commands.items():
         module, _, function = target.partition(":")
         script = folder / "bin" / name
-        script.write_text(f"#!{sys.executable}\nfrom {module} import {function}\n{function}()\n")
+        guarded = f'if __name__ == "__main__":\n    {function}()\n'  # worker processes import it again
+        script.write_text(f"#!{sys.executable}\nfrom {module} import {function}\n{guarded}")
         script.chmod(0o755)
     return folder
 
