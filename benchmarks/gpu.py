@@ -151,7 +151,7 @@ def nvidia_smi(field: str) -> list[str]:
 
 
 def check_wheel() -> None:
-    """Raises Failed, with the line that mends it, where the installed PyTorch has no code for this machine's GPUs."""
+    """Raises Failed, with the line that fixes it, where the installed PyTorch has no code for this machine's GPUs."""
     seen = nvidia_smi("name")
     if seen and not torch.cuda.is_available():
         raise Failed(
@@ -181,7 +181,7 @@ def covers(architectures: Collection[str], capability: tuple[int, int]) -> bool:
 
 
 def missing_code(name: str, capability: tuple[int, int]) -> str:
-    """What to say, and to install, where the wheel has no code for a device."""
+    """The message, with what to install, where the wheel has no code for a device."""
     what = f"PyTorch {torch.__version__} has no code for {name} (sm_{capability[0]}{capability[1]})"
     if capability == (7, 0):
         return (
@@ -272,8 +272,8 @@ def step_speed(scale: Scale, trial: tuple[str, int, int], corpus: Path, folder: 
     if status != 0:
         raise Failed(f"xlm-train ended with status {status} ({title}):\n{log[-3000:]}")
     lines = [line for line in read_metrics(folder / name / "metrics.jsonl") if "train/loss" in line]
-    settled = lines[len(lines) // 3 :]  # after kernels are chosen and memory is laid out
-    tokens_per_second = statistics.median(line["speed/tokens_per_second"] for line in settled)
+    steady = lines[len(lines) // 3 :]  # after kernels are chosen and memory is laid out
+    tokens_per_second = statistics.median(line["speed/tokens_per_second"] for line in steady)
     content = checkpoint_file.newest(folder / name / "checkpoints").content
     assert content is not None
     bptt = content["config"]["data"]["bptt"]
@@ -290,7 +290,7 @@ def step_speed(scale: Scale, trial: tuple[str, int, int], corpus: Path, folder: 
         "skipped_steps": lines[-1].get("optim/skipped_steps", 0),
     }
     peak = peak_tflops(precision)
-    result["share_of_peak"] = None if peak is None else result["tflops"] / peak
+    result["mfu"] = None if peak is None else result["tflops"] / peak
     show(f"step, {title}", result)
     return result
 
@@ -318,10 +318,10 @@ def compare_with_goal(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     goal = goal_of(device)
     if goal is None:
         return {"device": f"{device}: its peak is not known here; tokens/s and TFLOP/s stand above"}
-    reached = max(step["share_of_peak"] for step in steps if step.get("share_of_peak") is not None)
+    reached = max(step["mfu"] for step in steps if step.get("mfu") is not None)
     return {
         "device": device,
-        "share_of_peak": reached,
+        "mfu": reached,
         "goal": goal.share if goal.share is not None else "none stated",
         "reached": None if goal.share is None else reached >= goal.share,
     }

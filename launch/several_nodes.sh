@@ -14,14 +14,14 @@
 set -uo pipefail
 
 : "${NODES:?say NODES=...: how many machines}"
-: "${HOST:?say HOST=...: the machine where the others meet}"
+: "${HOST:?say HOST=...: the machine that the others connect to}"
 DEVICES=${DEVICES:-$(nvidia-smi --list-gpus | wc -l)}
 PATIENCE=60 # seconds
 
 # torchrun, in a session of its own: a signal from the terminal reaches only this script, torchrun would give the run up.
 setsid python -m xlm_train.runtime.launcher --nnodes="$NODES" --nproc-per-node="$DEVICES" \
     --rdzv-backend=c10d --rdzv-endpoint="$HOST:${PORT:-29500}" --rdzv-id=xlm_train \
-    --module xlm_train.train trainer.nodes="$NODES" trainer.devices="$DEVICES" "$@" &
+    --module xlm_train.commands.train trainer.nodes="$NODES" trainer.devices="$DEVICES" "$@" &
 agent=$!
 trap 'pkill -TERM --parent "$agent"' TERM INT USR1 # its workers
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
+import hashlib
+import json
+import lzma
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +34,74 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """Folder with the original's golden outputs and real text: $XLM_SHARED, or `shared` beside the checkout."""
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of tests/goldens and tests/text, as `goldens` (its .xz files unpacked) and `corpora`."""
+    folder = tmp_path_factory.mktemp("shared")
+    shutil.copytree(REPOSITORY / "tests/goldens", folder / "goldens")
+    shutil.copytree(REPOSITORY / "tests/text", folder / "corpora")
+    for packed in (folder / "goldens").rglob("*.xz"):
+        packed.with_suffix("").write_bytes(lzma.decompress(packed.read_bytes()))
+        packed.unlink()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def complete() -> Path:
+    """The goldens that tests/goldens holds in part, whole: $XLM_SHARED, or `shared` beside the checkout. Slow tests."""
     folder = Path(os.environ.get("XLM_SHARED", REPOSITORY.parent / "shared"))
     if not (folder / "goldens").is_dir():
-        message = f"{folder} is not there: golden outputs of the original are needed (set XLM_SHARED)"
+        message = f"{folder} is not there: it has the complete golden outputs (set XLM_SHARED)"
         if os.environ.get("CI") == "true":
             pytest.fail(message)
         pytest.skip(message)
     return folder
+
+
+def read_lines(path: Path) -> list[str]:
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return data.decode().removesuffix("\n").split("\n")
+
+
+def sha256_of(lines: Iterable[str]) -> str:
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each of the original's files, by name, where only that is kept of it."""
+    pairs = (line.split("  ") for line in read_lines(folder / "SHA256SUMS"))
+    return {name: sha256 for sha256, name in pairs}
+
+
+@functools.cache
+def golden_pieces(shared: Path, name: str, limited: bool = False) -> list[str]:
+    """The lines of the original's BPE text, for example of "valid.de"; checked against its SHA-256.
+
+    Of the training text only that is kept: its lines are made by our own chain, and are right if the SHA-256 is.
+    `limited`: with the vocabulary limit, which changes few lines.
+    """
+    from xlm_train.text.bpe import BpeEncoder
+    from xlm_train.text.bpe_codes import BpeCodes
+    from xlm_train.text.tokenise import Tokeniser
+
+    folder = shared / "goldens/bpe"
+    if name.startswith("train."):
+        tokens = Tokeniser(name[-2:]).tokenise(read_lines(shared / f"corpora/voice.{name}.gz"))
+        encode = functools.cache(BpeEncoder(BpeCodes.from_file(folder / "codes")).encode_text)
+        # fastBPE keeps all spaces, those at the ends of a line too
+        lines = [" ".join(word and encode(word) for word in line.split(" ")) for line in tokens]
+    else:
+        lines = read_lines(folder / f"{name}.bpe.gz")
+    if limited:
+        for number, line in json.loads((folder / "vocab_limited.json").read_text(encoding="utf-8"))[name].items():
+            lines[int(number)] = line
+    file = f"{name}.bpe_vocab_limited" if limited else f"{name}.bpe"
+    assert sha256_of(lines) == checksums(folder)[file], f"{file}: not as the original's"
+    return lines
+
+
+def golden_tokens(shared: Path, name: str) -> list[str]:
+    """The same text as the original's tokeniser left it: its pieces joined."""
+    return [line.replace("@@ ", "") for line in golden_pieces(shared, name)]
 
 
 def text_files(shared: Path, folder: Path, lines: int) -> dict[str, Path]:

@@ -30,6 +30,7 @@ from data_prep.distributed import Share
 from data_prep.prepare import prepare
 from data_prep.publish import locked
 from data_prep.settings import read_settings
+from tests.conftest import golden_pieces
 from xlm_train.config.overrides import config_folder
 from xlm_train.data.corpus import Corpus
 from xlm_train.runtime.errors import ConfigError, TextError, UserError
@@ -262,11 +263,6 @@ def test_the_lineage_names_the_text_and_the_settings(tmp_path: Path, texts: dict
     assert len(lineages) == 3
 
 
-def golden(shared: Path, name: str) -> str:
-    with gzip.open(shared / "goldens" / "bpe" / f"{name}.gz", "rt", encoding="utf-8", newline="\n") as file:
-        return file.read()
-
-
 def test_it_gives_what_the_originals_chain_gives(tmp_path: Path, shared: Path) -> None:
     """Raw text to ids against perl, fastBPE and the original's indexing, all stages through: the same, byte for byte.
 
@@ -288,12 +284,8 @@ def test_it_gives_what_the_originals_chain_gives(tmp_path: Path, shared: Path) -
         assert (out / name).read_bytes() == (goldens / name).read_bytes(), name
     vocabulary = Vocabulary.from_file(out / "vocab")
     for language in ("de", "en"):
-        for split, name in (
-            ("train", "train.{}.bpe"),
-            ("valid", "novels.{}.bpe_vocab_limited"),
-            ("test", "parvalid.{}.bpe_vocab_limited"),
-        ):
-            expected = golden(shared, name.format(language)).split("\n")[:-1]
+        for split, name in (("train", "train"), ("valid", "novels"), ("test", "parvalid")):
+            expected = golden_pieces(shared, f"{name}.{language}", limited=split != "train")
             known = [" ".join(p if p in vocabulary else "<unk>" for p in line.split()) for line in expected]
             assert lines_of(out, split, language) == known, (split, language)
 

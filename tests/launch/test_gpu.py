@@ -1,4 +1,4 @@
-"""The GPU benchmark: its judgements at hand-computed points, its link test with real processes, the whole tool on the CPU."""
+"""The GPU benchmark: its decisions at hand-computed points, its link test with real processes, the whole tool on the CPU."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_whether_a_wheel_covers_a_device(architectures: list[str], capability: t
     assert gpu.covers(architectures, capability) is expected
 
 
-def test_what_mends_a_wheel_without_volta() -> None:
+def test_what_fixes_a_wheel_without_volta() -> None:
     text = gpu.missing_code("Tesla V100-SXM2-32GB", (7, 0))
     assert "sm_70" in text
     assert "pip install --force-reinstall 'torch<2.11'" in text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from tests.conftest import golden_pieces
 
 CorpusMaker = Callable[..., Path]
 CheckpointMaker = Callable[..., Path]
@@ -132,12 +133,11 @@ def golden_text(shared: Path) -> tuple[str, str]:
 
 @pytest.fixture(scope="session")
 def golden_ids(shared: Path, golden_text: tuple[str, str]) -> Callable[[str], list[list[int]]]:
-    """read(name) -> ids of each sentence of goldens/bpe/`name`.bpe.gz, by a plain dictionary."""
+    """read(name) -> ids of each sentence of the original's BPE text `name`, by a plain dictionary."""
     words = {line.split(" ")[0]: number for number, line in enumerate(golden_text[0].splitlines(), start=14)}
 
     def read(name: str) -> list[list[int]]:
-        text = gzip.decompress((shared / "goldens" / "bpe" / f"{name}.bpe.gz").read_bytes()).decode()
-        return [[words.get(word, 3) for word in line.split()] for line in text.removesuffix("\n").split("\n")]
+        return [[words.get(word, 3) for word in line.split()] for line in golden_pieces(shared, name)]
 
     return read
 
@@ -156,18 +156,29 @@ def golden_corpus(
 
 
 @pytest.fixture(scope="session")
-def golden_model(shared: Path) -> Callable[[str], Any]:
-    """load(moment) -> the model of goldens/train at its `init` or `final` state, in evaluation mode."""
+def golden_state(shared: Path) -> Callable[[str], dict[str, Any]]:
+    """load(moment) -> the original's state dict at the `init` or `final` moment of goldens/train, tied weight once."""
     import torch
 
+    files = {"init": "model/best-valid_clm_ppl.pth", "final": "train/checkpoint.pth"}
+
+    def load(moment: str) -> dict[str, Any]:
+        state = torch.load(shared / "goldens" / files[moment], weights_only=False)["model"]
+        return {name: value for name, value in state.items() if name != "pred_layer.proj.weight"}
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def golden_model(golden_state: Callable[[str], dict[str, Any]]) -> Callable[[str], Any]:
+    """load(moment) -> the model of goldens/train at its `init` or `final` state, in evaluation mode."""
     from xlm_train.interop.original.names import to_ours
     from xlm_train.model.transformer import XLM, ModelShape
 
     def load(moment: str) -> XLM:
-        state = np.load(shared / "goldens" / "train" / f"{moment}_state_dict.npz")
         shape = ModelShape(n_words=6142, n_langs=2, dim=64, n_layers=2, n_heads=4, ffn_dim=256)
         model = XLM(shape)
-        model.load_state_dict(to_ours({name: torch.from_numpy(state[name]) for name in state}, shape, moment))
+        model.load_state_dict(to_ours(golden_state(moment), shape, moment))
         return model.eval()
 
     return load

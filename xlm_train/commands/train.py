@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from xlm_train.commands import sweep
+from xlm_train.commands import sweep, worker
 from xlm_train.config.command import Multirun, command, is_multirun_job
 from xlm_train.runtime.console import log
 from xlm_train.runtime.device import limit_openmp_spin
-from xlm_train.runtime.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
+from xlm_train.runtime.errors import EXIT_PREEMPTED
 from xlm_train.runtime.launcher import is_worker, launch
-from xlm_train.runtime.processes import StopFlag, end_with_parent, processes, rank
+from xlm_train.runtime.processes import StopFlag, end_with_parent
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -69,7 +68,7 @@ def main(config: TrainConfig | str) -> int:
     if is_worker():
         if "TORCHELASTIC_RUN_ID" in os.environ:
             end_with_parent()
-        return work(config, FLAG)
+        return worker.work(config, FLAG)
 
     from xlm_train.data.corpus import Corpus
     from xlm_train.train import open_run, train
@@ -80,29 +79,20 @@ def main(config: TrainConfig | str) -> int:
         log(f"{run.path}: {run.read_status()} already")
         return 0
     if config.trainer.world_size > 1:
-        status = launch(config.resolved, run, FLAG)
+        settings = config.trainer
+        status = launch(
+            worker.__name__,
+            config.resolved,
+            run,
+            FLAG,
+            devices=settings.devices,
+            nodes=settings.nodes,
+            threads=settings.threads,
+            max_restarts=settings.max_restarts,
+        )
     else:
         status = train(config, FLAG)
     return EXIT_PREEMPTED if status == 0 and run.read_status() == "preempted" else status
-
-
-def work(config: TrainConfig, flag: StopFlag) -> int:
-    """One of several processes: train, and say plainly what went wrong. Returns the exit status."""
-    from xlm_train.runtime.control_group import is_lost_peer
-    from xlm_train.train import train
-
-    where = f"[process {rank()}] " if processes() > 1 else ""
-    try:
-        return train(config, flag)
-    except UserError as error:
-        print(f"xlm-train: error: {where}{error}", file=sys.stderr, flush=True)
-        return EXIT_USER_ERROR
-    except RuntimeError as error:
-        if not is_lost_peer(error):
-            raise
-        why = "another process of the run is missing, has ended or does not answer"  # a restart may help
-        print(f"xlm-train: error: {where}{why}: {error}", file=sys.stderr, flush=True)
-        return EXIT_FAILED
 
 
 if __name__ == "__main__":

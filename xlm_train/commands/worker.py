@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from xlm_train.runtime.processes import StopFlag, end_with_parent
+from xlm_train.runtime.device import limit_openmp_spin
+from xlm_train.runtime.errors import EXIT_FAILED, EXIT_USER_ERROR, UserError
+from xlm_train.runtime.processes import StopFlag, end_with_parent, processes, rank
+
+if TYPE_CHECKING:
+    from xlm_train.config.train import TrainConfig
+
+
+def work(config: TrainConfig, flag: StopFlag) -> int:
+    """Train as one of several processes, and print plainly what went wrong. Returns the exit status."""
+    from xlm_train.runtime.control_group import is_lost_peer
+    from xlm_train.train import train
+
+    where = f"[process {rank()}] " if processes() > 1 else ""
+    try:
+        return train(config, flag)
+    except UserError as error:
+        print(f"xlm-train: error: {where}{error}", file=sys.stderr, flush=True)
+        return EXIT_USER_ERROR
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        why = "another process of the run is missing, has ended or does not answer"  # a restart may help
+        print(f"xlm-train: error: {where}{why}: {error}", file=sys.stderr, flush=True)
+        return EXIT_FAILED
 
 
 def main() -> int:
-    """Train as one process. Returns the exit status."""
+    """Read the config's file, and train. Returns the exit status."""
     end_with_parent()
     flag = StopFlag()
     flag.install()  # before the slow imports: from here on no signal is lost
+    limit_openmp_spin()  # before torch is imported
 
     from omegaconf import OmegaConf
 
-    from xlm_train.commands.train import work
     from xlm_train.config.train import from_resolved
-    from xlm_train.runtime.device import limit_openmp_spin
 
-    limit_openmp_spin()
     return work(from_resolved(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(sys.argv[1])))), flag)
 
 

@@ -23,7 +23,13 @@ from xlm_train.text.vocabulary import EOS
 
 @dataclass(frozen=True)
 class Shard:
-    """One mapped file of token ids. start: number of its first token within the language's stream."""
+    """One mapped file of token ids.
+
+    Args:
+        path: the file.
+        tokens: its ids, 1-D, as the manifest's dtype, read from disk when they are looked at.
+        start: number of its first token within the language's stream.
+    """
 
     path: Path
     tokens: NDArray[Any]
@@ -37,6 +43,12 @@ class TokenStream:
     eos, and never read) is padded on the left with eos, one at least, so that the first token has a context, to whole
     windows of `bptt` tokens; window w is tokens w*bptt .. (w+1)*bptt - 1 of that. A window predicts bptt - 1 tokens:
     its first is never a target.
+
+    Args:
+        language: its code.
+        split: "train", "valid" or "test".
+        shards: the mapped files, in the order of the stream.
+        statistics: the manifest's entry: counts of sentences, tokens, words ...
     """
 
     def __init__(self, language: str, split: str, shards: list[Shard], statistics: Mapping[str, Any]) -> None:
@@ -49,20 +61,37 @@ class TokenStream:
 
     @property
     def n_sentences(self) -> int:
+        """Sentences of the stream."""
         return int(self.statistics["sentences"])
 
     def n_windows(self, bptt: int) -> int:
-        """Whole windows of `bptt` tokens, padding included."""
+        """Count the windows of `bptt` tokens, the padded first one included."""
         return -(-self.n_tokens // bptt)
 
     def read(self, start: int, end: int) -> NDArray[np.int64]:
-        """Tokens start .. end-1 of the unpadded stream; positions before 0 are eos."""
+        """Read tokens start .. end-1 of the unpadded stream.
+
+        Args:
+            start: position of the first token; positions before 0 are eos.
+            end: position after the last one, at most `n_tokens`.
+
+        Returns:
+            (end - start,) token ids.
+        """
         out = np.empty(end - start, dtype=np.int64)
         self._read_into(out, start)
         return out
 
     def windows(self, numbers: NDArray[np.int64], bptt: int) -> NDArray[np.int64]:
-        """Windows by number, (len(numbers), bptt)."""
+        """Read windows by number.
+
+        Args:
+            numbers: (N,) window numbers, 0 .. n_windows(bptt) - 1.
+            bptt: tokens of a window.
+
+        Returns:
+            (N, bptt) token ids.
+        """
         offset = self.n_tokens - 1 - self.n_windows(bptt) * bptt  # minus the padding: <= -1
         out = np.empty((len(numbers), bptt), dtype=np.int64)
         for row, number in zip(out, numbers.tolist(), strict=True):
@@ -70,7 +99,7 @@ class TokenStream:
         return out
 
     def _read_into(self, out: NDArray[np.int64], start: int) -> None:
-        """Tokens start .. start + len(out) - 1."""
+        """Fill `out` with tokens start .. start + len(out) - 1."""
         end, position = start + len(out), max(start, 0)
         out[: position - start] = EOS
         number = bisect.bisect_right(self.starts, position) - 1
@@ -84,8 +113,8 @@ class TokenStream:
 class Corpus:
     """An opened corpus folder.
 
-    Attribute `languages` holds code -> id in id order; streams are reached by `stream(split, language)`. `verify` compares
-    checksums too (reads every byte).
+    `languages` holds code -> id in id order, `n_words` the vocabulary's entries, `lineage` the hash that identifies the
+    text wherever the folder is.
 
     Args:
         path: The folder that xlm-prep or xlm-import wrote.
@@ -167,15 +196,17 @@ class Corpus:
 
     @property
     def vocab_path(self) -> Path:
+        """The vocabulary's file."""
         return self.path / self.manifest["vocabulary"]["file"]
 
     @property
     def codes_path(self) -> Path:
+        """The file of BPE merges."""
         return self.path / self.manifest["codes"]["file"]
 
     @property
     def text(self) -> dict[str, Any]:
-        """What a checkpoint needs in order to read new text: languages, vocabulary, codes, how text was tokenised."""
+        """What is needed to read new text as this corpus was read: languages, vocabulary, codes, tokenisation."""
         return {
             "languages": self.languages,
             "vocab": self.vocab_path.read_bytes().decode(),
@@ -184,7 +215,11 @@ class Corpus:
         }
 
     def stream(self, split: str, language: str) -> TokenStream:
-        """Raises CorpusError where the corpus has no such split or language, or the split is empty."""
+        """Return the stream of one language in one split.
+
+        Raises:
+            CorpusError: the corpus has no such split or language, or the stream is empty.
+        """
         found = self._streams.get((split, language))
         if found is None or found.n_tokens == 0:
             have = ", ".join(f"{s}.{lang}" for (s, lang), stream in self._streams.items() if stream.n_tokens)
@@ -192,13 +227,15 @@ class Corpus:
         return found
 
     def has(self, split: str, language: str) -> bool:
+        """Whether the corpus has text of this language in this split."""
         stream = self._streams.get((split, language))
         return stream is not None and stream.n_tokens > 0
 
     def verify(self) -> None:
         """Compare every shard with its checksum, and its ids with the vocabulary; reads all bytes.
 
-        Raises CorpusError with all differences.
+        Raises:
+            CorpusError: with all differences.
         """
         problems = []
         for (split, language), stream in self._streams.items():

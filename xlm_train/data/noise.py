@@ -1,4 +1,4 @@
-"""Random numbers as a function of where a slot stands, not of what ran before it."""
+"""Random numbers as a function of (seed, step, slot), not of what ran before."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ def _number(seed: int, step: int, slot: int) -> int:
 
 
 def seed_noise(seed: int, step: int, slot: int) -> None:
-    """Seed torch's CPU generator and that of this process's GPU for the forward pass of one slot (dropout).
+    """Seed torch's generators, on the CPU and this process's GPU, for the forward pass of one slot (dropout).
 
-    The same slot gets the same noise on whichever process it runs, after however many restarts. Costs microseconds and
-    does not synchronise a GPU. (torch.manual_seed also notes the call, with its whole stack, for every kind of device
+    The same slot gets the same noise on any process and after any number of restarts. Costs microseconds and does not
+    synchronise a GPU. (torch.manual_seed would also record the call, with its whole stack, for every kind of device
     that has not been used yet: up to a millisecond from inside a training loop.)
+
+    Args:
+        seed: the run's.
+        step: the step.
+        slot: number of the slot within the step, over all processes.
     """
     number = _number(seed, step, slot)
     torch.default_generator.manual_seed(number)
@@ -27,5 +32,11 @@ def seed_noise(seed: int, step: int, slot: int) -> None:
 
 
 def generator_of(seed: int, step: int, slot: int) -> np.random.Generator:
-    """Return the generator from which an objective draws what it does to the tokens of one slot."""
+    """Make the generator from which an objective draws what it does to the tokens of one slot.
+
+    Args:
+        seed: the run's.
+        step: the step.
+        slot: number of the slot within the step, over all processes.
+    """
     return np.random.Generator(np.random.PCG64(_number(seed, step, slot)))

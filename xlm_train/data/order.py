@@ -1,15 +1,15 @@
 """Which windows of which language make up step t: a pure function of (seed, t).
 
-A step is `slots` slots; a slot is `slot_streams` windows of one language. No state is kept (but what was drawn last, in
-case it is needed again): what came before step t is known in closed form, so resuming needs the step number alone, and
-any number of processes read the same tokens at the same step.
+A step is `slots` slots; a slot is `slot_streams` windows of one language. There is no state (only a cache of what was
+drawn last): what came before step t is known in closed form, so resuming needs the step number alone, and any number of
+processes read the same tokens in the same step.
 
 Language quota: of the first x = t S slots the first language has had floor(x p), the last language the rest. (With more than
 two, the second takes its share of what the first left, and so on: taking floor(x p_L) for each of them would let the
 rest go negative in a step.) So counts never fall, and n languages are always within n - 1 slots of their
-shares. Within a step the slots stand in language order. Each language reads through passes of its own; in
-a pass every window comes exactly once, in an order drawn anew per pass by a keyed permutation that is computed point
-by point (no array of corpus length).
+shares. Within a step slots are in language order. Each language reads through passes of its own; in
+a pass every window comes exactly once, in an order drawn again for each pass by a keyed permutation that is computed
+point by point (no array of corpus length).
 
 A difference from the original, which draws a language at random for every update on every GPU, and shuffles on each
 GPU for itself.
@@ -32,9 +32,16 @@ PIECE = 1024  # windows of a pass drawn in one go: drawing a slot's few takes ne
 
 
 def language_shares(sentences: Mapping[str, int], alpha: float) -> dict[str, Fraction]:
-    """Share of each language, p^alpha over sentence counts, normalised; alpha 0 is uniform, 1 proportional.
+    """Compute the share of each language: p^alpha over sentence counts, normalised.
 
-    Exact fractions, so that quotas at step 10^9 are computed without rounding. Languages in the mapping's order.
+    Args:
+        sentences: number of sentences of each language.
+        alpha: 0 is uniform, 1 proportional.
+
+    Returns:
+        Exact fractions, so that quotas at step 10^9 are computed without rounding; languages in the mapping's order.
+
+    Source: Lample & Conneau 2019, section 3.1 (the formula).
     """
     raw = {lang: Fraction(count**alpha) for lang, count in sentences.items()}
     total = sum(raw.values())
@@ -43,13 +50,27 @@ def language_shares(sentences: Mapping[str, int], alpha: float) -> dict[str, Fra
 
 
 def slots_of_rank(slots: int, rank: int, world_size: int) -> range:
-    """Global slot numbers of one rank: floor(rS/W) .. floor((r+1)S/W) - 1, even or uneven."""
+    """Return the slots of a step that one rank takes: floor(rS/W) .. floor((r+1)S/W) - 1, even or uneven.
+
+    Args:
+        slots: slots of a global step, S.
+        rank: global rank, r.
+        world_size: number of processes, W.
+    """
     return range(rank * slots // world_size, (rank + 1) * slots // world_size)
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One slot of a step. windows: window numbers in the language's corpus; passes: the pass each belongs to."""
+    """One slot of a step: a micro-batch of one language.
+
+    Args:
+        step: the step.
+        number: of the slot within the step, over all processes.
+        language: its code.
+        windows: (slot_streams,) window numbers in the language's stream.
+        passes: (slot_streams,) the pass that each window belongs to.
+    """
 
     step: int
     number: int
@@ -61,8 +82,15 @@ class Slot:
 class Order:
     """The order of a whole training run.
 
-    n_windows: windows of each language in one pass, languages in id order. shares: from `language_shares`.
-    slots: slots per global step. slot_streams: windows per slot. seed: of the data order.
+    Args:
+        n_windows: windows of each language in one pass, languages in id order.
+        shares: of each language, from `language_shares`.
+        slots: slots of a global step.
+        slot_streams: windows of a slot.
+        seed: of the order.
+
+    Raises:
+        ConfigError: a language has no window, or a step no slot.
     """
 
     def __init__(
@@ -79,10 +107,10 @@ class Order:
         self.slots = slots
         self.slot_streams = slot_streams
         self.seed = seed
-        self._drawn: dict[str, tuple[tuple[int, int], NDArray[np.int64]]] = {}  # the piece each language reads now
+        self._drawn: dict[str, tuple[tuple[int, int], NDArray[np.int64]]] = {}  # the last piece of each language
 
     def slots_before(self, step: int) -> dict[str, int]:
-        """Slots each language has had in steps 0 .. step-1, in closed form."""
+        """Count the slots that each language has had in steps 0 .. step-1, in closed form."""
         counts: dict[str, int] = {}
         left, left_share = step * self.slots, Fraction(sum(self.shares.values()))
         for lang in self.languages[:-1]:
@@ -93,7 +121,12 @@ class Order:
         return counts
 
     def step(self, step: int, numbers: range | None = None) -> list[Slot]:
-        """The slots of a step, or those among `numbers` (a rank's share)."""
+        """Return the slots of a step.
+
+        Args:
+            step: the step.
+            numbers: only these of its slots (a rank's share); all if not given.
+        """
         before, after = self.slots_before(step), self.slots_before(step + 1)
         drawn = [(lang, position) for lang in self.languages for position in range(before[lang], after[lang])]
         return [
@@ -103,7 +136,7 @@ class Order:
         ]
 
     def _windows(self, lang: str, place: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Windows and passes of the slot that begins at `place`, counted from the language's first window of all."""
+        """Windows and passes of the slot that begins at `place`, counted over all passes of the language."""
         end = place + self.slot_streams
         windows, passes = [], []
         while place < end:
@@ -126,11 +159,20 @@ class Order:
 
 
 def permute(index: NDArray[np.int64], n: int, key: tuple[int, str, int]) -> NDArray[np.int64]:
-    """Images of `index` under a pseudo-random permutation of 0..n-1 chosen by `key`.
+    """Apply a pseudo-random permutation of 0..n-1, computed point by point.
 
-    A balanced Feistel network on the smallest even number of bits that holds n, walked until the value falls below n
-    (Black & Rogaway 2002, "Ciphers with arbitrary finite domains": cycle walking). Time and memory depend on
-    len(index), not on n.
+    A balanced Feistel network on the smallest even number of bits that holds n, walked until the value falls below n.
+    Time and memory depend on len(index), not on n.
+
+    Args:
+        index: (N,) numbers from 0 to n-1.
+        n: how many numbers are permuted.
+        key: chooses the permutation: seed, language, pass.
+
+    Returns:
+        (N,) their images.
+
+    Source: Black & Rogaway 2002, "Ciphers with arbitrary finite domains" (cycle walking).
     """
     half = max(1, ((n - 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)

@@ -1,7 +1,7 @@
-"""Checkpoint files that are whole or not there, and safe to load.
+"""Checkpoint files that are either whole or absent, and safe to load.
 
 A file is what `torch.save` writes, followed by a trailer of 48 bytes: a magic word, the length and the SHA-256 of what
-stands before it. Length and checksum are verified before anything is parsed, then it loads under `weights_only=True`: a
+comes before it. Length and checksum are verified before anything is parsed, then it loads under `weights_only=True`: a
 damaged file is never half-read and a file of unknown origin never executes code.
 
 Inside (format version 3) is Lightning's own checkpoint dict (state_dict, optimizer_states, loops, callbacks, ...) and:
@@ -70,7 +70,7 @@ class _HashingWriter(io.RawIOBase):
 
 
 def name_of(step: int) -> str:
-    """File name of the checkpoint taken after `step` steps."""
+    """Return the file name of the checkpoint taken after `step` steps."""
     return f"step-{step:08d}.pt"
 
 
@@ -78,8 +78,8 @@ def write(path: str | Path, content: Mapping[str, Any]) -> str:
     """Write a checkpoint file atomically.
 
     Args:
-        path: the file; what stood there before is untouched until the new one is whole on disk.
-        content: what goes inside (see the module's text); format and version are added.
+        path: the file; an earlier file there is untouched until the new one is whole on disk.
+        content: what goes inside (see the module's docstring); format and version are added.
 
     Returns:
         SHA-256 of the content as hex.
@@ -100,12 +100,26 @@ def write(path: str | Path, content: Mapping[str, Any]) -> str:
 
 
 def save(path: str | Path, view: Mapping[str, Any]) -> str:
-    """Write a checkpoint from its view (see the module's text). Returns and raises as `write`."""
+    """Write a checkpoint from its view, atomically.
+
+    Args:
+        path: the file; an earlier file there is untouched until the new one is whole on disk.
+        view: keys as in the module's docstring.
+
+    Returns:
+        SHA-256 of the content as hex.
+
+    Raises:
+        UserError: the file cannot be written; names it.
+    """
     return write(path, _from_view(view))
 
 
 def checksum(path: str | Path) -> str:
     """Verify a checkpoint's length and checksum without loading it.
+
+    Args:
+        path: the file; every byte of it is read.
 
     Returns:
         SHA-256 of its content as hex.
@@ -146,7 +160,13 @@ def checksum(path: str | Path) -> str:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Verify and read what is inside a checkpoint, tensors on the CPU, with the key `sha256` added.
+    """Verify a checkpoint and read what is inside.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The content as version 3 has it (see the module's docstring), tensors on the CPU, with the key `sha256` added.
 
     Raises:
         CheckpointError: the file is missing, damaged, unsafe, or of a version that this program does not read.
@@ -171,12 +191,29 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint as a view (see the module's text) with the key `sha256` added. Raises as `read`."""
+    """Verify a checkpoint and read it as a view.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The view (see the module's docstring), tensors on the CPU, with the key `sha256` added.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, unsafe, or of a version that this program does not read.
+    """
     return to_view(read(path))
 
 
 def to_view(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Show what `read` returns as a view."""
+    """Turn what `read` returns into a view.
+
+    Args:
+        content: what is inside a checkpoint, version 3.
+
+    Returns:
+        The view (see the module's docstring); tensors are shared with `content`.
+    """
     states = content.get("optimizer_states") or [None]
     return {
         **{key: content[key] for key in VIEWED if key in content},
@@ -231,16 +268,19 @@ def in_folder(folder: str | Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """Step in a checkpoint's file name."""
+    """Return the step in a checkpoint's file name."""
     return int(path.stem.removeprefix("step-"))
 
 
 def newest(folder: str | Path, mismatch: Callable[[dict[str, Any]], str | None] = lambda content: None) -> Found:
-    """Find the newest checkpoint of a folder that is whole; others are named and skipped, never deleted.
+    """Find the newest whole checkpoint of a folder; others are named and skipped, never deleted.
 
     Args:
         folder: where the files `step-*.pt` are.
-        mismatch: tells why a content does not belong here (another run's file under this name), or None.
+        mismatch: returns why a content does not belong here (another run's file under this name), or None.
+
+    Returns:
+        The checkpoint with its content, and the newer files that were skipped.
     """
     skipped: list[tuple[Path, str]] = []
     for path in in_folder(folder):
@@ -262,7 +302,7 @@ def peek(path: str | Path) -> str | None:
     """Read the SHA-256 that a checkpoint ends with, without reading its content.
 
     Args:
-        path: The checkpoint.
+        path: the checkpoint.
 
     Returns:
         The checksum as it was written, as hex; None where the file cannot be read or does not end as a whole

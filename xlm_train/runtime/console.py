@@ -1,4 +1,4 @@
-"""What the console shows: lines of the first process, progress, numbers as a person reads them. Imports nothing heavy."""
+"""What the console shows: lines of the first process, progress, readable numbers. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -19,13 +19,18 @@ def log(text: str) -> None:
 
 
 def counted(number: int, noun: str) -> str:
-    """1 process, 2 processes."""
+    """Format a count with its noun, such as `1 process` or `2 processes`.
+
+    Args:
+        number: How many.
+        noun: In the singular.
+    """
     plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
     return f"{number:,} {noun if number == 1 else plural}"
 
 
 def compact(number: float) -> str:
-    """1234567 -> 1.23 M."""
+    """Shorten a number to three digits and a unit, such as `1.23 M` for 1234567."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g} {unit}"
@@ -33,19 +38,18 @@ def compact(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """3723 -> 1:02:03."""
+    """Format seconds as hours, minutes and seconds, such as `1:02:03` for 3723."""
     whole = max(0, round(seconds))
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
-EVERY_TERMINAL = 0.5
-EVERY_PLAIN = 5.0
-"""Seconds between two lines of progress."""
+EVERY_TERMINAL = 0.5  # seconds between two lines of progress
+EVERY_PLAIN = 5.0  # likewise, where the output is not a terminal
 
 
 class Progress:
-    """How far some work is: amount, rates, time left. Redrawn in place on a terminal, plain lines elsewhere.
+    """Progress of some work: amount, rates, time left; one line redrawn on a terminal, plain lines elsewhere.
 
     Args:
         what: The work; begins every line.
@@ -90,13 +94,18 @@ class Progress:
             self._show(final=False)
 
     def skip(self, done: int, amount: float) -> None:
-        """Count work that was found done, which tells nothing about the rates; `amount` in the first unit."""
+        """Count work that was done before and so does not enter the rates.
+
+        Args:
+            done: As `total` counts it.
+            amount: The same in the first unit.
+        """
         self.done += done
         self.skipped += done
         self.skipped_amount += amount
 
     def end(self) -> None:
-        """Show what it came to."""
+        """Show the totals."""
         self._show(final=True)
 
     def _show(self, final: bool) -> None:
@@ -125,11 +134,11 @@ class Progress:
 
 @contextlib.contextmanager
 def waiting(what: str, details: str, stream: TextIO | None = None) -> Iterator[None]:
-    """Show for how long a call has been running that cannot tell how far it is.
+    """Show how long the block has been running, for a call that cannot report its progress.
 
     Args:
         what: The work; begins every line.
-        details: What it is working on.
+        details: What is being worked on.
         stream: Where lines go; standard error if not given.
     """
     started = time.monotonic()

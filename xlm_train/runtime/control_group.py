@@ -21,11 +21,14 @@ from xlm_train.runtime.errors import UserError
 
 
 class ProcessesMissing(RuntimeError):
-    """Not all processes of the run came, or they do not see the same files: a restart may help."""
+    """Not all processes of the run answered, or they do not see the same files: a restart may help."""
 
 
 def is_lost_peer(error: RuntimeError) -> bool:
-    """Whether a collective failed: NCCL's errors have a type of their own, gloo's name their source."""
+    """Whether an error means that a collective failed because another process is gone or does not answer.
+
+    NCCL's errors have a type of their own; gloo's are plain RuntimeErrors whose text names gloo.
+    """
     return isinstance(error, ProcessesMissing | dist.DistError) or "gloo" in str(error).lower()
 
 
@@ -38,9 +41,9 @@ class RankInfo:
         host: name of its machine.
         pid: process id there.
         device: name of its device.
-        device_id: what is the same only for the same device; None for a CPU.
-        torch_version: its torch.
-        run: digest of config, corpus and checkpoint, which all processes must have alike.
+        device_id: identifies the device on its host; None for a CPU.
+        torch_version: its version of torch.
+        run: digest of config, corpus and checkpoint, which must be the same on all processes.
     """
 
     rank: int
@@ -53,7 +56,13 @@ class RankInfo:
 
     @classmethod
     def of_this_process(cls, rank: int, device: torch.device, run: str) -> RankInfo:
-        """Describe the calling process."""
+        """Describe the calling process.
+
+        Args:
+            rank: its global rank.
+            device: the device that it trains on.
+            run: digest of what must be the same on all processes.
+        """
         name, identity = "CPU", None
         if device.type == "cuda":
             properties = torch.cuda.get_device_properties(device)
@@ -62,7 +71,9 @@ class RankInfo:
 
 
 class ControlGroup:
-    """Common decisions of the processes of a run; with a single process, its own.
+    """Consensus among the processes of a run; trivial where there is only one.
+
+    Every method is a collective: all processes must call it, in the same order.
 
     Args:
         world_size: number of processes.
@@ -74,15 +85,15 @@ class ControlGroup:
         self._group: dist.ProcessGroup | None = None
 
     def handshake(self, me: RankInfo, start_timeout: float, timeout: float) -> None:
-        """Exchange who is there (`members`) and check that all can train together. The first collective of a run.
+        """Learn who takes part (`members`) and check that all can train together: the first collective of a run.
 
         Args:
             me: this process.
-            start_timeout: seconds within which all must answer.
-            timeout: seconds, of every later collective, on the GPUs too.
+            start_timeout: seconds within which all processes must answer.
+            timeout: seconds that every later collective may take, on GPUs too.
 
         Raises:
-            ProcessesMissing: ranks are missing, or see other files.
+            ProcessesMissing: ranks are missing, or see different files.
             UserError: ranks share a device, or have different versions of torch.
         """
         if self.world_size == 1:
@@ -111,7 +122,7 @@ class ControlGroup:
             raise ProcessesMissing(f"the processes do not see the same config, corpus or checkpoint ({differ})")
 
     def highest(self, number: int) -> int:
-        """Return the highest of the processes' numbers, on all of them. A collective."""
+        """Return the highest of the processes' numbers, the same on all of them."""
         if self.world_size == 1:
             return number
         shared = torch.tensor(number)
@@ -119,7 +130,7 @@ class ControlGroup:
         return int(shared)
 
     def gather(self, number: float) -> list[float]:
-        """Return every process's number, by rank. A collective."""
+        """Return every process's number, by rank, the same on all of them."""
         if self.world_size == 1:
             return [number]
         shared = torch.zeros(self.world_size, dtype=torch.float64)
@@ -129,7 +140,7 @@ class ControlGroup:
 
 
 def problems_of(members: Sequence[RankInfo]) -> list[str]:
-    """List why these processes cannot train together."""
+    """List the reasons why these processes cannot train together; none where they can."""
     problems = []
     devices: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for one in members:
@@ -147,7 +158,15 @@ def problems_of(members: Sequence[RankInfo]) -> list[str]:
 
 
 def differences(members: Sequence[RankInfo], key: str) -> str:
-    """Say which ranks have which value of an attribute, where they differ; else return an empty text."""
+    """Describe which ranks have which value of an attribute.
+
+    Args:
+        members: the processes.
+        key: name of the attribute of RankInfo.
+
+    Returns:
+        Such as `ranks 0-3: 2.13.0; ranks 4-7: 2.12.1`; empty where the value is the same on all.
+    """
     values: defaultdict[str, list[int]] = defaultdict(list)
     for one in members:
         values[getattr(one, key)].append(one.rank)

@@ -1,4 +1,4 @@
-"""What the processor and the memory are told: allocator, OpenMP, device choice, peak memory, reads by the host.
+"""Settings of processor and memory (allocator, OpenMP), choice of device, peak memory, reads by the host, timing.
 
 Imports torch only inside functions: the OpenMP setting must be made before torch is loaded.
 """
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from malloc.h
-
-
-NEVER = 2**31 - 1
+NEVER = 2**31 - 1  # a trim threshold, in bytes, that is not reached
 
 
 def disable_malloc_trim() -> bool:
-    """Tell glibc's allocator to keep freed memory instead of returning it to the system.
+    """Make glibc's allocator keep freed memory instead of returning it to the system.
 
-    A training step frees and takes the same large buffers again and again; by default each goes back to the system
-    and every one of its pages is fetched anew, zeroed, at the next step. Costs nothing but that the peak stays
-    reserved. Returns whether it could be set (glibc on Linux only).
+    A training step frees and allocates the same large buffers again and again; by default each goes back to the system
+    and every one of its pages is mapped and zeroed again in the next step. The cost: the peak stays reserved.
+
+    Returns:
+        Whether it could be set (glibc on Linux only).
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -45,27 +45,36 @@ SPINS = "2000"  # a few microseconds
 
 
 def limit_openmp_spin() -> None:
-    """Let OpenMP's threads spin only briefly at a barrier before they sleep, unless the user has said otherwise.
+    """Let OpenMP's threads spin only briefly at a barrier before they sleep.
 
-    By default they spin for milliseconds: a thread that another program has pushed off its core then stops all others of the step,
-    which burn their cores waiting. Measured at the demo's shape on two cores: beside other programs 845 tokens/s with
-    the default, 4,990 with 1,000 spins; alone 7,369 and 6,795.
+    Must be called before torch is imported; what the user has set (OMP_WAIT_POLICY, GOMP_SPINCOUNT) stays.
+
+    By default threads spin for milliseconds: when another program takes one thread's core, all others of the step keep
+    theirs busy with waiting. Measured at the demo's shape on two cores: beside other programs 845 tokens/s with the
+    default, 4,990 with 1,000 spins; alone 7,369 and 6,795.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def is_free_to_read(tensor: Tensor) -> bool:
-    """Whether reading the tensor's value costs nothing: on a CPU it is there. On a GPU it waits for all work given out so
-    far, and the GPU then for the next work.
+    """Whether reading the tensor's value costs nothing, as it does on a CPU.
 
-    Everything in a step that looks at a value asks this first, so that a test can forbid it on a CPU too and count.
+    On a GPU the host waits for all work queued so far, and then the GPU for the next work. Everything in a step that
+    reads a value asks this first, so that a test can forbid it on a CPU too, and count.
     """
     return tensor.device.type == "cpu"
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` as a device. Raises ConfigError for others, and for a GPU that is not there."""
+    """Turn the name of a device into a device.
+
+    Args:
+        device: "auto" (a GPU where there is one), "cpu" or "cuda".
+
+    Raises:
+        ConfigError: another name, or a GPU that PyTorch does not see.
+    """
     import torch
 
     if device not in ("auto", "cpu", "cuda"):
@@ -76,7 +85,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Peak memory of this process in GB (10^9 bytes): of its GPU where it has one, else resident memory."""
+    """Return the peak memory of this process in GB (10^9 bytes): on its GPU where it has one, else resident memory."""
     if device.type == "cuda":
         import torch
 
@@ -89,7 +98,7 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 class Stopwatch:
-    """Adds up the spans between `start` and `stop`, on the device's own clock; only reading it waits for a GPU."""
+    """Adds up the time between `start` and `stop` on the device's own clock; only `take` waits for a GPU."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -97,7 +106,7 @@ class Stopwatch:
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def start(self, device: torch.device) -> None:
-        """Begin a span."""
+        """Start measuring."""
         self._began = time.perf_counter()
         if device.type == "cuda":
             import torch
@@ -107,7 +116,7 @@ class Stopwatch:
             self._events.append(pair)
 
     def stop(self, device: torch.device) -> None:
-        """End the span."""
+        """Stop measuring, on the device of the last `start`."""
         if device.type == "cuda":
             self._events[-1][1].record()
         else:

@@ -1,4 +1,4 @@
-"""Energy of a run: measured where codecarbon is installed and asked for, else estimated, and it says which."""
+"""Energy of a run, measured by codecarbon or estimated from watts and time, and the CO2 that its generation causes."""
 
 from __future__ import annotations
 
@@ -40,8 +40,13 @@ WATTS_PER_CORE = 10.0  # assumed where nothing is known of a CPU: a laptop's und
 class EnergyMeter:
     """Counts the energy of all processes over all starts of a run; lives in the first process.
 
-    file: RUN/energy.json, with what earlier starts used. watts: of one device at load, or None. devices: processes of
-    the run; nodes: their hosts. meter: "codecarbon" measures the first host and counts it for each node.
+    Args:
+        file: RUN/energy.json, with what earlier starts used.
+        meter: "estimate" (watts times time), or "codecarbon" (measured on the first host, and counted for each node).
+        watts: of one device at load; None: assumed from the number of cores, for a CPU.
+        devices: processes of the run.
+        nodes: their hosts.
+        region: key of GRAMS_CO2_PER_KWH: whose electricity.
     """
 
     def __init__(self, file: Path, meter: str, watts: float | None, devices: int, nodes: int, region: str) -> None:
@@ -54,10 +59,20 @@ class EnergyMeter:
         self.tracker: Any = None
         if meter == "codecarbon":
             from codecarbon import OfflineEmissionsTracker
+            from codecarbon.output import BaseOutput
 
-            # The country only serves to tell CO2, which is told below, from the region.
+            self.measured_kwh = 0.0
+
+            class Measured(BaseOutput):
+                def out(_, total: Any, delta: Any) -> None:  # noqa: N805 - self is the meter; called by flush and stop
+                    self.measured_kwh = total.energy_consumed
+
             self.tracker = OfflineEmissionsTracker(
-                country_iso_code="USA", save_to_file=False, log_level="critical", allow_multiple_runs=True
+                country_iso_code="USA",  # must be given, for its CO2 figure; ours is computed below, from the region
+                save_to_file=False,
+                output_handlers=[Measured()],
+                log_level="critical",
+                allow_multiple_runs=True,
             )
             self.tracker.start()
             self.method = "measured by codecarbon" + (f" on one of {nodes} nodes" if nodes > 1 else "")
@@ -70,20 +85,20 @@ class EnergyMeter:
             self.method = f"estimated from {WATTS_PER_CORE:g} W a core, assumed, {cores} cores and time"
 
     def kwh(self) -> float:
-        """So far, over all starts."""
+        """Return the energy used so far, over all starts, in kWh."""
         if self.tracker is not None:
             self.tracker.flush()
-            return self.before + float(self.tracker._total_energy.kWh) * self.nodes
+            return self.before + self.measured_kwh * self.nodes
         return self.before + self.watts * (time.monotonic() - self.started) / 3.6e6
 
     def close(self) -> None:
-        """Write what was used, and stop measuring."""
+        """Write the figures and stop measuring."""
         self.write()
         if self.tracker is not None:
             self.tracker.stop()
 
     def write(self) -> None:
-        """Leave the figure in the run's folder; on a full disk it is left out: it is not worth a run."""
+        """Write energy (kWh) and CO2 (kg) to the file; where it cannot be written the run goes on without."""
         kwh = self.kwh()
         values = {"energy_kwh": kwh, "co2_kg": kwh * GRAMS_CO2_PER_KWH[self.region] / 1000}
         with contextlib.suppress(UserError):

@@ -13,8 +13,10 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 class UserError(Exception):
     """One or more mistakes in what the user gave: a file, an override, a folder.
 
-    All mistakes that can be found together are reported together. Each problem is one line that names the
-    file or the override to change.
+    All mistakes that can be found together are reported together.
+
+    Args:
+        problems: one line each, naming the file or the override to change.
     """
 
     def __init__(self, problems: str | Iterable[str]) -> None:
@@ -47,10 +49,14 @@ class TextError(UserError):
 
 
 def at_least(least: int, **values: float) -> None:
-    """Refuse values that are too small.
+    """Check that values are not too small.
+
+    Args:
+        least: the smallest value that is allowed.
+        values: by the name of the override that sets them.
 
     Raises:
-        ConfigError: with all of them.
+        ConfigError: with all that are.
     """
     if problems := [f"{name}={value}: must be at least {least}" for name, value in values.items() if value < least]:
         raise ConfigError(problems)

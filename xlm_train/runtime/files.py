@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or not there; hashes and JSON."""
+"""Files and folders that are either whole or absent; hashes and JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xlm_train.runtime.errors import UserError
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable (a rename survives a power cut only after this)."""
+    """Flush a folder's list of names to disk: only then does a rename survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -29,11 +29,15 @@ def fsync_folder(folder: Path) -> None:
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a file for writing that appears under `path` whole or not at all.
 
-    Written to a temporary name in the same folder (so that the rename cannot cross a filesystem), flushed to
-    disk, renamed, and the folder flushed too. On any failure the temporary file is removed and what stood under
-    `path` before is untouched.
+    The block writes to a temporary name in the same folder (so that the rename cannot cross a filesystem), which is
+    flushed to disk and renamed, and the folder is flushed too. On any failure the temporary file is removed and an
+    earlier file under `path` is untouched.
 
-    Raises UserError naming the path where the folder is missing or read-only, or the disk is full.
+    Args:
+        path: the file; its folder must exist.
+
+    Raises:
+        UserError: the folder is missing or read-only, or the disk is full; names the path.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -53,26 +57,39 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's bytes, as hex."""
+    """Return the SHA-256 of a file's bytes, as hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(*parts: Any) -> str:
-    """SHA-256 of some values, as hex: of their canonical JSON."""
+    """Return the SHA-256 of the canonical JSON of some values, as hex."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write `value` as indented JSON, atomically. NaN and infinities are refused: they are not JSON."""
+    """Write indented JSON, atomically.
+
+    Args:
+        path: the file.
+        value: what JSON can hold, without NaN and infinities.
+
+    Raises:
+        UserError: the file cannot be written; names it.
+        ValueError: a number is NaN or infinite.
+    """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as file:
         file.write(text.encode() + b"\n")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file. Raises UserError naming it where it is missing or not JSON."""
+    """Read a JSON file.
+
+    Raises:
+        UserError: it is missing or not JSON; names it.
+    """
     try:
         return json.loads(Path(path).read_bytes())
     except OSError as error:
@@ -81,18 +98,20 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"{path}: is not valid JSON: {error}") from error
 
 
-AT_FDCWD = -100
-
-
-RENAME_EXCHANGE = 2
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # from fcntl.h
 
 
 @contextlib.contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its place when the block ends well; on any failure it is removed.
+    """Give a temporary folder that takes the place of `out` when the block succeeds; on any failure it is removed.
 
-    Everything is on disk before the name changes. What stood under `out` before is removed after that: whether
-    it may be is the caller's to decide. Raises UserError naming `out` where it cannot be written.
+    Everything is on disk before the name changes; an earlier folder under `out` is removed after that.
+
+    Args:
+        out: the folder to write or replace; whether it may be replaced the caller has checked.
+
+    Raises:
+        UserError: `out` cannot be written; names it.
     """
     temporary = out.with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:

@@ -1,4 +1,4 @@
-"""Several devices without a launcher around: start torchrun on the frozen, resolved config."""
+"""Several processes on one node, where no launcher has started this one: torchrun around a worker module."""
 
 from __future__ import annotations
 
@@ -25,81 +25,107 @@ LAST_LINES = 30  # of a failed process's log, shown
 
 
 def is_worker(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun or srun started this process as one of several (or asked for one by name)."""
+    """Whether torchrun (with any number of processes) or srun (with several) started this process.
+
+    Args:
+        environment: the process's environment variables.
+    """
     return "TORCHELASTIC_RUN_ID" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
-def launch(config: dict[str, Any], run: RunFolder, flag: StopFlag) -> int:
-    """Run the workers of this node under torchrun, again after a crash, and wait for them. Returns the exit status.
+def launch(
+    worker: str,
+    config: Mapping[str, Any],
+    run: RunFolder,
+    flag: StopFlag,
+    *,
+    devices: int,
+    nodes: int,
+    threads: int | None,
+    max_restarts: int,
+) -> int:
+    """Run the workers of this node under torchrun, again after a crash, and wait for them.
 
-    The config goes to the workers as a file, composed and resolved once, so all ranks of all restarts read the same.
-    A crash (a process killed, a device lost) is followed by a restart from the last checkpoint, at most
-    trainer.max_restarts times in a row without a new checkpoint; what a user must mend is not.
+    A crash (a process killed, a device lost) is followed by a restart from the last checkpoint; a mistake that the user
+    must fix is not.
+
+    Args:
+        worker: module to run, with the config's file as its argument.
+        config: resolved once and written to RUN/launch.yaml, so that all ranks of all restarts read the same.
+        run: the run's folder.
+        flag: set by a signal that asks the run to leave; passed on to the workers.
+        devices: processes to start.
+        nodes: machines of the run; more than one needs a launcher on each.
+        threads: of each process; None: the cores are divided among the processes.
+        max_restarts: restarts in a row without a new checkpoint, at most.
+
+    Returns:
+        The exit status; 0 too where the run was preempted.
+
+    Raises:
+        ConfigError: there are several nodes, or the folder cannot be made.
     """
     from omegaconf import OmegaConf
 
-    settings = config["trainer"]
-    if settings["nodes"] > 1:
-        raise ConfigError(
-            f"trainer.nodes={settings['nodes']}: several nodes need torchrun or srun around xlm-train on each"
-        )
+    if nodes > 1:
+        raise ConfigError(f"trainer.nodes={nodes}: several nodes need torchrun or srun around xlm-train on each")
     try:
         run.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"paths.runs: {run.path} cannot be made: {error.strerror}") from error
     frozen = run.path / "launch.yaml"
     with atomic_write(frozen) as file:
-        file.write(OmegaConf.to_yaml(OmegaConf.create(config)).encode())
+        file.write(OmegaConf.to_yaml(OmegaConf.create(dict(config))).encode())
     command = [
         *(sys.executable, "-m", "xlm_train.runtime.launcher", "--standalone", "--nnodes=1"),
-        f"--nproc-per-node={settings['devices']}",
-        # the first process keeps the terminal; what the others say is in the run's folder
+        f"--nproc-per-node={devices}",
+        # the first process keeps the terminal; the output of the others is in the run's folder
         f"--log-dir={run.path / 'logs'}",
-        "--redirects=" + ",".join(f"{rank}:3" for rank in range(1, settings["devices"])),
-        *("--module", "xlm_train.commands.worker", str(frozen)),
+        "--redirects=" + ",".join(f"{rank}:3" for rank in range(1, devices)),
+        *("--module", worker, str(frozen)),
     ]
     environment = {**os.environ}
-    if settings["threads"] is None:
+    if threads is None:
         cores = len(os.sched_getaffinity(0))
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // settings["devices"])))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // devices)))
     environment[STARTED] = str(time.time())
     restarts, newest = 0, newest_name(run)
     while True:
         status = _run(command, environment, flag)
-        if flag.is_set and status == 128 + signal.SIGTERM:  # before the workers could listen: they were just ended
+        if flag.is_set and status == 128 + signal.SIGTERM:  # before the workers handled signals
             run.write_status("preempted", reason="preempted during start-up")
             return 0
         if newest_name(run) != newest:
             restarts, newest = 0, newest_name(run)
-        if flag.is_set or status in (0, EXIT_USER_ERROR) or restarts == settings["max_restarts"]:
+        if flag.is_set or status in (0, EXIT_USER_ERROR) or restarts == max_restarts:
             return status
         restarts += 1
         print(
             f"xlm-train: all processes start again from the last checkpoint ({restarts} of trainer.max_restarts="
-            f"{settings['max_restarts']} in a row)",
+            f"{max_restarts} in a row)",
             file=sys.stderr,
             flush=True,
         )
 
 
 def newest_name(run: RunFolder) -> str | None:
-    """Name of the newest checkpoint file, unread."""
+    """Return the name of the newest checkpoint file, unread; None where there is none."""
     return max((path.name for path in run.checkpoints.glob("step-*.pt")), default=None)
 
 
 def _run(command: list[str], environment: dict[str, str], flag: StopFlag) -> int:
-    """torchrun once. Signals are passed to the workers themselves: its agent would die of SIGUSR1.
+    """Run torchrun once. Signals go to the workers directly, as its agent would die of SIGUSR1.
 
-    A second SIGINT ends all at once.
+    A second SIGINT kills all at once.
     """
-    # A session of its own: a SIGINT from the terminal reaches only us, and we decide who hears of it.
+    # A session of its own: a SIGINT from the terminal reaches only this process, which passes it on.
     agent = subprocess.Popen(command, env=environment, start_new_session=True)
     while True:
         try:
             code = agent.wait(LOOK_EVERY)
             return 128 - code if code < 0 else code
         except subprocess.TimeoutExpired:
-            if flag.is_set:  # again and again: workers that are still starting have not heard it
+            if flag.is_set:  # repeatedly: workers that are still starting do not handle it yet
                 for worker in _children(agent.pid):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(worker, signal.SIGTERM)
@@ -110,7 +136,7 @@ def _run(command: list[str], environment: dict[str, str], flag: StopFlag) -> int
 
 
 def _show_log(local_rank: int) -> None:
-    """The last lines of a failed process that does not write to the terminal, out of torchrun's --log-dir."""
+    """Show the last log lines of a failed process that does not write to the terminal, from torchrun's --log-dir."""
     folder = next((word.partition("=")[2] for word in sys.argv if word.startswith("--log-dir=")), None)
     logs = [] if folder is None else Path(folder).glob(f"*/attempt_*/{local_rank}/stderr.log")
     if newest := max(logs, key=lambda path: path.stat().st_mtime, default=None):
@@ -127,7 +153,11 @@ def _children(pid: int) -> list[int]:
 
 
 def agent() -> int:
-    """torchrun, which ends with the status of the first worker that failed instead of a traceback of its own."""
+    """Run torchrun, but end with the status of the first worker that failed instead of a traceback.
+
+    Returns:
+        The exit status: the worker's, or 128 + the signal that ended it; 1 where the nodes do not find each other.
+    """
     import logging
 
     end_with_parent()
@@ -140,7 +170,7 @@ def agent() -> int:
     try:
         main(sys.argv[1:])
     except RendezvousError as error:
-        print(f"xlm-train: the nodes did not meet: {error}", file=sys.stderr, flush=True)
+        print(f"xlm-train: the nodes did not find each other: {error}", file=sys.stderr, flush=True)
         return 1
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()

@@ -1,4 +1,4 @@
-"""Which of the run's processes this is, and the signals that ask it to leave. Imports nothing heavy."""
+"""Which of the run's processes this is, and the signals that ask it to stop. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ PR_SET_PDEATHSIG = 1  # from prctl.h
 
 
 def rank() -> int:
-    """Global rank, from torchrun's or srun's environment; 0 where there is no launcher."""
+    """Return the global rank, from torchrun's or srun's environment; 0 where there is no launcher."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
 
 
 def processes() -> int:
-    """World size, likewise."""
+    """Return the world size, from the same environment; 1 where there is no launcher."""
     return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1")))
 
 
 def end_with_parent() -> None:
-    """Let the system kill this process when the one that started it is gone (Linux).
+    """Have the system kill this process when its parent ends (Linux).
 
-    A worker whose launcher was killed would train on, hold the run's lock, and nobody could stop it.
+    A worker whose launcher was killed would otherwise train on and hold the run's lock, with nobody to stop it.
     """
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def is_first_process() -> bool:
+    """Whether this is rank 0, which writes and prints for all."""
     return rank() == 0
 
 
@@ -40,14 +41,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopFlag:
-    """Whether one of SIGTERM, SIGINT, SIGUSR1, SIGHUP has come since `install`. A second SIGINT raises KeyboardInterrupt."""
+    """Remembers in `is_set` whether one of SIGNALS has arrived since `install`; a second SIGINT raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.is_set = False
         self._interrupted = False
 
     def install(self) -> None:
-        """Take the signals over, until the process ends: one that comes again at the very end must not kill it either."""
+        """Handle the signals from here until the process ends: one at the very end must not kill it either."""
         for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
                 signal.signal(number, self._received)
@@ -62,8 +63,12 @@ class StopFlag:
 def require_processes(devices: int, nodes: int) -> None:
     """Check that a launcher started as many processes as a config asks for.
 
+    Args:
+        devices: processes a node.
+        nodes: machines.
+
     Raises:
-        ConfigError: it did not.
+        ConfigError: the numbers differ.
     """
     if processes() != devices * nodes:
         raise ConfigError(

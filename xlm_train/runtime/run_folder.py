@@ -40,18 +40,18 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class RunFolder:
-    """Paths of a run and what is written beside its checkpoints.
+    """Paths of a run, and the files beside its checkpoints.
 
-    Opening compares a previous start's config with this one's; nothing is written before that.
+    Opening compares the config of the last start with this one's and writes nothing.
 
     Args:
         runs: folder of all runs.
         name: of the run; may hold `/`.
         config: resolved config of this start.
-        corpus_lineage: lineage hash of its corpus, which identifies the text wherever it lies.
+        corpus_lineage: lineage hash of its corpus, which identifies the text wherever the folder is.
         identity: dotted keys (of values or of whole sections) that make two starts the same run. All others (devices,
             length, logging, paths) may change between starts.
-        upgrade: brings an earlier version's config to today's names.
+        upgrade: converts an earlier version's config to today's names.
 
     Raises:
         ConfigError: with every identity key that differs.
@@ -118,7 +118,7 @@ class RunFolder:
 
     @property
     def config_file(self) -> Path:
-        """The resolved config of the last start."""
+        """File with the resolved config of the last start."""
         return self.path / "config.yaml"
 
     @property
@@ -127,11 +127,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def bad_batch(self, step: int) -> Path:
-        """File that takes the text of a bad step."""
+        """Return the file for the text of a bad step."""
         return self.path / "bad_batches" / f"step-{step:08d}.txt"
 
     def prepare(self) -> None:
-        """Create the folder and take its lock. For the first process of the run.
+        """Create the folder and take its lock, on the first process of the run.
 
         Raises:
             ConfigError: the folder cannot be made, or another process is training in it.
@@ -152,13 +152,13 @@ class RunFolder:
                 left_over.unlink()
 
     def release(self) -> None:
-        """Give the lock back, where this process has it."""
+        """Release the lock, where this process holds it."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def begin(self) -> None:
-        """Tell what has changed since the last start, and let the name stand for this start's config from here on."""
+        """Log what has changed since the last start, and write this start's config and environment."""
         for change in self.changes:
             log(f"changed since the last start: {change}")
         if not is_first_process():
@@ -169,17 +169,25 @@ class RunFolder:
         self.write_status("running")
 
     def write_status(self, status: str, **details: Any) -> None:
-        """Write running, finished, preempted, stopped or failed to status.json."""
+        """Write status.json.
+
+        Args:
+            status: running, finished, preempted, stopped or failed.
+            details: written beside it.
+        """
         write_json(
             self.path / "status.json", {"status": status, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **details}
         )
 
     @contextlib.contextmanager
     def held(self, explain: Callable[[BaseException], bool]) -> Iterator[None]:
-        """Hold the folder while the block runs; leave status and traceback there where it fails.
+        """Hold the folder's lock while the block runs; write status and traceback where it fails.
 
         Args:
-            explain: whether this process can tell what went wrong (not so where another process is lost).
+            explain: whether this process's traceback shows the cause (it does not where another process is lost).
+
+        Raises:
+            ConfigError: the folder cannot be made, or another process is training in it.
         """
         if is_first_process():
             self.prepare()
@@ -189,8 +197,8 @@ class RunFolder:
         except BaseException as error:
             with contextlib.suppress(UserError, OSError):  # a full disk must not hide what went wrong
                 if is_first_process():
-                    said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                    self.write_status("failed", error=said)
+                    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                    self.write_status("failed", error=text)
             with contextlib.suppress(UserError, OSError):
                 if explain(error):
                     with atomic_write(self.path / "traceback.txt") as file:
@@ -200,7 +208,11 @@ class RunFolder:
             self.release()
 
     def mismatch(self, content: dict[str, Any]) -> str | None:
-        """Say why a checkpoint is not this run's; None where it is. For `checkpoint_file.newest`."""
+        """Return why a checkpoint is not this run's, or None where it is, for `checkpoint_file.newest`.
+
+        Args:
+            content: what is inside the checkpoint.
+        """
         different = self._differences(content["config"], identity=True)
         if content["lineage"]["corpus"] != self.config["corpus_lineage"]:
             different.append(f"corpus lineage: {content['lineage']['corpus']}, not {self.config['corpus_lineage']}")
@@ -225,18 +237,24 @@ class RunFolder:
         return found
 
     def record(self, event: str, step: int, **details: Any) -> None:
-        """Append to events.jsonl what has happened: unlike metrics, a resumed run does not take it back."""
+        """Append a line to events.jsonl, which, unlike metrics, a resumed run does not rewind.
+
+        Args:
+            event: what has happened.
+            step: when.
+            details: written beside it.
+        """
         line = json.dumps({"time": round(time.time(), 3), "step": step, "event": event, **details})
         try:
             with open(self.path / "events.jsonl", "a+b") as file:
-                if file.tell() and not _ends_with_newline(file):  # a start was killed while it wrote
+                if file.tell() and not _ends_with_newline(file):  # a start was killed while writing
                     file.write(b"\n")
                 file.write(line.encode() + b"\n")
-        except OSError as error:  # the run is worth more than its diary
+        except OSError as error:  # the run matters more than its record
             log(f"warning: {self.path / 'events.jsonl'}: {event} is not recorded: {error.strerror}")
 
     def tracking_id(self) -> str:
-        """Return the name of this run at a tracking service: the same over all restarts."""
+        """Return the id of this run at a tracking service, the same over all restarts."""
         file = self.path / "tracking_id"
         if not file.is_file():
             with atomic_write(file) as out:
@@ -244,13 +262,13 @@ class RunFolder:
         return file.read_text()
 
     def exclude(self, step: int) -> None:
-        """Let neither this start nor a later one read a step again: a rollback found it bad."""
+        """Exclude a step that a rollback found bad: neither this start nor a later one reads it again."""
         self.excluded.add(step)
         if is_first_process():
             write_json(self.path / "excluded.json", sorted(self.excluded))
 
     def read_status(self) -> str | None:
-        """Return the status that the last start left; None where there is none."""
+        """Return the status of the last start; None where there is none."""
         file = self.path / "status.json"
         return read_json(file)["status"] if file.is_file() else None
 
@@ -261,7 +279,7 @@ def _ends_with_newline(file: IO[bytes]) -> bool:
 
 
 def environment() -> dict[str, Any]:
-    """Describe interpreter, machine and every installed package, for whoever repeats the run."""
+    """Describe interpreter, machine and every installed package, for those who repeat the run."""
     import torch
 
     packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}

@@ -20,30 +20,30 @@ from xlm_train.runtime.run_folder import RunFolder
 
 
 class LocalLogger(Logger):
-    """What both have in common: no hyperparameters, no version. By itself it drops everything.
+    """Logs nothing: the base of both loggers here, and the logger of every process but the first.
 
-    Processes other than the first have one, because stock callbacks ask for a logger on every process.
+    (Stock callbacks ask for a logger on every process.)
     """
 
     @property
     def name(self) -> str:
-        """Nothing: stock callbacks put it into paths below the run's folder."""
+        """Empty: stock callbacks put it into paths below the run's folder."""
         return ""
 
     @property
     def version(self) -> str:
-        """Nothing, likewise."""
+        """Empty, for the same reason."""
         return ""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Drop them."""
+        """Ignore them."""
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Drop them: hyperparameters are in config.yaml."""
+        """Ignore them: hyperparameters are in config.yaml."""
 
 
 class JsonLinesLogger(LocalLogger):
-    """Writes one line {"step": .., "time": .., metric: value, ...} a report.
+    """Writes one line {"step": .., "time": .., metric: value, ...} for each report.
 
     A killed run loses at most the line being written.
 
@@ -56,7 +56,7 @@ class JsonLinesLogger(LocalLogger):
         self.path = Path(path)
 
     def resume(self, step: int) -> None:
-        """Drop lines after a step, and a line cut off in mid-write: the resumed run writes them again."""
+        """Remove lines after a step, and one that a kill cut off: the resumed run writes them again."""
         lines = read_metrics(self.path)
         with atomic_write(self.path) as file:
             for line in lines:
@@ -71,9 +71,13 @@ class JsonLinesLogger(LocalLogger):
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Read the whole lines of a metrics file, oldest first; none where there is no file.
+    """Read the lines of a metrics file, without one that a kill cut off.
 
-    A line cut off by a kill is left out.
+    Args:
+        path: a run's metrics.jsonl.
+
+    Returns:
+        One dict a line, oldest first; none where there is no file.
     """
     found: list[dict[str, Any]] = []
     if Path(path).is_file():
@@ -88,15 +92,21 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def make_loggers(entries: Mapping[str, Any], config: dict[str, Any], run: RunFolder, step: int) -> list[Logger]:
-    """Instantiate the loggers of the first process, each to go on after `step`; another process has one that drops all.
+    """Instantiate the loggers of this process, each to continue after `step`.
 
-    A logger that cannot start is left out with a warning: training is worth more than its record.
+    A logger that cannot start is left out with a warning: training matters more than its record.
 
     Args:
         entries: name -> mapping with `_target_`, as in configs/logger.
         config: the run's resolved config, for trackers that show it.
         run: the run's folder, which knows its id at a tracking service.
         step: of the checkpoint that the run resumes from.
+
+    Returns:
+        At least one; on all processes but the first, one that logs nothing.
+
+    Raises:
+        UserError: a metrics file cannot be written.
     """
     import hydra.utils
 
@@ -125,7 +135,7 @@ def make_loggers(entries: Mapping[str, Any], config: dict[str, Any], run: RunFol
 
 
 class ConsoleLogger(LocalLogger):
-    """Shows step, tokens, losses, tokens/s and time left: one line rewritten in a terminal, else a line now and then.
+    """Shows step, tokens, losses, tokens/s and time left: one line redrawn on a terminal, plain lines elsewhere.
 
     Args:
         seconds: between two lines where there is no terminal.
@@ -168,18 +178,24 @@ class ConsoleLogger(LocalLogger):
             print(text, file=sys.stderr, flush=True)
 
     def finalize(self, status: str) -> None:
-        """Leave the line that was rewritten."""
+        """End the line that was redrawn."""
         if self.terminal:
             print(file=sys.stderr)
 
 
 def progress_bar(share: float, width: int = 20) -> str:
+    """Draw a share from 0 to 1 as `[####....]`, `width` characters between the brackets."""
     full = round(width * share)
     return "[" + "#" * full + "." * (width - full) + "]"
 
 
 def describe(metrics: Mapping[str, float], name: str) -> str:
-    """Say `loss 3.21 (de 3.30, en 3.12)`: a metric and its parts per language."""
+    """Format a metric with its parts per language, such as `loss 3.21 (de 3.30, en 3.12)`.
+
+    Args:
+        metrics: by name; those of a language end with `_` and its code.
+        name: of the whole, such as `train/loss`.
+    """
     parts = [
         f"{key[len(name) + 1 :]} {value:.4g}" for key, value in sorted(metrics.items()) if key.startswith(f"{name}_")
     ]

@@ -18,6 +18,15 @@ class OriginalAdam(torch.optim.Optimizer):
     torch's Adam divides by (sqrt(v / (1-b2^t)) + eps): the same but for eps, which there weighs up to sqrt(1-b2) times
     less in the first steps. State-dict layout as torch.optim.Adam's (step, exp_avg, exp_avg_sq), so the two can be
     exchanged.
+
+    Args:
+        params: parameters, or groups of them.
+        lr: learning rate; the run sets it before each update.
+        betas: b1 and b2, the decay of the running means of gradient and squared gradient.
+        eps: added to the root of the second moment before bias correction.
+        weight_decay: share of each weight that is taken off, times lr.
+
+    Source: src/optim.py of the original.
     """
 
     def __init__(
@@ -32,6 +41,14 @@ class OriginalAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Apply one update to every parameter that has a gradient.
+
+        Args:
+            closure: computes the loss again, as torch's optimizers have it; rarely needed.
+
+        Returns:
+            What the closure returned; None without one.
+        """
         loss = closure() if closure is not None else None
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]

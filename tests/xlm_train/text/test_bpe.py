@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import os
 import pickle
@@ -18,6 +17,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from data_prep import fastbpe, learn_bpe
+from tests.conftest import golden_pieces, golden_tokens
 from xlm_train.runtime.errors import UserError
 from xlm_train.text import bpe_table
 from xlm_train.text.bpe import BpeEncoder, decode, decode_ids
@@ -26,8 +26,7 @@ from xlm_train.text.bpe_table import ManyWords
 from xlm_train.text.tokenise import Tokeniser
 from xlm_train.text.vocabulary import SPECIALS, UNK, Vocabulary, count_words
 
-BPE_TO_TEXT = {"train": "voice.train", "valid": "voice.valid", "novels": "novels.valid", "parvalid": "sutta.parvalid"}
-SETS = [f"{name}.{language}" for name in BPE_TO_TEXT for language in ("en", "de")]
+SETS = [f"{name}.{language}" for name in ("train", "valid", "novels", "parvalid") for language in ("en", "de")]
 
 
 @pytest.fixture(scope="session")
@@ -41,15 +40,6 @@ def tool() -> Path:
         pytest.skip(str(error))
 
 
-def lines_of(path: Path) -> list[str]:
-    return gzip.decompress(path.read_bytes()).decode().removesuffix("\n").split("\n")
-
-
-def tokenised(shared: Path, name: str) -> list[str]:
-    name, language = name.split(".")
-    return lines_of(shared / f"goldens/tokenize/{BPE_TO_TEXT[name]}.{language}.4_tok.gz")
-
-
 @pytest.fixture(scope="session")
 def golden_codes(shared: Path) -> BpeCodes:
     return BpeCodes.from_file(shared / "goldens/bpe/codes")
@@ -58,7 +48,7 @@ def golden_codes(shared: Path) -> BpeCodes:
 @pytest.fixture(scope="session")
 def golden_words(shared: Path) -> Counter[str]:
     """The words the golden codes were learned from, in the order of the text (en, then de)."""
-    return count_words(itertools.chain(tokenised(shared, "train.en"), tokenised(shared, "train.de")))
+    return count_words(itertools.chain(golden_tokens(shared, "train.en"), golden_tokens(shared, "train.de")))
 
 
 def encode(encoder: BpeEncoder, lines: list[str]) -> list[str]:
@@ -107,20 +97,20 @@ def test_what_is_no_codes_file_is_named_by_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", SETS)
 def test_golden_text_is_encoded_byte_for_byte(shared: Path, golden_codes: BpeCodes, name: str) -> None:
-    golden = single_spaces(lines_of(shared / f"goldens/bpe/{name}.bpe.gz"))
-    assert encode(BpeEncoder(golden_codes), tokenised(shared, name)) == golden
+    golden = single_spaces(golden_pieces(shared, name))
+    assert encode(BpeEncoder(golden_codes), golden_tokens(shared, name)) == golden
 
 
 @pytest.mark.parametrize("name", [name for name in SETS if not name.startswith("train")])
 def test_the_vocabulary_limit_is_byte_for_byte(shared: Path, golden_codes: BpeCodes, name: str) -> None:
     limit = read_limit(shared / f"goldens/bpe/vocab.{name[-2:]}")
-    golden = single_spaces(lines_of(shared / f"goldens/bpe/{name}.bpe_vocab_limited.gz"))
-    assert encode(BpeEncoder(golden_codes, limit), tokenised(shared, name)) == golden
+    golden = single_spaces(golden_pieces(shared, name, limited=True))
+    assert encode(BpeEncoder(golden_codes, limit), golden_tokens(shared, name)) == golden
 
 
 def test_ids_are_those_of_the_golden_pieces(shared: Path, golden_codes: BpeCodes) -> None:
     vocabulary = Vocabulary.from_file(shared / "goldens/bpe/vocab")
-    text, golden = tokenised(shared, "novels.de"), lines_of(shared / "goldens/bpe/novels.de.bpe.gz")
+    text, golden = golden_tokens(shared, "novels.de"), golden_pieces(shared, "novels.de")
     pieces = [line.split() for line in golden]
     ids = [[vocabulary.index(piece) for piece in line] + [1] for line in pieces]
     encoded = BpeEncoder(golden_codes).encode_ids(text, vocabulary)
@@ -135,7 +125,7 @@ def test_ids_are_those_of_the_golden_pieces(shared: Path, golden_codes: BpeCodes
 def test_counted_pieces_give_the_golden_vocabulary(shared: Path, golden_codes: BpeCodes) -> None:
     encoder, counts = BpeEncoder(golden_codes), Counter[str]()
     for language in ("en", "de"):
-        lines = tokenised(shared, f"train.{language}")
+        lines = golden_tokens(shared, f"train.{language}")
         counts += encoder.cut(lines[start : start + 500] for start in range(0, len(lines), 500)).counts()
     assert Vocabulary.from_counts(counts).to_text().encode() == (shared / "goldens/bpe/vocab").read_bytes()
 
@@ -393,7 +383,7 @@ def test_real_text_as_fastbpe_with_other_codes(
     tool: Path, shared: Path, tmp_path: Path, golden_words: Counter[str]
 ) -> None:
     codes = learn_bpe.learn(golden_words, 20_000)
-    lines = tokenised(shared, "novels.de") + tokenised(shared, "parvalid.en")
+    lines = golden_tokens(shared, "novels.de") + golden_tokens(shared, "parvalid.en")
     assert encode(BpeEncoder(codes), lines) == apply_with(tool, tmp_path, codes, lines, None)
     limit = [word for word, count in BpeEncoder(codes).cut([lines]).counts().items() if count > 3]
     assert encode(BpeEncoder(codes, limit), lines) == apply_with(tool, tmp_path, codes, lines, limit)
@@ -432,7 +422,7 @@ def test_tokenizers_engine_is_the_same_for_any_threads(shared: Path) -> None:
         "import gzip, sys\nfrom data_prep.learn_bpe import learn\nfrom xlm_train.text.vocabulary import count_words\n"
         "lines = gzip.open(sys.argv[1]).read().decode().split('\\n')\nprint(learn(count_words(lines), 3000).to_text())"
     )
-    text = shared / "goldens/tokenize/novels.valid.de.4_tok.gz"
+    text = shared / "corpora/novels.valid.de.gz"
     found = set()
     for threads, hash_seed in (("1", "1"), ("2", "2"), ("7", "3")):
         environment = {**os.environ, "RAYON_NUM_THREADS": threads, "PYTHONHASHSEED": hash_seed}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 from collections import Counter
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conftest import golden_pieces
 from xlm_train.runtime.errors import UserError
 from xlm_train.text.vocabulary import BOS, EOS, PAD, SPECIALS, UNK, Vocabulary, count_words, split_lines
 
@@ -28,8 +28,7 @@ def test_special_words_have_the_originals_ids() -> None:
 def test_counting_bpe_text_gives_fastbpes_vocabulary(shared: Path, name: str, languages: str) -> None:
     counts: Counter[str] = Counter()
     for language in languages.split():
-        text = gzip.decompress((shared / f"goldens/bpe/train.{language}.bpe.gz").read_bytes()).decode()
-        counts.update(count_words(text.removesuffix("\n").split("\n")))
+        counts.update(count_words(golden_pieces(shared, f"train.{language}")))
     made = Vocabulary.from_counts(counts)
     golden = (shared / "goldens/bpe" / name).read_bytes()
     assert made.to_text().encode() == golden

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +40,16 @@ class Recorder(pl.Callback):
     ids=["the original's arithmetic", "torch's own AdamW"],
 )
 def test_200_updates(
-    optimizer: type[torch.optim.Optimizer], loss_bound: float, weight_bound: float, shared: Path, tmp_path: Path
+    optimizer: type[torch.optim.Optimizer],
+    loss_bound: float,
+    weight_bound: float,
+    shared: Path,
+    golden_state: Callable[[str], dict[str, torch.Tensor]],
+    tmp_path: Path,
 ) -> None:
     golden = shared / "goldens/train"
     steps = json.loads((golden / "log.json").read_text())["steps"]
-    start = {name: torch.from_numpy(value) for name, value in np.load(golden / "init_state_dict.npz").items()}
-    end = {name: torch.from_numpy(value) for name, value in np.load(golden / "final_state_dict.npz").items()}
+    start, end = golden_state("init"), golden_state("final")
     batches = np.load(golden / "batches.npz")
     shape = infer_shape(
         start, "golden", n_langs=2, n_heads=4, dropout=0.0, attention_dropout=0.0, sinusoidal_positions=False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import sys
 import types
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import golden_pieces
 from xlm_train.data.corpus import Corpus
 from xlm_train.interop.original import unpickle
 from xlm_train.interop.original.binarised import (
@@ -30,10 +30,6 @@ from xlm_train.text.vocabulary import Vocabulary
 @pytest.fixture
 def golden_files(shared: Path) -> dict[tuple[str, str], Path]:
     return files_in(shared / "goldens/bpe")
-
-
-def lines_of(shared: Path, name: str) -> list[str]:
-    return gzip.decompress((shared / f"goldens/bpe/{name}.bpe.gz").read_bytes()).decode().splitlines()
 
 
 @pytest.mark.parametrize("language", ["de", "en"])
@@ -151,7 +147,7 @@ def test_a_corpus_of_ours(
     for (split, language), path in golden_files.items():
         stream = corpus.stream(split, language)
         assert np.array_equal(stream.read(0, stream.n_tokens), unpickle.load(path)["sentences"])
-        lines = lines_of(shared, f"valid.{language}")
+        lines = golden_pieces(shared, f"valid.{language}")
         counts = corpus.manifest["splits"][split][language]
         assert counts["sentences"] == len(lines)
         assert counts["words"] == sum(len(line.replace("@@ ", "").split()) for line in lines)

@@ -23,6 +23,10 @@ from xlm_train.training.optim import OriginalAdam
 from xlm_train.training.state import TrainState
 
 FILES = {"best model": "model/best-valid_clm_ppl.pth", "full checkpoint": "train/checkpoint.pth"}
+FIXTURES = [
+    *(pytest.param("shared", file, id=name) for name, file in FILES.items()),
+    pytest.param("complete", FILES["full checkpoint"], id="full checkpoint, all moments", marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture
@@ -67,11 +71,13 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
     return [] if a == b else [f"{where}: {a!r} {b!r}"]
 
 
-@pytest.mark.parametrize("file", FILES.values(), ids=FILES)
+@pytest.mark.parametrize(("folder", "file"), FIXTURES)
 @pytest.mark.parametrize("vocab_multiple", [1, 8])
-def test_there_and_back_is_identical(shared: Path, tmp_path: Path, file: str, vocab_multiple: int) -> None:
+def test_there_and_back_is_identical(
+    request: pytest.FixtureRequest, tmp_path: Path, folder: str, file: str, vocab_multiple: int
+) -> None:
     """Keys, order, types and every number, moments included, through a checkpoint of ours on disk."""
-    golden = shared / "goldens" / file
+    golden = request.getfixturevalue(folder) / "goldens" / file
     imported = import_checkpoint(golden, vocab_multiple=vocab_multiple)
     assert imported.warnings == []
     checkpoint_file.save(tmp_path / "step-00000000.pt", imported.content)
@@ -83,12 +89,16 @@ def test_there_and_back_is_identical(shared: Path, tmp_path: Path, file: str, vo
     assert (tmp_path / "back.pth").stat().st_size < 1.01 * golden.stat().st_size  # tied weights are written once
 
 
-def test_what_comes_of_a_full_checkpoint(full: Path, shared: Path, golden_text: tuple[str, str]) -> None:
+def test_what_comes_of_a_full_checkpoint(
+    full: Path, golden_state: Callable[[str], dict[str, torch.Tensor]], golden_text: tuple[str, str]
+) -> None:
     content = import_checkpoint(full, codes="codes").content
-    with np.load(shared / "goldens/train/final_state_dict.npz") as final:
-        theirs = names.to_original(content["model"], ModelShape(**content["shape"]), tied=False)
-        assert theirs.keys() == {*final.files}
-        assert all(np.array_equal(theirs[name], final[name]) for name in theirs)
+    theirs, final = (
+        names.to_original(content["model"], ModelShape(**content["shape"]), tied=False),
+        golden_state("final"),
+    )
+    assert theirs.keys() == final.keys()
+    assert all(torch.equal(theirs[name], final[name]) for name in theirs)
     assert content["text"] == {
         "languages": {"de": 0, "en": 1},
         "vocab": golden_text[0],

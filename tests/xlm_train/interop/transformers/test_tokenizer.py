@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.conftest import golden_tokens
 from xlm_train.interop.transformers import tokenizer
 from xlm_train.interop.transformers.folder import open_text
 from xlm_train.text.bpe import BpeCodes
@@ -19,10 +20,6 @@ from xlm_train.text.vocabulary import SPECIALS, Vocabulary
 transformers = pytest.importorskip("transformers")
 
 GOLDEN_SETS = [("voice.valid", "valid"), ("novels.valid", "novels"), ("sutta.parvalid", "parvalid")]
-
-
-def tokenised(shared: Path, name: str, language: str) -> list[str]:
-    return gzip.decompress((shared / f"goldens/tokenize/{name}.{language}.4_tok.gz").read_bytes()).decode().splitlines()
 
 
 def raw(shared: Path, name: str, language: str) -> list[str]:
@@ -46,11 +43,11 @@ def test_the_tokenizer_knows_languages_and_special_words(exported: Path, loader:
 
 
 @pytest.mark.parametrize("language", ["de", "en"])
-@pytest.mark.parametrize(("name", "golden"), GOLDEN_SETS)
+@pytest.mark.parametrize("golden", [golden for _, golden in GOLDEN_SETS])
 def test_ids_of_tokenised_text_are_the_originals(
-    shared: Path, tokeniser: Any, golden_ids: Callable[[str], list[list[int]]], name: str, golden: str, language: str
+    shared: Path, tokeniser: Any, golden_ids: Callable[[str], list[list[int]]], golden: str, language: str
 ) -> None:
-    lines = tokenised(shared, name, language)
+    lines = golden_tokens(shared, f"{golden}.{language}")
     found = [tokeniser.convert_tokens_to_ids(tokeniser._tokenize(line, bypass_tokenizer=True)) for line in lines]
     assert found == golden_ids(f"{golden}.{language}")
 
