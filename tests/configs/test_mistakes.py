@@ -40,6 +40,8 @@ def config_problems(corpus: Path, *overrides: str) -> list[str]:
         ("callbacks.metrics.every_n_steps=0", "callbacks.metrics.every_n_steps=0: must be at least 1"),
         ("data.path=nowhere", "data.path=nowhere: there is no such folder"),
         ("seed=abc", "seed=abc: must be a whole number"),
+        ("objective._target_=nowhere.X", "objective._target_=nowhere.X: there is no such class"),
+        ("+objective.mask=1", "objective.mask=1: xlm_train.objectives.clm.CausalLM takes no 'mask'"),
     ],
 )
 def test_each_mistake_names_its_override(corpus_folder: Path, override: str, message: str) -> None:

@@ -24,7 +24,7 @@ def test_wheel(tmp_path: Path) -> None:
     assert "xlm_train/py.typed" in names
     assert shipped <= {name.removeprefix("xlm_train/") for name in names}
     assert not any(name.startswith(("tests/", "configs/", "benchmarks/")) for name in names)
-    entry_points = (tmp_path / "site/xlm_train-0.1.0.dist-info/entry_points.txt").read_text()
+    entry_points = (tmp_path / "site/xlm_train-0.2.0.dist-info/entry_points.txt").read_text()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     commands = dict(line.split(" = ") for line in entry_points.splitlines() if " = " in line)

@@ -15,6 +15,7 @@ from xlm_train.config.parts import (
     callback_problems,
     logger_problems,
     optimizer_problems,
+    part_problems,
     with_shipped_callbacks,
 )
 from xlm_train.config.renamed import renamings, with_new_names
@@ -289,6 +290,8 @@ def _checked(config: DictConfig, tell: bool = False) -> tuple[dict[str, Any], li
     good, wrong = check_fields(TrainConfig, values)
     problems += wrong + _model_problems(values.get("model"), good) + check_rules(RULES, good)
     problems += optimizer_problems(good, complete, others=bool(problems))
+    if "objective" in good:
+        problems += part_problems(good["objective"], "objective")[1]
     problems += callback_problems(good.get("callbacks", {}), complete.get("callbacks") or {}) + logger_problems(
         good.get("logger", {})
     )
