@@ -1,4 +1,4 @@
-"""What the processes' agreement on leaving costs: one all-reduce of one number over gloo, every k steps.
+"""What it costs that the processes agree on when to leave: one all-reduce of one number over gloo, every k steps.
 
     python -m benchmarks.agreement
 
@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from benchmarks.turns import report, table
-from xlm_train.runtime.control_group import Agreement, member
+from xlm_train.runtime.control_group import ControlGroup, RankInfo
 
 CALLS = 300
 
@@ -29,13 +29,13 @@ CALLS = 300
 def _process(rank: int, world: int, store: str, results: SimpleQueue[list[float]]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    agreement = Agreement(world)
-    agreement.connect(member(rank, torch.device("cpu"), ""), start_timeout=60, timeout=60)
+    group = ControlGroup(world)
+    group.handshake(RankInfo.of_this_process(rank, torch.device("cpu"), ""), start_timeout=60, timeout=60)
     seconds = []
     for _ in range(CALLS):
         dist.barrier()  # all begin together: waiting for a slower process is not the exchange's cost
         start = time.perf_counter()
-        agreement.highest(0)
+        group.highest(0)
         seconds.append(time.perf_counter() - start)
     if rank == 0:
         results.put(seconds)
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         ["processes", "one exchange, microseconds (median)", "a step, at one in 10"],
         [[world, f"{1e6 * s:,.0f}", f"{1e5 * s:,.1f}"] for world, s in medians.items()],
     )
-    return report("Agreement on leaving", text, {"seconds": medians}, options.json)
+    return report("Consensus on leaving", text, {"seconds": medians}, options.json)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.framework --rounds 50 --json framework.json
 
-The run is `train(config)` itself with experiment=demo: Lightning's loop, reading the corpus, reports to the log file and
+The run is `xlm_train.train.train` itself with experiment=demo: Lightning's loop, reading the corpus, reports to the log file and
 the console every 10 steps, schedule, checks, signals. Validation and checkpoints are left out: they are work of their
 own. The bare loop does the same model, loss, clipping and optimizer on batches read beforehand. All take turns of 2
 steps, so that what disturbs the machine for half a second disturbs both; ratios are taken over rounds of 10 steps, one
@@ -20,35 +20,39 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.start import LANGUAGES, N_WORDS, make_corpus
 from benchmarks.turns import Measured, Turns, Variant, in_turn, report, table
 
+if TYPE_CHECKING:
+    from xlm_train.config.train import TrainConfig
+
 STEPS = 2  # of a turn
 TURNS = 5  # of a round
 REPORT_EVERY = STEPS * TURNS  # steps: one report of the run falls into each round
-FOREVER = 1_000_000
+ENDLESS = 1_000_000  # steps
 REST = "Lightning's loop and the rest"
 
 
-def compose(corpus: str, folder: str) -> dict[str, Any]:
+def compose(corpus: str, folder: str) -> TrainConfig:
     """The demo's config with nothing to validate on, and no checkpoint before the end."""
     import hydra
     from omegaconf import OmegaConf
 
     from xlm_train.config.overrides import config_folder
+    from xlm_train.config.train import from_resolved
 
     overrides = [
         "experiment=demo", f"data.path={corpus}", f"paths.runs={folder}", "run_name=framework",
-        f"trainer.max_steps={FOREVER}", f"callbacks.checkpointing.every_n_steps={FOREVER}",
+        f"trainer.max_steps={ENDLESS}", f"callbacks.checkpointing.every_n_steps={ENDLESS}",
         f"callbacks.metrics.every_n_steps={REPORT_EVERY}",
     ]  # fmt: skip
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
         config = OmegaConf.to_container(hydra.compose("train", overrides=overrides), resolve=True)
-    return {str(key): value for key, value in config.items()}  # type: ignore[union-attr]
+    return from_resolved({str(key): value for key, value in config.items()})  # type: ignore[union-attr]
 
 
 def framework(turns: Turns, corpus: str) -> None:
@@ -56,8 +60,7 @@ def framework(turns: Turns, corpus: str) -> None:
     from xlm_train.data.datamodule import StepBatches
     from xlm_train.runtime.processes import StopFlag
     from xlm_train.train import train
-    from xlm_train.training import callbacks
-    from xlm_train.training.module import CausalLanguageModel
+    from xlm_train.training.module import LanguageModel
 
     spent: dict[str, float] = {}
     read = StepBatches.read
@@ -82,9 +85,8 @@ def framework(turns: Turns, corpus: str) -> None:
         return timed_read(self, step)
 
     StepBatches.read = gated  # type: ignore[method-assign]
-    CausalLanguageModel.training_step = timed("training step", CausalLanguageModel.training_step)  # type: ignore[method-assign]
-    for kind in (callbacks.Metrics, callbacks.Validation, callbacks.Checkpointing, callbacks.Interruption):
-        kind.on_train_batch_end = timed("callbacks", kind.on_train_batch_end)  # type: ignore[method-assign]
+    LanguageModel.training_step = timed("training step", LanguageModel.training_step)  # type: ignore[method-assign]
+    LanguageModel.on_train_batch_end = timed("callbacks", LanguageModel.on_train_batch_end)  # type: ignore[method-assign]
 
     train(compose(corpus, tempfile.mkdtemp(dir=Path(corpus).parent)), StopFlag())
 
@@ -107,23 +109,21 @@ def share_of(loop: Sequence[Measured], run: Sequence[Measured], cpu: bool = Fals
 def bare(corpus: str) -> Callable[[], None]:
     """The same arithmetic in a loop as short as it can be."""
     import torch
+    from hydra.utils import instantiate
 
     from benchmarks.start import loader
     from benchmarks.step import update
-    from xlm_train.model.transformer import XLM, ModelShape
+    from xlm_train.model.transformer import XLM
     from xlm_train.runtime.device import disable_malloc_trim
 
     disable_malloc_trim()
     config = compose(corpus, "unused")
-    arguments = {name: value for name, value in config["model"].items() if name not in ("recompute", "ops")}
-    torch.manual_seed(config["seed"])
-    model = XLM(ModelShape(n_words=N_WORDS, n_langs=len(LANGUAGES), **arguments))
-    settings = {name: value for name, value in config["optimizer"].items() if not name.startswith("_")}
+    torch.manual_seed(config.seed)
+    model = XLM(config.model.shape(N_WORDS, len(LANGUAGES)))
     parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, **settings)
+    optimizer = instantiate(config.optimizer, _convert_="all")(parameters)
     reader = loader(Path(corpus))
     batches = [reader.read(step).slots for step in range(200)]
-    clip_norm = config["trainer"]["clip_norm"]
     count = 0
 
     def steps() -> None:
@@ -131,8 +131,8 @@ def bare(corpus: str) -> Callable[[], None]:
         for _ in range(STEPS):
             slots = batches[count % len(batches)]
             for slot in slots:
-                (model.next_token_loss(slot.tokens_BT, slot.language) / len(slots)).backward()
-            update(parameters, optimizer, clip_norm)
+                (model.next_token_loss(slot.inputs.tokens_BT, slot.language) / len(slots)).backward()
+            update(parameters, optimizer, config.trainer.clip_norm)
             count += 1
 
     return steps

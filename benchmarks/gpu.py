@@ -362,13 +362,14 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     """Weights and moments of a run's newest checkpoint."""
     content = checkpoint_file.newest(run / "checkpoints").content
     assert content is not None
+    view = checkpoint_file.to_view(content)
     moments = {
         f"{number}.{name}": value
-        for number, state in content["optimizer"]["state"].items()
+        for number, state in view["optimizer"]["state"].items()
         for name, value in state.items()
         if isinstance(value, torch.Tensor)
     }
-    return {**content["model"], **moments}
+    return {**view["model"], **moments}
 
 
 def largest_difference(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> float:

@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.turns import report, table
-from xlm_train.data.corpus import FORMAT, VERSION, Corpus
-from xlm_train.data.datamodule import StepBatches
-from xlm_train.data.order import Order, language_shares
+from xlm_train.data.corpus import Corpus
+from xlm_train.data.datamodule import StepBatches, order_of
+from xlm_train.data.manifest import FORMAT, VERSION
+from xlm_train.objectives.clm import CausalLM
 from xlm_train.runtime import checkpoint_file
 
 LANGUAGES = {"de": 0, "en": 1}
@@ -61,11 +62,11 @@ def make_corpus(folder: Path, tokens: int) -> Path:
 
 
 def loader(folder: Path) -> StepBatches:
+    """Opens a corpus for one process at the demo's shape."""
     corpus = Corpus(folder)
-    streams = {language: corpus.stream("train", language) for language in corpus.languages}
-    shares = language_shares({language: stream.n_sentences for language, stream in streams.items()}, 0.0)
-    order = Order({language: s.n_windows(BPTT) for language, s in streams.items()}, shares, SLOTS, SLOT_STREAMS, 0)
-    return StepBatches(streams, corpus.languages, order, BPTT, rank=0, world_size=1)
+    text = {language: corpus.stream("train", language) for language in corpus.languages}
+    order = order_of(text, BPTT, lang_alpha=0.0, slots=SLOTS, slot_streams=SLOT_STREAMS, seed=0)
+    return StepBatches(order, CausalLM(text, corpus.languages, BPTT).batch, corpus.languages, range(SLOTS))
 
 
 def reading(reader: StepBatches) -> Callable[[], Any]:
@@ -141,9 +142,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             results[f"open and read step 0, {tokens:.0e} tokens a language, ms"] = 1000 * timed(first, 15)
             results[f"read a step, {tokens:.0e} tokens a language, ms"] = 1000 * timed(reading(loader(folder)), 200)
         results |= starts(Path(temporary) / "1000000", Path(temporary) / "1000000000", Path(temporary) / "runs")
-    for name in ("train", "evaluate", "generate", "export", "import_checkpoint"):
-        words = [sys.executable, "-m", f"xlm_train.{name}", "--help"]
-        results[f"python -m xlm_train.{name} --help, s"] = timed(
+    for name in ("train", "evaluate", "generate", "export", "import_"):
+        words = [sys.executable, "-m", f"xlm_train.commands.{name}", "--help"]
+        results[f"python -m xlm_train.commands.{name} --help, s"] = timed(
             lambda words=words: subprocess.run(words, check=True, stdout=subprocess.DEVNULL), 3
         )
     rows = [[name, f"{value:.4g}"] for name, value in results.items()]

@@ -1,6 +1,6 @@
 """Variants measured in turn: each in a process of its own that stays alive, one computing at a time.
 
-A machine's speed drifts, and other programs come and go: run one after the other, the variant that met the quiet hour
+A machine's speed drifts, and other programs come and go: run one after the other, the variant that had the quiet hour
 wins. Here each round lets every variant do one call before the next round begins (A B C A B C), so what disturbs one
 disturbs all. Ratios are taken within a round, and their median and spread over the rounds are what is reported.
 """

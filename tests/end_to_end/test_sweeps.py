@@ -78,7 +78,7 @@ def test_a_failing_job_leaves_its_reason_and_the_others_run(words: list[str], tm
 
 @pytest.mark.slow
 def test_a_failed_job_is_run_again_alone(words: list[str], tmp_path: Path) -> None:
-    """By the command that the sweep prints, here with the mistake mended: the job's own folder, and no other."""
+    """By the command that the sweep prints, here with the mistake fixed: the job's own folder, and no other."""
     command("xlm_train.commands.train", *words, *SHORT, "data.slots=2,0", status=2)
     before = files_of(tmp_path / "sweep,data.slots=2")
     alone = shlex.split(jobs_of(tmp_path)["sweep,data.slots=0"]["command"])

@@ -118,7 +118,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     newest = checkpoint_file.in_folder(run / "checkpoints")[0]
     newest.write_bytes(newest.read_bytes()[:-1000])
     smoke("damaged", "trainer.max_steps=20", *extra)
-    assert f"{newest} is passed over" in capfd.readouterr().err
+    assert f"{newest} is skipped" in capfd.readouterr().err
     assert_same_run(undisturbed, run)
 
 

@@ -3,7 +3,7 @@
     python -m tests.faults.harness --kills 1000 --seed 1 --json kills.json
 
 A campaign is one run: the real command, started again after every SIGKILL until it ends by itself. The moment and the
-victim are drawn with a seeded generator; what the process was doing when it died is judged by what it left behind, not
+victim are drawn with a seeded generator; what the process was doing when it died is inferred from what it left behind, not
 by what was aimed at. At the end weights, moments, progress, reported metrics and the names of the checkpoints kept must
 be those of a run nobody disturbed, to the last bit.
 """

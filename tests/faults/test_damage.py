@@ -91,7 +91,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     newest.write_bytes(damage(newest.read_bytes()))
     train_small(damaged, "callbacks.checkpointing.keep_last=9")
     said = capfd.readouterr().err
-    assert f"warning: {newest} is passed over" in said
+    assert f"warning: {newest} is skipped" in said
     assert "from step 15 of 20" in said
     aside = newest.with_name(f"{newest.name}.damaged")
     assert aside.is_file()  # never deleted: it may still be worth something
@@ -128,7 +128,7 @@ def test_a_checkpoint_that_is_not_this_runs_is_passed_over(
     capfd.readouterr()
     train_small(damaged, "callbacks.checkpointing.keep_last=9")
     said = capfd.readouterr().err
-    assert f"warning: {newest} is passed over" in said
+    assert f"warning: {newest} is skipped" in said
     assert "from step 15 of 20" in said
     newest.with_name(f"{newest.name}.damaged").unlink()
     compare(undisturbed, damaged)
@@ -168,7 +168,7 @@ def test_an_event_cut_in_mid_line_spoils_no_other(train_small: TrainSmall, damag
     train_small(damaged, "callbacks.checkpointing.keep_last=9")
     after = events.read_text().splitlines()
     assert after[: len(before) - 1] == before[:-1]
-    started = json.loads(after[len(before)])  # the line that was cut stays as it is, the next begins anew
+    started = json.loads(after[len(before)])  # the line that was cut stays as it is, the next is a new one
     assert (started["event"], started["step"]) == ("start", 10)
 
 

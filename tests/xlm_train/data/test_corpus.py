@@ -87,11 +87,11 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
-def foreign(path: Path) -> None:
+def of_another_corpus(path: Path) -> None:
     np.save(path, np.arange(10, dtype=np.float32))
 
 
-@pytest.mark.parametrize("damage", [truncate, empty, remove, foreign])
+@pytest.mark.parametrize("damage", [truncate, empty, remove, of_another_corpus])
 @pytest.mark.parametrize("name", ["train.en.00000.npy", "valid.de.00000.idx.npy"])
 def test_damaged_files_are_refused_by_name(folder: Path, damage: Callable[[Path], None], name: str) -> None:
     damage(folder / name)

@@ -205,7 +205,7 @@ class Reader:
 
 @pytest.fixture(scope="module")
 def reader(golden_corpus: Path) -> Callable[..., Reader]:
-    """reader(world_size, slots, ...) over the goldens' training text, opened anew each time."""
+    """reader(world_size, slots, ...) over the goldens' training text, opened again each time."""
 
     def make(world_size: int, slots: int, slot_streams: int = 4, bptt: int = 256, alpha: float = 0.7) -> Reader:
         corpus = Corpus(golden_corpus)

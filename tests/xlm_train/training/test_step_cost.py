@@ -1,4 +1,4 @@
-"""What a step may not do: wait for the device, hold all logits, fetch its memory anew."""
+"""What a step may not do: wait for the device, hold all logits, fetch its memory again."""
 
 from __future__ import annotations
 
