@@ -109,7 +109,7 @@ def test_the_same_name_with_another_config_is_refused(smoke: Callable[..., Path]
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(
+def test_a_damaged_newest_checkpoint_is_skipped(
     smoke: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     extra = ["callbacks.checkpointing.every_n_steps=5"]
