@@ -109,9 +109,7 @@ def test_the_same_name_with_another_config_is_refused(smoke: Callable[..., Path]
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
-def test_a_damaged_newest_checkpoint_is_skipped(
-    smoke: Callable[..., Path], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_newest_checkpoint_is_skipped(smoke: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
     extra = ["callbacks.checkpointing.every_n_steps=5"]
     undisturbed = smoke("undisturbed", "trainer.max_steps=20", *extra)
     run = shutil.copytree(undisturbed, undisturbed.parent / "damaged")
