@@ -1,0 +1,53 @@
+"""Settings that must be made before torch is loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import command, process_environment
+
+# OpenMP reads its settings once, when torch loads it: what stands in the environment at that moment counts.
+WATCHED = """
+import os, runpy, sys
+
+def watch(event, arguments):
+    if event == "import" and arguments[0] == "torch" and "torch" not in sys.modules:
+        print("spins", os.environ.get("GOMP_SPINCOUNT"), flush=True)
+
+sys.addaudithook(watch)
+module, *sys.argv[1:] = sys.argv[1:]
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+
+
+def spins(module: str, *words: str, **environment: str) -> list[str]:
+    """What GOMP_SPINCOUNT was whenever a command began to import torch."""
+    result = subprocess.run(
+        [sys.executable, "-c", WATCHED, module, *words],
+        capture_output=True, text=True, check=True, env=process_environment(**environment),
+    )  # fmt: skip
+    return [line.removeprefix("spins ") for line in result.stdout.splitlines() if line.startswith("spins ")]
+
+
+@pytest.mark.parametrize("environment", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}], ids=["ours", "the user's"])
+def test_openmp_is_told_before_torch_is_loaded(
+    environment: dict[str, str], corpus_folder: Path, tmp_path: Path
+) -> None:
+    words = [f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "run_name=x", "trainer.max_steps=1"]
+    wanted = "None" if environment else "2000"
+    found = spins("xlm_train.commands.train", "experiment=smoke", *words, **environment)
+    assert found
+    assert found[0] == wanted
+
+
+def test_workers_tell_openmp_too(corpus_folder: Path, tmp_path: Path) -> None:
+    words = [f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "run_name=x", "trainer.max_steps=1"]
+    config = command("xlm_train.commands.train", "--cfg", "job", "--resolve", "experiment=smoke", *words).stdout
+    (tmp_path / "launch.yaml").write_text(config)
+    found = spins("xlm_train.commands.worker", str(tmp_path / "launch.yaml"))
+    assert found
+    assert found[0] == "2000"
