@@ -85,7 +85,7 @@ def assemble(
     config: TrainConfig, corpus: Corpus, run: RunContext
 ) -> tuple[Trainer, LanguageModel, CorpusDataModule, Path | None]:
     """Put the parts of one attempt together, and find the checkpoint that it resumes."""
-    reading, settings = config.data, config.trainer
+    reading, settings, run.stop_reason = config.data, config.trainer, None
 
     text = {lang: corpus.stream("train", lang) for lang in corpus.languages}
     order = order_of(text, reading.bptt, reading.lang_alpha, reading.slots, reading.slot_streams, config.seed)

@@ -89,6 +89,12 @@ def shipped(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         ("+callbacks.x._target_=a.b.C", "callbacks.x._target_=a.b.C: there is no such class"),
         ("+callbacks.x.every=1", "callbacks.x._target_ has no value"),
         ("+callbacks.x=1", "callbacks.x=1: must be a mapping or null"),
+        ("callbacks.checkpointing.keep_last=2.5", "callbacks.checkpointing.keep_last=2.5: must be a whole number"),
+        ("callbacks.checkpointing.every_n_steps=true", "every_n_steps=True: must be a whole number"),
+        ("callbacks.metrics.every_n_steps=abc", "callbacks.metrics.every_n_steps=abc: must be a whole number"),
+        ("callbacks.metrics.every_n_steps=null", "callbacks.metrics.every_n_steps=None: must be a whole number"),
+        ("callbacks.metrics.peak_tflops=3", "callbacks.metrics.peak_tflops=3: must be a mapping"),
+        ("callbacks.preemption.every_n_steps=${data.slot_streams}.5", "must be a whole number"),
         (f"{EARLY}.EarlyStopping", "callbacks.x: pytorch_lightning.callbacks.EarlyStopping: "),
         (f"{EARLY}.StochasticWeightAveraging", "use pytorch_lightning.callbacks.EMAWeightAveraging"),
         (f"{EARLY}.GradientAccumulationScheduler", "data.slots is the accumulation"),
@@ -272,3 +278,20 @@ def test_everything_is_told_by_the_command(corpus_folder: Path, tmp_path: Path) 
     assert "error: 3 problems:" in result.stderr
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_value_that_comes_from_elsewhere_is_told(corpus_folder: Path) -> None:
+    """The source is right where it stands: the place that cannot use it must be told."""
+    words = ["callbacks.guard.spike_z=10", "callbacks.guard.window=${data.slots}"]
+    config = compose("train", [f"data.path={corpus_folder}", "run_name=x", "experiment=smoke", *words], None)
+    (problem,) = problems_of(config)
+    assert problem.startswith("callbacks.guard.window=2: must be at least 20")
+
+
+def test_a_metric_that_no_validation_gives_is_told_before_the_run(corpus_folder: Path) -> None:
+    words = ["callbacks.validation.monitor=val/ppl_fr", "data.bptt=1"]
+    config = compose("train", [f"data.path={corpus_folder}", "run_name=x", "experiment=smoke", *words], None)
+    with pytest.raises(ConfigError) as error:
+        read_train_config(config)
+    assert len(error.value.problems) == 2
+    assert "callbacks.validation.monitor=val/ppl_fr: must be one of val/ppl, val/acc, val/loss_de" in str(error.value)

@@ -22,10 +22,14 @@ if TYPE_CHECKING:
 FLAG = StopFlag()
 
 
+def prepare() -> None:
+    """Take the signals over, so that none is lost from here on, and tell OpenMP how to wait before torch is loaded."""
+    FLAG.install()
+    limit_openmp_spin()
+
+
 def read(config: DictConfig) -> TrainConfig | str:
     """Check the config; a job of a sweep gets a run of its own. A folder to verify needs no more than its name."""
-    limit_openmp_spin()  # before torch is imported
-
     from omegaconf import OmegaConf
 
     from xlm_train.config.train import read_train_config
@@ -56,7 +60,7 @@ def run_job(carry_out: Callable[[DictConfig], int | None], config: DictConfig) -
         "xlm-train -m experiment=demo data.path=CORPUS run_name=sweep optimizer.lr=1e-4,2e-4",
     ],
     read=read,
-    before=FLAG.install,  # from here on no signal is lost
+    before=prepare,
     multirun=Multirun(start_sweep, run_job),
 )
 def main(config: TrainConfig | str) -> int:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-from collections.abc import Mapping
+import typing
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, cast
 
 from xlm_train.config.overrides import config_folder
-from xlm_train.config.schema import UNKNOWN, near
+from xlm_train.config.schema import UNKNOWN, fits, near, words_of
 from xlm_train.runtime.errors import UserError
 
 LOGGER_PACKAGES = {"WandbLogger": "wandb", "TensorBoardLogger": "tensorboard"}
@@ -158,12 +159,15 @@ def shipped_callbacks() -> dict[str, dict[str, Any]]:
     return cast(dict[str, dict[str, Any]], shipped)
 
 
-def callback_problems(entries: Mapping[str, Mapping[str, Any] | None], unresolved: Mapping[str, Any]) -> list[str]:
+def callback_problems(
+    entries: Mapping[str, Mapping[str, Any] | None], unresolved: Mapping[str, Any], told: Sequence[str] = ()
+) -> list[str]:
     """Tell whether each callback exists, works here and takes its arguments: each is made once.
 
     Args:
         entries: Resolved, by name.
-        unresolved: The same before `${...}` were replaced: a wrong value is told where it is said, and only there.
+        unresolved: The same before `${...}` were replaced.
+        told: Problems found before: a wrong value is told where it is said, not again where `${...}` repeats it.
     """
     import hydra.utils
     import pytorch_lightning as pl
@@ -178,6 +182,8 @@ def callback_problems(entries: Mapping[str, Mapping[str, Any] | None], unresolve
         for base in getattr(target, "__mro__", ()):
             if base.__module__.startswith("pytorch_lightning.") and (why := REFUSED.get(base.__name__)):
                 wrong = [f"{key}._target_={entry['_target_']}: cannot work here: {why}"]
+        if target is not None:
+            wrong += _type_problems(target, entry, key)
         if target is not None and not wrong:
             try:
                 callback = hydra.utils.instantiate(entry, _convert_="all")
@@ -192,14 +198,33 @@ def callback_problems(entries: Mapping[str, Mapping[str, Any] | None], unresolve
                         ]
             except Exception as error:  # whatever a user's class raises, it is this entry that must change
                 cause = error.__cause__ or error
-                taken = [f"{k}=" for k, v in (unresolved.get(name) or {}).items() if str(v).startswith("${")]
                 wrong = (
-                    [f"{key}.{problem}" for problem in cause.problems if not problem.startswith(tuple(taken))]
+                    [f"{key}.{problem}" for problem in cause.problems]
                     if isinstance(cause, UserError)
                     else [f"{key}: {entry['_target_']}: {cause}"]
                 )
-        problems += wrong
+        sources = {
+            f"{key}.{argument}=": f"{value[2:-1]}="
+            for argument, value in (unresolved.get(name) or {}).items()
+            if isinstance(value, str) and value.startswith("${")
+        }
+        for problem in wrong:
+            source = next((source for said, source in sources.items() if problem.startswith(said)), None)
+            if source is None or not any(other.startswith(source) for other in (*told, *problems)):
+                problems.append(problem)
     return problems
+
+
+def _type_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[str]:
+    """Compare the values of one of our callbacks with the types that its constructor names."""
+    if not target.__module__.startswith("xlm_train."):
+        return []
+    hints = typing.get_type_hints(target.__init__)
+    return [
+        f"{key}.{name}={value}: must be {words_of(hints[name])}"
+        for name, value in entry.items()
+        if name in hints and not fits(value, hints[name])
+    ]
 
 
 def logger_problems(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -196,13 +196,13 @@ def check_fields(schema: Any, values: Mapping[str, Any], prefix: str = "") -> tu
         elif typing.get_origin(wanted) is dict and isinstance(value, dict) and not fits(value, wanted):
             inner = typing.get_args(wanted)[1]
             problems += [
-                f"{key}.{name}={item}: must be {_words(inner)}"
+                f"{key}.{name}={item}: must be {words_of(inner)}"
                 for name, item in value.items()
                 if item is not UNKNOWN and not fits(item, inner)
             ]
         elif not fits(value, wanted):
             quote = f"; quote it: {key}='\"{value}\"'" if wanted is str and not isinstance(value, dict | list) else ""
-            problems.append(f"{key}={value}: must be {_words(wanted)}{quote}")
+            problems.append(f"{key}={value}: must be {words_of(wanted)}{quote}")
         elif value is not None and (wrong := [why for check in checks if (why := check(value))]):
             problems += [f"{key}={value}: {why}" for why in wrong]
         else:
@@ -284,7 +284,8 @@ def fits(value: Any, wanted: Any) -> bool:
     return True
 
 
-def _words(wanted: Any) -> str:
+def words_of(wanted: Any) -> str:
+    """Say what a type is to a user: `a whole number or null`."""
     if typing.get_origin(wanted) is dict:
         return "a mapping"
     if typing.get_origin(wanted) is list and typing.get_args(wanted) == (int,):

@@ -203,10 +203,26 @@ def read_train_config(config: DictConfig) -> TrainConfig:
         ConfigError: With everything that is wrong.
     """
     values, problems = _checked(config, tell=True)
-    path = values.get("data", {}).get("path")
-    if problems := [*problems, *corpus_problems(path)]:
+    if problems := [*problems, *corpus_problems(values.get("data", {}).get("path")), *_monitor_problems(values)]:
         raise ConfigError(problems)
     return _build(values)
+
+
+def _monitor_problems(values: Mapping[str, Any]) -> list[str]:
+    """Tell whether a validation of the corpus gives the metric that is to decide."""
+    from xlm_train.data.corpus import Corpus
+    from xlm_train.training.callbacks.validation import metrics_of
+
+    entry, path = _entries(values, "callbacks").get("validation"), values.get("data", {}).get("path")
+    if entry is None or "monitor" not in entry or corpus_problems(path) or not isinstance(path, str):
+        return []
+    if not Path(path).is_dir():
+        return []
+    corpus = Corpus(path)
+    languages = [language for language in corpus.languages if corpus.has("valid", language)]
+    if not languages or entry["monitor"] in (names := metrics_of(languages)):
+        return []
+    return [f"callbacks.validation.monitor={entry['monitor']}: must be one of {', '.join(names)}"]
 
 
 def from_resolved(values: dict[str, Any]) -> TrainConfig:
@@ -292,10 +308,17 @@ def _checked(config: DictConfig, tell: bool = False) -> tuple[dict[str, Any], li
     problems += optimizer_problems(good, complete, others=bool(problems))
     if "objective" in good:
         problems += part_problems(good["objective"], "objective")[1]
-    problems += callback_problems(good.get("callbacks", {}), complete.get("callbacks") or {}) + logger_problems(
-        good.get("logger", {})
-    )
+    problems += callback_problems(_entries(values, "callbacks"), _entries(complete, "callbacks"), problems)
+    problems += logger_problems(good.get("logger", {}))
     return values, problems
+
+
+def _entries(config: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """The entries of a section that are mappings or null; the others have been told."""
+    found = config.get(section)
+    if not isinstance(found, dict):
+        return {}
+    return {name: entry for name, entry in found.items() if entry is None or isinstance(entry, dict)}
 
 
 def _model_problems(section: Any, good: dict[str, Any]) -> list[str]:

@@ -241,8 +241,8 @@ def _from_view(view: Mapping[str, Any]) -> dict[str, Any]:
 def _from_version_2(content: Mapping[str, Any]) -> dict[str, Any]:
     """Convert what version 2 held: no loops of Lightning's, the losses and the anomaly detector's history apart."""
     converted = _from_view(content)
-    converted["train_state"]["losses"] = content["ledger"]
-    converted["callbacks"]["AnomalyDetector"] = {"history": content["guard"]}
+    converted["train_state"]["losses"] = content.get("ledger", [])  # xlm-import wrote neither
+    converted["callbacks"]["AnomalyDetector"] = {"history": content.get("guard", {})}
     return converted
 
 

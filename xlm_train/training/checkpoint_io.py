@@ -39,15 +39,18 @@ class VerifiedCheckpointIO(CheckpointIO):
 
         Raises:
             CheckpointError: a value in it, say of a callback's state, could not be loaded safely; names its keys.
-            UserError: the file cannot be written (from the next call on where a thread writes it).
+            UserError: the file cannot be written. Where a thread writes it, `failure` tells, and later saves of that kind
+                do nothing.
         """
         self.join()
-        if storage_options is None and self.failure is None:
+        if storage_options is None:
+            if self.failure is not None:
+                raise self.failure
             Path(path).parent.mkdir(parents=True, exist_ok=True)  # ModelCheckpoint's names hold slashes: val/ppl=..
             checkpoint_file.write(path, _on_cpu(checkpoint))
             return
         if self.failure is None:
-            written = (storage_options or {})["written"]
+            written = storage_options["written"]
             self._writer = threading.Thread(
                 target=self._write, args=(Path(path), _on_cpu(checkpoint), written), name="checkpoint-writer"
             )
@@ -78,6 +81,12 @@ class VerifiedCheckpointIO(CheckpointIO):
         if self._writer is not None:
             self._writer.join()
             self._writer = None
+
+    def raise_failure(self) -> None:
+        """Wait for the file being written; raise what went wrong in writing one."""
+        self.join()
+        if self.failure is not None:
+            raise self.failure
 
     def teardown(self) -> None:
         """Let the file being written become whole."""

@@ -66,8 +66,13 @@ class JsonLinesLogger(LocalLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append a line."""
         line = json.dumps({"step": step, "time": round(time.time(), 3), **metrics})
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except (
+            OSError
+        ) as error:  # training is worth more than its record; the next report may find room on the disk again
+            log(f"warning: {self.path}: the report of step {step:,} is lost: {error.strerror or error}")
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from xlm_train.data.noise import seed_noise
 from xlm_train.model.transformer import XLM
 from xlm_train.objectives.objective import Objective
 from xlm_train.runtime import device as host
+from xlm_train.runtime.console import log
 from xlm_train.runtime.device import Stopwatch
 from xlm_train.runtime.errors import CheckpointError
 from xlm_train.training.anomaly import AnomalyDetector, BadStep, NonFiniteOrSpike, TrainingStopped
@@ -89,7 +90,8 @@ class LanguageModel(pl.LightningModule):
             model.load_state_dict(start.weights)
             self.state.updates, self._moments = start.updates, start.optimizer
         self.detector = AnomalyDetector()  # a configured one takes its place
-        self.stopwatch = Stopwatch()
+        self.stopwatch: Stopwatch | None = None  # set by whoever takes its time
+        self._losses_are_taken = True
         self.learning_rate = 0.0  # of the last attempt
         self._step_callbacks: list[StepCallback] = []
 
@@ -117,6 +119,7 @@ class LanguageModel(pl.LightningModule):
             self._moments = None  # give the memory back
         ours = [callback for callback in self._callbacks if isinstance(callback, StepCallback)]
         self._step_callbacks = sorted(ours, key=lambda callback: callback.phase)
+        self._losses_are_taken = not ours or any(callback.takes_losses for callback in ours)
 
     def _with_own_settings(self, state: dict[str, Any]) -> dict[str, Any]:
         """Give another run's moments the settings of this run's optimizer, which may differ."""
@@ -156,13 +159,14 @@ class LanguageModel(pl.LightningModule):
         # DDP averages over processes; each slot must weigh 1 / slots in the sum over all processes.
         weight = scale * self.trainer.world_size / self.slots
         state.losses.begin(batch.step, self.slots, self.device)
-        self.stopwatch.start(self.device)
+        if self.stopwatch is not None:
+            self.stopwatch.start(self.device)
         for position, slot in enumerate(batch.slots):
             seed_noise(self.seed, batch.step, slot.number)
             loss = self.objective.loss(self.model, slot.inputs)
             if batch.step in self.nan_steps and slot.number == 0:
                 loss = loss * math.nan
-            if position == 0:
+            if position == 0 and self.stopwatch is not None:
                 self.stopwatch.stop(self.device)  # one slot, whatever the share; backward may wait for others
             with self._reduced_with_the_last(position == len(batch.slots) - 1):
                 self.manual_backward(loss * weight)
@@ -185,6 +189,12 @@ class LanguageModel(pl.LightningModule):
         Raises:
             CheckpointError: the weights do not fit this model.
         """
+        averaging = any(c.__name__ == "WeightAveraging" for callback in self._callbacks for c in type(callback).__mro__)
+        if "current_model_state" in checkpoint and not averaging:
+            log(
+                "training goes on from the weights themselves: weight averaging, which the checkpoint has, was left out"
+            )
+            checkpoint["state_dict"] = checkpoint["current_model_state"]
         own = self.state_dict()
         if differing := [
             name
@@ -204,6 +214,7 @@ class LanguageModel(pl.LightningModule):
                 "ready": updates,
                 "completed": updates,
             }
+            loops["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["train_state"]["step"]
             checkpoint["loops"] = {"fit_loop": loops}
         self.state.restore(checkpoint["train_state"], checkpoint["metrics"])
 
@@ -291,6 +302,8 @@ class LanguageModel(pl.LightningModule):
 
     def _check(self) -> Iterable[BadStep]:
         for row in self.state.losses.reduce(self.trainer.world_size):
+            if not self._losses_are_taken:
+                self.state.losses.drop(row.step)
             bad = self.detector.check(row, float16=self.state.loss_scale is not None)
             if bad is not None:
                 yield bad

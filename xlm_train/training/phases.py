@@ -30,6 +30,7 @@ class StepCallback(pl.Callback):
     """
 
     phase: ClassVar[Phase]
+    takes_losses: ClassVar[bool] = False  # whether it takes the losses of the steps since its last report
 
     def on_step_end(self, trainer: Any, module: Any) -> None:
         """Act at the end of a step; `module.state.step` attempts have been made."""

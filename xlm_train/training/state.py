@@ -19,7 +19,8 @@ class TrainState:
         updates: updates applied; drives the schedule.
         skipped: attempts whose update was not applied; their windows are consumed.
         loss_scale: of float16; None in other precisions.
-        best_metric: best validation so far, by the metric that `Validation` monitors.
+        monitor: the metric by which validations are compared.
+        best_metric: best validation so far, by that metric.
         best_step: its step.
         failures: validations in a row without improvement.
         validation: metrics of the last validation.
@@ -30,6 +31,7 @@ class TrainState:
     updates: int = 0
     skipped: list[int] = field(default_factory=list)
     loss_scale: LossScale | None = None
+    monitor: str = "val/ppl"
     best_metric: float | None = None
     best_step: int | None = None
     failures: int = 0
@@ -43,6 +45,7 @@ class TrainState:
             "updates": self.updates,
             "skipped": list(self.skipped),
             "loss_scale": None if self.loss_scale is None else asdict(self.loss_scale),
+            "monitor": self.monitor,
             "best_metric": self.best_metric,
             "best_step": self.best_step,
             "failures": self.failures,
@@ -59,7 +62,7 @@ class TrainState:
             saved: from `to_dict`; a checkpoint made elsewhere may lack keys.
             validation: metrics of the checkpoint's last validation.
         """
-        for name in ("step", "updates", "skipped", "best_metric", "best_step", "failures"):
+        for name in ("step", "updates", "skipped", "monitor", "best_metric", "best_step", "failures"):
             if name in saved:
                 setattr(self, name, saved[name])
         if self.loss_scale is not None and saved.get("loss_scale") is not None:

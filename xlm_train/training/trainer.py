@@ -131,6 +131,7 @@ class Trainer(pl.Trainer):
         self.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     callbacks: list[pl.Callback]
+    log_every_n_steps: int
 
     @property
     def data(self) -> CorpusDataModule:
@@ -156,7 +157,11 @@ class Trainer(pl.Trainer):
         self.validating = True
         self._call_hooks("on_validation_start", "on_validation_epoch_start")
         logged: dict[str, float] = {}
-        yield logged
+        try:
+            yield logged
+        except BaseException:
+            self.training = True
+            raise
         self._call_hooks("on_validation_epoch_end")
         logged |= {name: float(value) for name, value in connector.update_eval_epoch_metrics().items()}
         connector.reset_results()

@@ -46,6 +46,15 @@ def test_torch_itself_can_read_it(tmp_path: Path) -> None:
     assert list(inside["state_dict"]) == ["model.w"]  # as Lightning names the weights of its module
 
 
+def test_version_2_without_losses_is_read(tmp_path: Path) -> None:
+    """As xlm-import wrote it: nothing of a run in it."""
+    old = {**content(3), "format": checkpoint_file.FORMAT, "version": 2}
+    checkpoint_file.write(tmp_path / "old.pt", old)
+    loaded = checkpoint_file.load(tmp_path / "old.pt")
+    assert loaded["progress"] == {"step": 3, "updates": 3, "losses": []}
+    assert torch.equal(loaded["model"]["w"], old["model"]["w"])
+
+
 @pytest.mark.parametrize("where", [0, 0.1, 0.5, 0.9, 1.0])
 def test_a_flipped_bit_is_found(tmp_path: Path, where: float) -> None:
     path = tmp_path / "step-00000001.pt"

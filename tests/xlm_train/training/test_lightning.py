@@ -317,6 +317,36 @@ def test_global_step_counts_updates(run: Run, recorded: type[Recorder]) -> None:
 # -- the mapping of callbacks ---------------------------------------------------------------------------------------------
 
 
+def test_ours_can_be_left_out(run: Run) -> None:
+    """Without reports no loss is kept for them, and nothing else changes."""
+    whole = run("whole")
+    folder = run("bare", "callbacks.metrics=null", "callbacks.stragglers=null", "callbacks.energy=null")
+    assert_same(last(whole)["model"], last(folder)["model"])
+    assert last(folder)["progress"]["losses"] == []
+    assert {key for line in read_metrics(folder / "metrics.jsonl") for key in line if key.startswith("train/")} == set()
+
+
+def test_another_metric_may_decide_from_a_later_start_on(run: Run) -> None:
+    folder = run("run", "trainer.max_steps=10")
+    assert last(folder)["progress"]["best_metric"] > 100  # a perplexity
+    run("run", "callbacks.validation.monitor=val/acc")
+    progress = last(folder)["progress"]
+    assert (progress["monitor"], progress["best_step"], progress["failures"]) == ("val/acc", 20, 0)
+    assert progress["best_metric"] == last(folder)["metrics"]["val/acc"]
+
+
+def test_a_run_goes_on_without_its_weight_averaging(run: Run) -> None:
+    """From the weights that were averaged, not from the averages: those have no moments."""
+    averaged = added(f"{STOCK}.EMAWeightAveraging", decay=0.9)
+    folder = run("averaged", *averaged, "trainer.max_steps=10")
+    current = last(folder)["current_model_state"]
+    run("averaged", "trainer.max_steps=11", "optimizer.lr=1e-3")
+    plain = run("plain", "trainer.max_steps=10")
+    assert_same({k.removeprefix("model."): v for k, v in current.items()}, last(plain)["model"])
+    run("plain", "trainer.max_steps=11")
+    assert_same(last(folder)["model"], last(plain)["model"])
+
+
 def test_the_order_of_entries_does_not_matter(config: Callable[..., dict[str, Any]]) -> None:
     words = [
         *added(f"{STOCK}.EarlyStopping", "early", monitor="val/ppl", min_delta=1e9, patience=3),

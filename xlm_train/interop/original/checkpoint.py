@@ -217,7 +217,8 @@ def export_checkpoint(path: str | Path, content: Mapping[str, Any], with_optimiz
         imported = {}
     vocabulary = Vocabulary.from_text(text["vocab"], name="the checkpoint's vocabulary")
     updates = int(content["progress"]["updates"])
-    best = content["progress"].get("best_metric")
+    progress = content["progress"]
+    best = progress.get("best_metric") if progress.get("monitor", "val/ppl") == "val/ppl" else None
     record = {
         "epoch": imported.get("epoch", 0),
         "n_total_iter": imported.get("n_total_iter", updates),

@@ -12,6 +12,7 @@ from typing import Any
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import at_least
+from xlm_train.training.callbacks.preemption import Preemption
 from xlm_train.training.module import LanguageModel
 from xlm_train.training.phases import Phase, StepCallback
 from xlm_train.training.trainer import Trainer
@@ -63,6 +64,8 @@ class Checkpointing(StepCallback):
     def _save(self, trainer: Trainer, module: LanguageModel) -> None:
         """Start writing the state after the current step."""
         begun = time.perf_counter()
+        if not any(isinstance(callback, Preemption) for callback in trainer.callbacks):
+            trainer.checkpoint_io.raise_failure()  # nobody else would, before the end
         state = module.state
         self.saved_step = state.step
         folder = trainer.run.folder.checkpoints
@@ -72,9 +75,7 @@ class Checkpointing(StepCallback):
 
     def on_train_end(self, trainer: Trainer, module: LanguageModel) -> None:  # type: ignore[override]
         """Wait for the last file. Raises what went wrong in writing it."""
-        trainer.checkpoint_io.join()
-        if trainer.checkpoint_io.failure is not None:
-            raise trainer.checkpoint_io.failure
+        trainer.checkpoint_io.raise_failure()
 
     def on_exception(self, trainer: Trainer, module: Any, exception: BaseException) -> None:  # type: ignore[override]
         """Let the file being written become whole."""
@@ -88,7 +89,7 @@ def _written(folder: Path, keep_last: int, best_step: int | None) -> None:
         for path in checkpoint_file.in_folder(folder)[keep_last:]:
             if best_step is None or path.name != checkpoint_file.name_of(best_step):
                 path.unlink()
-    except OSError as error:  # the checkpoint itself is safe
+    except Exception as error:  # the checkpoint itself is safe
         log(f"warning: {folder}: best.pt or old checkpoints are not up to date: {error}")
 
 

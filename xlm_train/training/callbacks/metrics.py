@@ -6,11 +6,12 @@ import math
 import time
 from collections.abc import Mapping
 
+import torch
+
 from xlm_train.model.flops import training_flops_per_token
 from xlm_train.runtime.console import log
 from xlm_train.runtime.device import peak_memory_gb
 from xlm_train.runtime.errors import at_least
-from xlm_train.training.loggers import LocalLogger
 from xlm_train.training.loss_buffer import mean_by_language
 from xlm_train.training.module import LanguageModel
 from xlm_train.training.phases import Phase, StepCallback
@@ -26,7 +27,8 @@ def send(trainer: Trainer, module: LanguageModel, metrics: Mapping[str, float], 
     training is worth more than its record.
     """
     for name, value in metrics.items():
-        module.log(name, value, on_step=True, on_epoch=False, prog_bar=name in SHOWN, logger=False)
+        # on the CPU: Lightning reads what progress bars show after every step
+        module.log(name, torch.tensor(value), on_step=True, on_epoch=False, prog_bar=name in SHOWN, logger=False)
     if not trainer.is_global_zero:
         return
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
@@ -34,9 +36,6 @@ def send(trainer: Trainer, module: LanguageModel, metrics: Mapping[str, float], 
         try:
             logger.log_metrics(finite, step)
         except Exception as error:  # whatever a tracker raises
-            if isinstance(logger, LocalLogger):  # the next report may find room on the disk again
-                log(f"warning: {type(logger).__name__}: the report of step {step:,} is lost: {error}")
-                continue
             log(f"warning: {type(logger).__name__} failed and is left out from here on: {error}")
             trainer.loggers = [other for other in trainer.loggers if other is not logger]
 
@@ -53,6 +52,7 @@ class Metrics(StepCallback):
     """
 
     phase = Phase.REPORT
+    takes_losses = True
 
     def __init__(self, every_n_steps: int = 10, peak_tflops: Mapping[str, float | None] | None = None) -> None:
         at_least(1, every_n_steps=every_n_steps)

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from xlm_train.runtime.console import log
+from xlm_train.runtime.device import Stopwatch
 from xlm_train.runtime.errors import at_least
 from xlm_train.training.module import LanguageModel
 from xlm_train.training.phases import Phase, StepCallback
@@ -20,7 +21,7 @@ class Stragglers(StepCallback):
     A rank is named where two comparisons in a row find it slow, and again only when it has recovered in between.
 
     Args:
-        every_n_steps: how often.
+        every_n_steps: how often; None: at each report.
 
     Raises:
         ConfigError: the value cannot work.
@@ -28,18 +29,23 @@ class Stragglers(StepCallback):
 
     phase = Phase.REPORT
 
-    def __init__(self, every_n_steps: int = 10) -> None:
-        at_least(1, every_n_steps=every_n_steps)
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        if every_n_steps is not None:
+            at_least(1, every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
         self.suspected: set[int] = set()  # by the last comparison
         self.named: set[int] = set()
 
+    def setup(self, trainer: Trainer, module: LanguageModel, stage: str) -> None:  # type: ignore[override]
+        """Let the module measure its time."""
+        self._stopwatch = module.stopwatch = Stopwatch()
+
     def on_step_end(self, trainer: Trainer, module: LanguageModel) -> None:
         """Compare where that is due. A collective."""
-        if module.state.step % self.every_n_steps:
+        if module.state.step % (self.every_n_steps or trainer.log_every_n_steps):
             return
         group = trainer.run.control_group
-        slow = slow_ones(group.gather(module.stopwatch.take()))
+        slow = slow_ones(group.gather(self._stopwatch.take()))
         for rank, times in slow.items():
             if rank in self.suspected and rank not in self.named:
                 self.named.add(rank)

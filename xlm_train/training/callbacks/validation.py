@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 
 import torch
 
@@ -14,6 +15,12 @@ from xlm_train.training.callbacks.metrics import send
 from xlm_train.training.module import LanguageModel
 from xlm_train.training.phases import Phase, StepCallback
 from xlm_train.training.trainer import Trainer
+
+
+def metrics_of(languages: Iterable[str]) -> list[str]:
+    """List the metrics that a validation of these languages gives."""
+    ends = [f"_{language}" for language in languages]
+    return ["val/ppl", "val/acc", *(f"val/{kind}{end}" for kind in ("loss", "ppl", "acc") for end in ends)]
 
 
 class Validation(StepCallback):
@@ -58,11 +65,7 @@ class Validation(StepCallback):
             ConfigError: no validation gives the monitored metric.
         """
         self.streams = trainer.data.validation_streams
-        names = [
-            f"val/{kind}{end}" for kind in ("loss", "ppl", "acc") for end in ("", *(f"_{x}" for x in self.streams))
-        ]
-        names.remove("val/loss")
-        if self.streams and self.monitor not in names:
+        if self.streams and self.monitor not in (names := metrics_of(self.streams)):
             raise ConfigError(f"callbacks.validation.monitor={self.monitor}: must be one of {', '.join(names)}")
 
     def out_of_patience(self, module: LanguageModel) -> bool:
@@ -70,7 +73,14 @@ class Validation(StepCallback):
         return self.patience is not None and module.state.failures > self.patience
 
     def on_train_start(self, trainer: Trainer, module: LanguageModel) -> None:  # type: ignore[override]
-        """Leave at once where the run had stopped for good."""
+        """Leave at once where the run had stopped for good; begin to compare again where another metric decides now."""
+        state = module.state
+        if state.monitor != self.monitor:
+            if state.best_metric is not None:
+                log(
+                    f"validations are compared by {self.monitor} from here on; the best by {state.monitor} is forgotten"
+                )
+            state.monitor, state.best_metric, state.best_step, state.failures = self.monitor, None, None, 0
         if self.out_of_patience(module):
             log("this run has stopped: validation no longer improved; a larger callbacks.validation.patience goes on")
             trainer.run.stop_reason = "patience"
