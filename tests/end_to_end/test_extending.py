@@ -88,6 +88,7 @@ def status_of(run: Path) -> dict[str, Any]:
     return dict(json.loads((run / "status.json").read_text()))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_corpus")
 def test_a_third_language(folder: Path) -> None:
     assert {"val/ppl_de", "val/ppl_en", "val/ppl_fr", "val/ppl"} <= metrics_of(folder / "runs/three_languages")[
@@ -95,6 +96,7 @@ def test_a_third_language(folder: Path) -> None:
     ].keys()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_corpus")
 def test_another_optimizer(folder: Path, follow: Callable[..., str]) -> None:
     follow("Another optimizer")
@@ -104,6 +106,7 @@ def test_another_optimizer(folder: Path, follow: Callable[..., str]) -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_corpus")
 def test_another_logger(folder: Path, follow: Callable[..., str]) -> None:
     follow("Another logger")
@@ -112,6 +115,7 @@ def test_another_logger(folder: Path, follow: Callable[..., str]) -> None:
     assert metrics_of(folder / "runs/csv")[-1]["step"] == 20
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_corpus")
 def test_another_callback(folder: Path, follow: Callable[..., str]) -> None:
     follow("Another callback")
@@ -124,6 +128,7 @@ def test_another_callback(folder: Path, follow: Callable[..., str]) -> None:
     assert (folder / "runs/one_more/checkpoints/best.pt").is_file()  # ours stay
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_corpus")
 def test_a_new_objective(folder: Path, follow: Callable[..., str]) -> None:
     follow("A new objective")

@@ -54,8 +54,12 @@ def named(content: dict[str, Any]) -> dict[str, Any]:
     """What training has changed; Adam's moments under the names of their weights."""
     names = list(content["model"])
     moments = {names[number]: state for number, state in content["optimizer"]["state"].items()}
-    groups = content["optimizer"]["param_groups"]
-    return {part: content[part] for part in ("model", "progress", "metrics")} | {"moments": moments, "groups": groups}
+    # the rate in it was the last update's and is the next one's now: the schedule sets it at every step
+    groups = [{key: v for key, v in group.items() if key != "lr"} for group in content["optimizer"]["param_groups"]]
+    progress = {"monitor": "val/ppl", **content["progress"]}  # what version 2 always compared by
+    return {part: content[part] for part in ("model", "metrics")} | {
+        "progress": progress, "moments": moments, "groups": groups,
+    }  # fmt: skip
 
 
 def test_an_old_run_becomes_the_undisturbed_one(

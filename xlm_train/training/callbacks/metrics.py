@@ -28,7 +28,7 @@ def send(trainer: Trainer, module: LanguageModel, metrics: Mapping[str, float], 
     """
     for name, value in metrics.items():
         # on the CPU: Lightning reads what progress bars show after every step
-        module.log(name, torch.tensor(value), on_step=True, on_epoch=False, prog_bar=name in SHOWN, logger=False)
+        module.log(name, torch.tensor(float(value)), on_step=True, on_epoch=False, prog_bar=name in SHOWN, logger=False)
     if not trainer.is_global_zero:
         return
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
