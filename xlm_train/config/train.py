@@ -203,26 +203,10 @@ def read_train_config(config: DictConfig) -> TrainConfig:
         ConfigError: With everything that is wrong.
     """
     values, problems = _checked(config, tell=True)
-    if problems := [*problems, *corpus_problems(values.get("data", {}).get("path")), *_monitor_problems(values)]:
+    monitor = (_entries(values, "callbacks").get("validation") or {}).get("monitor")
+    if problems := [*problems, *corpus_problems(values.get("data", {}).get("path"), monitor)]:
         raise ConfigError(problems)
     return _build(values)
-
-
-def _monitor_problems(values: Mapping[str, Any]) -> list[str]:
-    """Tell whether a validation of the corpus gives the metric that is to decide."""
-    from xlm_train.data.corpus import Corpus
-    from xlm_train.training.callbacks.validation import metrics_of
-
-    entry, path = _entries(values, "callbacks").get("validation"), values.get("data", {}).get("path")
-    if entry is None or "monitor" not in entry or corpus_problems(path) or not isinstance(path, str):
-        return []
-    if not Path(path).is_dir():
-        return []
-    corpus = Corpus(path)
-    languages = [language for language in corpus.languages if corpus.has("valid", language)]
-    if not languages or entry["monitor"] in (names := metrics_of(languages)):
-        return []
-    return [f"callbacks.validation.monitor={entry['monitor']}: must be one of {', '.join(names)}"]
 
 
 def from_resolved(values: dict[str, Any]) -> TrainConfig:
@@ -255,10 +239,14 @@ def steps_of(settings: Mapping[str, Any], tokens_per_step: int) -> int:
     return int(min(limits))
 
 
-def corpus_problems(path: Any) -> list[str]:
+def corpus_problems(path: Any, monitor: str | None = None) -> list[str]:
     """Tell whether the corpus can be opened and has training text in each of its languages; reads no text.
 
     Nothing is said of a path that is no folder: `problems_of` does.
+
+    Args:
+        path: The corpus's folder.
+        monitor: The metric that is to decide, which a validation of this corpus must give.
     """
     from xlm_train.data.corpus import Corpus
 
@@ -274,6 +262,12 @@ def corpus_problems(path: Any) -> list[str]:
             corpus.stream("train", language)
         except CorpusError as error:
             problems += error.problems
+    validated = [language for language in corpus.languages if corpus.has("valid", language)]
+    if monitor is not None and validated and not problems:
+        from xlm_train.training.callbacks.validation import metrics_of
+
+        if monitor not in (names := metrics_of(validated)):
+            problems.append(f"callbacks.validation.monitor={monitor}: must be one of {', '.join(names)}")
     return problems
 
 
