@@ -89,7 +89,7 @@ def assemble(
 
     float16 = settings.precision == "16-mixed"
     text = reading.text(corpus, config.seed, float16)
-    objective = instantiate(config.objective)(text)
+    objective = instantiate(config.objective, _convert_="all")(text)
     pin = settings.accelerator != "cpu" and torch.cuda.is_available()
     data = CorpusDataModule(corpus, objective, reading.slots, reading.bptt, config.seed, rank(), processes(), pin)
 
