@@ -109,7 +109,7 @@ def score_windows(
     """
     windows = range(stream.n_windows(bptt)) if windows is None else windows
     sums = torch.zeros(3, dtype=torch.float64, device=device)
-    with _without_dropout(model):
+    with without_dropout(model):
         for numbers in _portions(windows, batch_windows):
             tokens_BT = torch.from_numpy(stream.windows(numbers, bptt)).to(device)
             targets = tokens_BT[:, 1:].reshape(-1)
@@ -143,7 +143,7 @@ def score_masked_windows(
     windows = range(stream.n_windows(bptt)) if windows is None else windows
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     masks = itertools.islice(evaluation_masks(windows.stop, bptt), windows.start, None)
-    with _without_dropout(model):
+    with without_dropout(model):
         for numbers in _portions(windows, batch_windows):
             tokens_BT = torch.from_numpy(stream.windows(numbers, bptt))
             chosen_BT = torch.from_numpy(np.stack(list(itertools.islice(masks, len(numbers)))))
@@ -219,7 +219,7 @@ def score_sentences(
     pieces.sort(key=lambda piece: piece[2] - piece[1])  # like lengths together: little padding
     texts = [np.concatenate([[EOS], ids]) for ids in sentences]
     sums = np.zeros((len(sentences), 2))
-    with _without_dropout(model):
+    with without_dropout(model):
         for batch in _batches(pieces, batch_tokens):
             length = max(end - begin for _, begin, end, _ in batch)
             inputs = np.full((len(batch), length), EOS, dtype=np.int64)
@@ -274,7 +274,7 @@ def _batches(
 
 
 @contextlib.contextmanager
-def _without_dropout(model: XLM) -> Iterator[None]:
+def without_dropout(model: XLM) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
