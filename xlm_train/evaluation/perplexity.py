@@ -275,6 +275,7 @@ def _batches(
 
 @contextlib.contextmanager
 def without_dropout(model: XLM) -> Iterator[None]:
+    """Put a model into evaluation mode, and afterwards back into the mode in which it was."""
     was_training = model.training
     model.eval()
     try:

@@ -16,7 +16,7 @@ import torch
 
 from tests.conftest import REPOSITORY, command, process_environment
 from xlm_train.config.train import ClusterConfig
-from xlm_train.model.flops import flops_per_token
+from xlm_train.model.flops import flops_per_token, training_flops_per_token
 from xlm_train.model.transformer import XLM, ModelShape, count_parameters
 from xlm_train.plan.estimate import gradients_of, make_plan, parameter_shapes, slot_time, speed_of_cluster
 from xlm_train.plan.memory import Setting, activation_bytes, peak_memory
@@ -70,6 +70,17 @@ def test_flops_of_the_blocks_are_those_that_torch_counts() -> None:
     # a window shorter than a block of queries is computed whole, without the causal half left out: 9 keys for 5
     scores = 3 * 9 * parts["attention scores"].total * 9 / 5
     assert counter.get_total_flops() == pytest.approx(products + scores)
+
+
+def test_flops_of_a_masked_loss_are_those_that_torch_counts() -> None:
+    """Plain operations, which are whole products: all keys, and the softmax of the chosen positions alone."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shape = ModelShape(n_words=96, dim=32, n_layers=2, n_heads=4, ffn_dim=64, dropout=0.0, attention_dropout=0.0)
+    model, tokens, chosen = XLM(shape, ops="plain"), torch.randint(96, (3, 10)), torch.tensor([1, 4, 7, 11, 18, 29])
+    with FlopCounterMode(display=False) as counter:
+        model.masked_loss(tokens, 0, chosen, tokens.flatten()[chosen]).backward()
+    assert counter.get_total_flops() == pytest.approx(3 * 10 * training_flops_per_token(shape, 10, False, 6 / 30))
 
 
 def test_parameters_are_those_of_the_model() -> None:
