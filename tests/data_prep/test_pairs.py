@@ -15,7 +15,7 @@ import pytest
 
 from data_prep.aligned import first_break, line_lengths, misaligned
 from data_prep.sources.pairs import pair_sources_of
-from tests.conftest import read_lines
+from tests.conftest import golden_pieces, read_lines
 from tests.data_prep.test_prepare import files_of, in_child, killed_after, made_text, problems, run, words_of, write
 from xlm_train.data.corpus import Corpus
 from xlm_train.runtime.errors import TextError, UserError
@@ -78,6 +78,23 @@ def test_pairs_alone_make_a_corpus(tmp_path: Path, files: dict[str, list[str]]) 
         order = corpus.length_order(split, "de-en")
         assert len(order.numbers) == entry["sentences"]
     assert (tmp_path / "out" / "vocab.de").exists()
+
+
+def test_they_are_what_the_originals_chain_gives(tmp_path: Path, shared: Path) -> None:
+    """Raw text to ids against perl, fastBPE and the original's indexing, with the limit of each language."""
+    goldens = shared / "goldens/bpe"
+    sides = [str(shared / f"corpora/sutta.parvalid.{code}.gz") for code in ("de", "en")]
+    known = {"codes": str(goldens / "codes"), "vocab": str(goldens / "vocab")}
+    own = {code: str(goldens / f"vocab.{code}") for code in ("de", "en")}
+    run(tmp_path / "out", given({"valid": sides}), **known, language_vocab=own)
+    vocabulary = Vocabulary.from_file(goldens / "vocab")
+    expected = [
+        [[vocabulary.index(piece) for piece in line.split()] for line in golden_pieces(shared, name, limited=True)]
+        for name in ("parvalid.de", "parvalid.en")
+    ]
+    pairs = Corpus(tmp_path / "out").pairs("valid", "de-en")
+    found = [[side.tolist() for side in pair] for pair in pairs.read(np.arange(pairs.n))]
+    assert found == [list(pair) for pair in zip(*expected, strict=True)]
 
 
 def test_codes_and_vocabulary_come_from_text_by_itself_where_there_is_some(
