@@ -249,16 +249,28 @@ class XLM(nn.Module):
                 all count.
             causal: Position p sees 0..p; otherwise the whole row.
             positions_BT: Default 0..T-1.
-            cache: The new tokens stand at `positions_BT` and see everything of their row at positions up to their own.
+            cache: The new tokens stand at `positions_BT` and see all of their row at positions up to their own.
 
         Raises:
             ValueError: Without `langs` where the model has language embeddings; without `positions_BT` with a cache.
         """
-        x_BTD = self._embed(self.embeddings(tokens_BT), langs, positions_BT)
+        return self._encode(self.embeddings(tokens_BT), langs, lengths_B, causal, positions_BT, cache)
+
+    def _encode(
+        self,
+        words_BTD: Tensor,
+        langs: Tensor | int | None,
+        lengths_B: Tensor | None,
+        causal: bool,
+        positions_BT: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Hidden states of embedded words; arguments as `forward`."""
+        x_BTD = self._embed(words_BTD, langs, positions_BT)
         keep_BT1, visible = None, None
         stores: list[Store | None] = [None] * len(self.blocks)
         if lengths_B is not None:
-            keep_BT = torch.arange(tokens_BT.shape[1], device=x_BTD.device) < lengths_B[:, None]
+            keep_BT = torch.arange(words_BTD.shape[1], device=x_BTD.device) < lengths_B[:, None]
             keep_BT1 = keep_BT[:, :, None]
             x_BTD = x_BTD * keep_BT1
             if not causal:
@@ -328,6 +340,31 @@ class XLM(nn.Module):
         for block in self._runnable_blocks():
             x_BTD = block(x_BTD, causal=True)
         return self._loss(x_BTD, output_weight, windows_BT[:, 1:])
+
+    def masked_loss(
+        self,
+        tokens_BT: Tensor,
+        langs: Tensor | int | None,
+        chosen_N: Tensor,
+        targets_N: Tensor,
+        lengths_B: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Mean cross-entropy in nats, a float32 scalar, at chosen places of rows that are seen whole.
+
+        Only the chosen places reach the softmax layer.
+
+        Args:
+            tokens_BT: Token ids, masked.
+            langs: As in `forward`.
+            chosen_N: Places in the flattened rows, 0..B * T - 1.
+            targets_N: The words that stood there.
+            lengths_B: As in `forward`.
+            positions_BT: As in `forward`.
+        """
+        words_BTD, output_weight = self.ops.tied_lookup(self.embeddings.weight, tokens_BT, PAD)
+        hidden_BTD = self._encode(words_BTD, langs, lengths_B, causal=False, positions_BT=positions_BT)
+        return self._loss(hidden_BTD.flatten(0, 1).index_select(0, chosen_N), output_weight, targets_N)
 
 
 @torch.no_grad()

@@ -237,7 +237,7 @@ def _speed(config: dict[str, Any], cluster: ClusterConfig, plan: PlanSettings, s
             torch.set_num_threads(config["trainer"]["threads"])
         threads = torch.get_num_threads()
         return (
-            measure(shape, data["slot_streams"], data["bptt"] - 1),
+            measure(shape, data["slot_streams"], data["bptt"] - 1, precision=precision),
             f"measured just now on this machine with {threads} thread{'s' * (threads > 1)}, at another depth and batch",
         )
     if plan.efficiency is not None:

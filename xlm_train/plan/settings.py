@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
+from xlm_train.config.precision import settle_precision
 from xlm_train.config.schema import Count, Rule, check_fields, check_rules, fits, positive, resolve
 from xlm_train.config.train import ClusterConfig, problems_of
 from xlm_train.runtime.energy import GRAMS_CO2_PER_KWH
@@ -43,6 +44,16 @@ class PlanSettings:
     probe: bool | None
 
 
+def settle_planned_precision(values: dict[str, Any]) -> None:
+    """Replace trainer.precision=auto by what a run on the planned cluster takes; `values` are changed in place."""
+    trainer, cluster = values["trainer"], values["cluster"]
+    if trainer["precision"] == "auto" and cluster.get("accelerator") != "CPU":
+        trainer["precision"] = "bf16-mixed" if "bf16-mixed" in cluster.get("peak_tflops", {}) else "16-mixed"
+    elif trainer["precision"] == "auto":
+        trainer["accelerator"] = "cpu"
+        settle_precision(values)
+
+
 def problems_of_plan(config: DictConfig) -> list[str]:
     """List everything wrong with a plan's config that can be known before a corpus is opened.
 
@@ -55,6 +66,7 @@ def problems_of_plan(config: DictConfig) -> list[str]:
         "trainer": {"accelerator": "cpu", "devices": 1, "nodes": 1, "precision": "32-true"},
     }
     values = resolve(cast(dict[str, Any], OmegaConf.to_container(config, resolve=False)))[0]
+    settle_planned_precision(values)
     if values["plan"]["tokens"] is not None or values["plan"]["epochs"] is not None:
         elsewhere["trainer"]["max_steps"] = 1  # the plan says how long, so the run need not
     run = OmegaConf.merge(

@@ -55,7 +55,9 @@ class _BlockedAttention(torch.autograd.Function):
         bias = _bias(B, T, H, causal, visible).to(wide)
         contexts, saved = [], []
         for start, end, seen in _blocks(T, causal):
-            weights = torch.baddbmm(bias[:, start:end, :seen], q[:, start:end], k[:, :seen].transpose(1, 2), alpha=E**-0.5)
+            weights = torch.baddbmm(
+                bias[:, start:end, :seen], q[:, start:end], k[:, :seen].transpose(1, 2), alpha=E**-0.5
+            )
             torch.softmax(weights, dim=-1, out=weights)
             saved.append(weights)
             if dropout:
