@@ -51,7 +51,7 @@ def test_a_cpu_takes_what_is_faster_and_says_so(
     config = read(compose, f"data.path={corpus_folder}")
     assert "trainer.precision" in IDENTITY
     assert config.trainer.precision == config.resolved["trainer"]["precision"] == chosen
-    assert f"trainer.precision=auto: {chosen}, as this processor" in capsys.readouterr().out
+    assert f"trainer.precision=auto: {chosen}, as this processor" in capsys.readouterr().err
 
 
 def test_a_run_that_has_begun_keeps_its_precision(
