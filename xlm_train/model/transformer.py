@@ -196,7 +196,7 @@ class Block(nn.Module):
 class XLM(nn.Module):
     """The language model.
 
-    `forward` gives hidden states, `logits` and `loss` read them out, `next_token_loss` is the whole of training.
+    `forward` gives hidden states, `logits` and `loss` read them out; `next_token_loss` and `masked_loss` are trained.
 
     Args:
         shape: Sizes and options.
@@ -239,6 +239,7 @@ class XLM(nn.Module):
         causal: bool = True,
         positions_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        words_BTD: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) of the last layer.
 
@@ -249,28 +250,18 @@ class XLM(nn.Module):
                 all count.
             causal: Position p sees 0..p; otherwise the whole row.
             positions_BT: Default 0..T-1.
-            cache: The new tokens stand at `positions_BT` and see all of their row at positions up to their own.
+            cache: The new tokens stand at `positions_BT` and see everything of their row at positions up to their own.
+            words_BTD: The tokens' embeddings, where they have been looked up.
 
         Raises:
             ValueError: Without `langs` where the model has language embeddings; without `positions_BT` with a cache.
         """
-        return self._encode(self.embeddings(tokens_BT), langs, lengths_B, causal, positions_BT, cache)
-
-    def _encode(
-        self,
-        words_BTD: Tensor,
-        langs: Tensor | int | None,
-        lengths_B: Tensor | None,
-        causal: bool,
-        positions_BT: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-    ) -> Tensor:
-        """Hidden states of embedded words; arguments as `forward`."""
+        words_BTD = self.embeddings(tokens_BT) if words_BTD is None else words_BTD
         x_BTD = self._embed(words_BTD, langs, positions_BT)
         keep_BT1, visible = None, None
         stores: list[Store | None] = [None] * len(self.blocks)
         if lengths_B is not None:
-            keep_BT = torch.arange(words_BTD.shape[1], device=x_BTD.device) < lengths_B[:, None]
+            keep_BT = torch.arange(tokens_BT.shape[1], device=x_BTD.device) < lengths_B[:, None]
             keep_BT1 = keep_BT[:, :, None]
             x_BTD = x_BTD * keep_BT1
             if not causal:
@@ -350,20 +341,24 @@ class XLM(nn.Module):
         lengths_B: Tensor | None = None,
         positions_BT: Tensor | None = None,
     ) -> Tensor:
-        """Mean cross-entropy in nats, a float32 scalar, at chosen places of rows that are seen whole.
+        """Mean cross-entropy in nats at the chosen positions, each seeing its whole row.
 
-        Only the chosen places reach the softmax layer.
+        Only the chosen rows reach the softmax layer, and the embedding's gradient is formed once, as in
+        `next_token_loss`.
 
         Args:
-            tokens_BT: Token ids, masked.
+            tokens_BT: Token ids, the chosen ones replaced.
             langs: As in `forward`.
-            chosen_N: Places in the flattened rows, 0..B * T - 1.
+            chosen_N: Flat positions b * T + t, each once.
             targets_N: The words that stood there.
             lengths_B: As in `forward`.
             positions_BT: As in `forward`.
+
+        Returns:
+            A float32 scalar.
         """
         words_BTD, output_weight = self.ops.tied_lookup(self.embeddings.weight, tokens_BT, PAD)
-        hidden_BTD = self._encode(words_BTD, langs, lengths_B, causal=False, positions_BT=positions_BT)
+        hidden_BTD = self(tokens_BT, langs, lengths_B, causal=False, positions_BT=positions_BT, words_BTD=words_BTD)
         return self._loss(hidden_BTD.flatten(0, 1).index_select(0, chosen_N), output_weight, targets_N)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import torch
 
-from xlm_train.evaluation.perplexity import Score, score_windows
+from xlm_train.evaluation.perplexity import WINDOW_SCORES, Score
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import ConfigError, at_least
 from xlm_train.training.callbacks.metrics import send
@@ -26,7 +26,8 @@ def metrics_of(languages: Iterable[str]) -> list[str]:
 class Validation(StepCallback):
     """Scores the validation streams every so many steps and once at the end.
 
-    The processes divide the windows among themselves; three sums a language are exchanged, so all of them decide alike.
+    The objective says how. The processes divide the windows among themselves; three sums a language are exchanged, so all
+    of them decide alike.
     The hooks of Lightning's validation (`on_validation_start` ... `on_validation_end`) fire for every callback, so stock
     ones such as EarlyStopping, ModelCheckpoint and EMAWeightAveraging act as they do after Lightning's own loop.
 
@@ -62,8 +63,12 @@ class Validation(StepCallback):
         """Find the text, and whether it can tell what is monitored.
 
         Raises:
-            ConfigError: no validation gives the monitored metric.
+            ConfigError: no validation gives the monitored metric, or the objective's kind of score is not known.
         """
+        if (kind := module.objective.evaluation) not in WINDOW_SCORES:
+            raise ConfigError(
+                f"objective: its evaluation is {kind!r}, known are {', '.join(WINDOW_SCORES)}: callbacks.validation=null"
+            )
         self.streams = trainer.data.validation_streams
         if self.streams and self.monitor not in (names := metrics_of(self.streams)):
             raise ConfigError(f"callbacks.validation.monitor={self.monitor}: must be one of {', '.join(names)}")
@@ -113,7 +118,7 @@ class Validation(StepCallback):
         """Score every language: val/loss_L, val/ppl_L, val/acc_L, and the means val/ppl, val/acc. A collective."""
         metrics: dict[str, float] = {}
         scores = []
-        bptt = trainer.data.bptt
+        bptt, score_windows = trainer.data.bptt, WINDOW_SCORES[module.objective.evaluation]
         for lang, stream in self.streams.items():
             count = stream.n_windows(bptt)
             mine = range(
