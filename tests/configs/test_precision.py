@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY
 from xlm_train.config import precision, rules
 from xlm_train.config.precision import settle_precision
 from xlm_train.config.train import IDENTITY, problems_of, read_train_config
-from xlm_train.plan.settings import settle_planned_precision
+from xlm_train.plan.settings import with_planned_precision
 from xlm_train.runtime.errors import ConfigError
 
 BASE = ["experiment=smoke", "run_name=x", "trainer.precision=auto"]
@@ -101,8 +101,7 @@ def test_plans_take_the_planned_devices(
     cluster: str, chosen: str, processor: Callable[[bool], None], compose: Callable[..., dict[str, Any]]
 ) -> None:
     processor(False)
-    values = compose("plan", "trainer.precision=auto", f"cluster={cluster}")
-    settle_planned_precision(values)
+    values = with_planned_precision(compose("plan", "trainer.precision=auto", f"cluster={cluster}"))
     assert values["trainer"]["precision"] == chosen
 
 

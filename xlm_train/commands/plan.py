@@ -15,13 +15,11 @@ if TYPE_CHECKING:
 def read(config: DictConfig) -> dict[str, Any]:
     """Check the config and resolve it."""
     from xlm_train.config.train import resolved_config
-    from xlm_train.plan.settings import problems_of_plan, settle_planned_precision
+    from xlm_train.plan.settings import problems_of_plan
 
     if problems := problems_of_plan(config):
         raise ConfigError(problems)
-    values = resolved_config(config)
-    settle_planned_precision(values)
-    return values
+    return resolved_config(config)
 
 
 @command(

@@ -15,7 +15,7 @@ from xlm_train.model.flops import Flops, flops_per_token
 from xlm_train.plan.memory import peak_memory, setting_of
 from xlm_train.plan.network_model import COMPRESSIONS, Gradient, Link, StepTime, make_buckets, step_time
 from xlm_train.plan.probe import Speed, measure, vocabulary_seconds
-from xlm_train.plan.settings import PlanSettings
+from xlm_train.plan.settings import PlanSettings, with_planned_precision
 from xlm_train.runtime.energy import GRAMS_CO2_PER_KWH
 
 if TYPE_CHECKING:
@@ -141,6 +141,7 @@ def make_plan(config: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
     """
     from xlm_train.model.transformer import ModelShape
 
+    config = with_planned_precision(config)
     plan, cluster = PlanSettings(**config["plan"]), ClusterConfig(**config["cluster"])
     data = config["data"]
     shape = ModelShape(

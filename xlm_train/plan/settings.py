@@ -44,14 +44,16 @@ class PlanSettings:
     probe: bool | None
 
 
-def settle_planned_precision(values: dict[str, Any]) -> None:
-    """Replace trainer.precision=auto by what a run on the planned cluster takes; `values` are changed in place."""
-    trainer, cluster = values["trainer"], values["cluster"]
-    if trainer["precision"] == "auto" and cluster.get("accelerator") != "CPU":
-        trainer["precision"] = "bf16-mixed" if "bf16-mixed" in cluster.get("peak_tflops", {}) else "16-mixed"
-    elif trainer["precision"] == "auto":
+def with_planned_precision(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with trainer.precision=auto replaced by what a run on the planned cluster takes."""
+    trainer, cluster = dict(values["trainer"]), values["cluster"]
+    planned = {**values, "trainer": trainer}
+    if cluster.get("accelerator") == "CPU":
         trainer["accelerator"] = "cpu"
-        settle_precision(values)
+        settle_precision(planned)
+    elif trainer["precision"] == "auto":
+        trainer["precision"] = "bf16-mixed" if "bf16-mixed" in cluster.get("peak_tflops", {}) else "16-mixed"
+    return planned
 
 
 def problems_of_plan(config: DictConfig) -> list[str]:
@@ -65,8 +67,7 @@ def problems_of_plan(config: DictConfig) -> list[str]:
         "data": {"path": "."},
         "trainer": {"accelerator": "cpu", "devices": 1, "nodes": 1, "precision": "32-true"},
     }
-    values = resolve(cast(dict[str, Any], OmegaConf.to_container(config, resolve=False)))[0]
-    settle_planned_precision(values)
+    values = with_planned_precision(resolve(cast(dict[str, Any], OmegaConf.to_container(config, resolve=False)))[0])
     if values["plan"]["tokens"] is not None or values["plan"]["epochs"] is not None:
         elsewhere["trainer"]["max_steps"] = 1  # the plan says how long, so the run need not
     run = OmegaConf.merge(
