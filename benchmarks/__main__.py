@@ -2,7 +2,7 @@
 
     python -m benchmarks
 
-About twenty minutes on two quiet cores. Those of text preparation need text: see prep.py, bpe.py and tokenise.py;
+About an hour on two quiet cores. Those of text preparation need text: see prep.py, bpe.py and tokenise.py;
 the network's only runs as root, and gpu.py is for GPUs.
 """
 

@@ -47,7 +47,7 @@ def compose(corpus: str, folder: str) -> TrainConfig:
 
     overrides = [
         "experiment=demo", f"data.path={corpus}", f"paths.runs={folder}", "run_name=framework",
-        f"trainer.max_steps={ENDLESS}", f"callbacks.checkpointing.every_n_steps={ENDLESS}",
+        "trainer.precision=32-true", f"trainer.max_steps={ENDLESS}", f"callbacks.checkpointing.every_n_steps={ENDLESS}",
         f"callbacks.metrics.every_n_steps={REPORT_EVERY}",
     ]  # fmt: skip
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):

@@ -1,12 +1,14 @@
 """The training step at the real shape: ours, the obvious loop, transformers, and what the machine's matrix products allow.
 
     python -m benchmarks.step --streams 4 8 --rounds 3 --json step.json
+    python -m benchmarks.step --objective mlm --streams 8 --only ours transformers roof
 
-1024 wide, 6 layers, 8 heads, 64,699 words, windows of 256 tokens (255 predictions), dropout 0.1, float32. Each variant
-lives in a process of its own and all take turns. The roof is the time of the float32 matrix products alone that a step
-cannot do without, in the same turns: forward and both backward products of every linear layer and of the softmax layer,
-and half of the attention's squares (its other half is masked). Where torch.mm is not the fastest way to them on this
-processor (see xlm_train/model/ops/matmul.py), the roof is the faster way, and torch.mm's time is shown beside it.
+1024 wide, 6 layers, 8 heads, 64,699 words, windows of 256 tokens, dropout 0.1, float32; `ours, bfloat16` where the processor
+multiplies bfloat16. clm: 255 predictions a window. mlm: 15 % of the tokens are predicted; transformers gets labels of
+-100 for the others. Each variant lives in a process of its own and all take turns. A roof is the time of the matrix
+products alone that a step cannot do without, in the same turns: forward and both backward products of every linear
+layer and of the softmax layer, and the attention's squares (half of them under a causal mask). `roof` goes through the
+library that xlm-train takes here (see xlm_train/model/ops/matmul.py); the other one's is shown beside it.
 """
 
 from __future__ import annotations
@@ -21,19 +23,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.turns import Variant, in_turn, report, spread, table
-from xlm_train.model.ops.matmul import ONEDNN
+from benchmarks.turns import Measured, Variant, in_turn, report, spread, table
+from xlm_train.model.ops import matmul
 from xlm_train.model.transformer import XLM, ModelShape
+from xlm_train.runtime.device import cpu_multiplies_bfloat16
 
 N_WORDS, N_LANGS, DIM, N_LAYERS, N_HEADS, FFN_DIM, BPTT, MAX_POSITIONS = 64_699, 2, 1024, 6, 8, 4096, 256, 512
 SHAPE = ModelShape(n_words=N_WORDS, vocab_multiple=8)
 DROPOUT = 0.1
 CLIP_NORM = 5.0
+MASK, SHARE = 5, 0.15  # the masked word's id; share of tokens that masked language modelling predicts
 LR, BETAS, EPS = 1e-4, (0.9, 0.98), 1e-8
 
 
 def windows(streams: int) -> Tensor:
     return torch.randint(14, N_WORDS, (streams, BPTT), generator=torch.Generator().manual_seed(0))
+
+
+def chosen(streams: int) -> Tensor:
+    """Places in the flattened windows whose words are to be predicted."""
+    places = torch.randperm(streams * BPTT, generator=torch.Generator().manual_seed(1))
+    return places[: round(SHARE * len(places))].sort().values
+
+
+def masked(tokens: Tensor, places: Tensor) -> Tensor:
+    return tokens.flatten().index_fill(0, places, MASK).view(tokens.shape)
 
 
 def update(parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, clip_norm: float) -> None:
@@ -47,16 +61,24 @@ def update(parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer,
 
 
 def ours(
-    streams: int, allocator: bool = True, slots: int = 1, recompute: bool = False, compiled: bool = False
+    streams: int,
+    objective: str = "clm",
+    precision: str = "32-true",
+    allocator: bool = True,
+    slots: int = 1,
+    recompute: bool = False,
+    compiled: bool = False,
 ) -> Callable[[], float]:
     """The step of xlm-train without Lightning around it: its model, loss, noise, clipping and optimizer.
 
     compiled: the blocks through torch.compile, which xlm-train does not do (see NOTES.md). It cannot take oneDNN's
     product in, so all products are torch's there.
     """
+    from pytorch_lightning.plugins.precision import Precision
+
     from xlm_train.data.noise import seed_noise
-    from xlm_train.model.ops import matmul
     from xlm_train.runtime.device import disable_malloc_trim
+    from xlm_train.training.precision import Autocast
 
     if allocator:
         disable_malloc_trim()
@@ -68,18 +90,25 @@ def ours(
             block.compile()
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=LR, betas=BETAS, eps=EPS, weight_decay=0.0, fused=True)
-    tokens = windows(streams)
+    arithmetic = Precision() if precision == "32-true" else Autocast(precision, "cpu")
+    tokens, places = windows(streams), chosen(streams // slots)
     count = 0
+
+    def loss_of(slot: Tensor) -> Tensor:
+        if objective == "clm":
+            return model.next_token_loss(slot, 0)
+        return model.masked_loss(masked(slot, places), 0, places, slot.flatten()[places])
 
     def step() -> float:
         nonlocal count
         total = 0.0
-        for number, slot in enumerate(tokens.chunk(slots)):
-            seed_noise(0, count, number)
-            loss = model.next_token_loss(slot, 0)
-            (loss / slots if slots > 1 else loss).backward()
-            total += loss.item()
-        update(parameters, optimizer, CLIP_NORM)
+        with arithmetic.forward_context():
+            for number, slot in enumerate(tokens.chunk(slots)):
+                seed_noise(0, count, number)
+                loss = loss_of(slot)
+                (loss / slots if slots > 1 else loss).backward()
+                total += loss.item()
+            update(parameters, optimizer, CLIP_NORM)
         count += 1
         return total / slots
 
@@ -161,24 +190,28 @@ def plain(streams: int) -> Callable[[], float]:
     return step
 
 
-def transformers(streams: int) -> Callable[[], float]:
-    """transformers' XLM, causal, of the same shape, with AdamW; its loss is taken over the same predictions."""
+def transformers(streams: int, objective: str = "clm") -> Callable[[], float]:
+    """transformers' XLM of the same shape, with AdamW; its loss is taken over the same predictions."""
     from transformers import XLMConfig, XLMWithLMHeadModel
 
     torch.manual_seed(0)
     config = XLMConfig(
-        vocab_size=N_WORDS, emb_dim=DIM, n_layers=N_LAYERS, n_heads=N_HEADS, causal=True, n_langs=N_LANGS,
+        vocab_size=N_WORDS, emb_dim=DIM, n_layers=N_LAYERS, n_heads=N_HEADS, causal=objective == "clm", n_langs=N_LANGS,
         use_lang_emb=True, max_position_embeddings=MAX_POSITIONS, dropout=DROPOUT, attention_dropout=DROPOUT,
     )  # fmt: skip
     model = XLMWithLMHeadModel(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=BETAS, eps=EPS, weight_decay=0.0)
-    tokens = windows(streams)
-    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    tokens, places = windows(streams), chosen(streams)
+    if objective == "clm":
+        inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()  # XLM's labels are not shifted inside
+    else:
+        inputs, targets = masked(tokens, places), torch.full_like(tokens, -100)
+        targets.view(-1)[places] = tokens.view(-1)[places]
     langs = torch.zeros_like(inputs)
 
     def step() -> float:
         optimizer.zero_grad()
-        loss = model(inputs, langs=langs, labels=targets).loss  # XLM's labels are not shifted inside
+        loss = model(inputs, langs=langs, labels=targets).loss
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimizer.step()
@@ -187,23 +220,27 @@ def transformers(streams: int) -> Callable[[], float]:
     return step
 
 
-def roof(streams: int, torch_mm: bool = False) -> Callable[[], None]:
-    """The matrix products of a step and nothing else, by the faster library here, or by torch.mm."""
-    from xlm_train.model.ops import matmul
+def sizes(streams: int, objective: str) -> tuple[int, int, float]:
+    """Positions of a window, predictions of a step, and the share of the attention's squares that is seen."""
+    return (BPTT - 1, streams * (BPTT - 1), 0.5) if objective == "clm" else (BPTT, len(chosen(streams)), 1.0)
+
+
+def roof(streams: int, objective: str = "clm", onednn: bool = False, bfloat16: bool = False) -> Callable[[], None]:
+    """The matrix products of a step and nothing else, through one library."""
     from xlm_train.runtime.device import disable_malloc_trim
 
     disable_malloc_trim()
-    if torch_mm:
-        matmul.ONEDNN = False
-    N, T, E = streams * (BPTT - 1), BPTT - 1, DIM // N_HEADS
-    squares = streams * N_HEADS // 2  # the causal half
+    matmul.ONEDNN = onednn
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    (T, predictions, seen), E = sizes(streams, objective), DIM // N_HEADS
     layer = [(DIM, 3 * DIM), (DIM, DIM), (DIM, FFN_DIM), (FFN_DIM, DIM)]
-    linears = [(*shape, N_LAYERS) for shape in layer] + [(DIM, SHAPE.n_rows, 1)]
+    linears = [(streams * T, *shape, N_LAYERS) for shape in layer] + [(predictions, DIM, SHAPE.n_rows, 1)]
     matrices = [
-        (torch.randn(N, fan_in), torch.randn(fan_out, fan_in), torch.randn(N, fan_out), repeat)
-        for fan_in, fan_out, repeat in linears
-    ]
-    heads, weights = torch.randn(squares, T, E), torch.randn(squares, T, T)
+        (torch.randn(N, fan_in).to(dtype), torch.randn(fan_out, fan_in).to(dtype), torch.randn(N, fan_out).to(dtype), repeat)
+        for N, fan_in, fan_out, repeat in linears
+    ]  # fmt: skip
+    squares = round(seen * streams * N_HEADS)
+    heads, weights = torch.randn(squares, T, E).to(dtype), torch.randn(squares, T, T).to(dtype)
     to_heads, to_weights = torch.empty_like(heads), torch.empty_like(weights)
 
     def products() -> None:
@@ -220,89 +257,114 @@ def roof(streams: int, torch_mm: bool = False) -> Callable[[], None]:
     return products
 
 
-def flops(streams: int) -> float:
+def flops(streams: int, objective: str) -> float:
     """Floating-point operations of the roof's products."""
-    N, T = streams * (BPTT - 1), BPTT - 1
-    linears = N_LAYERS * DIM * (4 * DIM + 2 * FFN_DIM) + DIM * SHAPE.n_rows
-    return 6.0 * N * linears + 6.0 * N_LAYERS * streams * T * T * DIM
+    T, predictions, seen = sizes(streams, objective)
+    blocks = N_LAYERS * DIM * (4 * DIM + 2 * FFN_DIM) * streams * T + predictions * DIM * SHAPE.n_rows
+    return 6.0 * blocks + 12.0 * seen * N_LAYERS * streams * T * T * DIM
 
 
-def measure(streams: int, rounds: int, threads: int = 2) -> dict[str, Any]:
-    """All variants at one batch size."""
-    library = "transformers.models.xlm.modeling_xlm"
-    at = {"streams": streams}
-    variants = [
+def variants_of(streams: int, objective: str) -> list[Variant]:
+    at = {"streams": streams, "objective": objective}
+    found = [
         # in the second step the optimizer's state still moves what was laid out before
         Variant("ours", "benchmarks.step:ours", at, warm_up=3),
-        Variant("plain", "benchmarks.step:plain", at),
-        Variant("transformers", "benchmarks.step:transformers", at, imports=(library,)),
-        Variant("roof", "benchmarks.step:roof", at),
+        Variant(
+            "transformers", "benchmarks.step:transformers", at, ("transformers.models.xlm.modeling_xlm",), warm_up=3
+        ),
+        Variant("roof", "benchmarks.step:roof", {**at, "onednn": matmul.ONEDNN}, warm_up=3),
     ]
-    if ONEDNN:
-        variants.append(Variant("torch.mm's roof", "benchmarks.step:roof", {**at, "torch_mm": True}))
-    results = in_turn(variants, rounds, threads)
+    if objective == "clm":
+        found.insert(1, Variant("plain", "benchmarks.step:plain", {"streams": streams}, warm_up=3))
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        found.append(Variant("other roof", "benchmarks.step:roof", {**at, "onednn": not matmul.ONEDNN}, warm_up=3))
+    if cpu_multiplies_bfloat16():
+        found += [
+            Variant("ours, bfloat16", "benchmarks.step:ours", {**at, "precision": "bf16-mixed"}, warm_up=3),
+            Variant("roof, bfloat16", "benchmarks.step:roof", {**at, "bfloat16": True}, warm_up=3),
+        ]
+    return found
+
+
+def measure(streams: int, objective: str, rounds: int, threads: int, only: Sequence[str] | None) -> dict[str, Any]:
+    """All variants, or those named, at one batch size."""
+    chosen_variants = [v for v in variants_of(streams, objective) if only is None or v.name in only]
+    results = in_turn(chosen_variants, rounds, threads)
     tokens = streams * BPTT
-    mine = results["ours"]
-    share = results["roof"].times_slower_than(mine)
+
+    def times(slower: str, faster: str) -> tuple[float, float, float] | None:
+        pair = slower in results and faster in results
+        return results[slower].times_slower_than(results[faster]) if pair else None
+
+    def figures(name: str, measured: Measured) -> dict[str, Any]:
+        return {
+            "seconds": measured.seconds,
+            "median_seconds": measured.median,
+            "cpu_seconds": measured.cpu_seconds,
+            "tokens_per_second": tokens / measured.median,
+            "page_faults": measured.faults,
+            "peak_memory_gb": measured.peak / 1e9,
+            "loss": measured.returned[-1],
+            "ours_is_faster": times(name, "ours"),
+            "gflops_per_second": flops(streams, objective) / measured.median / 1e9,
+        }
+
     return {
+        "objective": objective,
         "streams": streams,
         "tokens_per_step": tokens,
         "rounds": rounds,
-        "variants": {
-            name: {
-                "seconds": measured.seconds,
-                "median_seconds": measured.median,
-                "cpu_seconds": measured.cpu_seconds,
-                "tokens_per_second": tokens / measured.median,
-                "page_faults": measured.faults,
-                "peak_memory_gb": measured.peak / 1e9,
-                "loss": measured.returned[-1],
-            }
-            for name, measured in results.items()
-        },
-        "ours_faster_than": {name: results[name].times_slower_than(mine) for name in ("plain", "transformers")},
-        "share_of_roof": share,
-        "roof_gflops_per_second": flops(streams) / results["roof"].median / 1e9,
-        "memory_of_plain": mine.peak / results["plain"].peak,
+        "library": "oneDNN" if matmul.ONEDNN else "MKL",
+        "variants": {name: figures(name, measured) for name, measured in results.items()},
+        "share_of_roof": times("roof", "ours"),
+        "share_of_roof_bfloat16": times("roof, bfloat16", "ours, bfloat16"),
     }
 
 
 def show(result: dict[str, Any]) -> str:
     rows = []
     for name, figures in result["variants"].items():
-        ratio = result["ours_faster_than"].get(name)
+        ratio = figures["ours_is_faster"]
         rows.append(
             [
                 name,
                 f"{figures['median_seconds']:.2f}",
                 f"{figures['tokens_per_second']:.0f}",
-                spread(ratio) if ratio else "",
+                spread(ratio) if ratio and name != "ours" else "",
+                f"{figures['gflops_per_second']:.0f}",
                 f"{figures['peak_memory_gb']:.2f}",
                 f"{sum(figures['page_faults']) / len(figures['page_faults']):,.0f}",
             ]
         )
-    share = result["share_of_roof"]
-    return (
-        f"{result['streams']} streams\n"
-        + table(["", "s a step", "tokens/s", "ours is faster", "peak memory, GB", "page faults a step"], rows)
-        + f"\nours reaches {100 * share[0]:.0f} % of the roof ({100 * share[1]:.0f}-{100 * share[2]:.0f}),"
-        + f" which is {result['roof_gflops_per_second']:.0f} GFLOP/s;"
-        + f" its memory is {100 * result['memory_of_plain']:.0f} % of the plain loop's"
-    )
+    heads = ["", "s a step", "tokens/s", "times as long as ours", "GFLOP/s", "peak memory, GB", "page faults a step"]
+    lines = [
+        f"{result['objective']}, {result['streams']} streams; the roof is {result['library']}'s",
+        table(heads, rows),
+    ]
+    for key, name in (("share_of_roof", "ours"), ("share_of_roof_bfloat16", "ours, bfloat16,")):
+        if share := result[key]:
+            lines.append(
+                f"{name} reaches {100 * share[0]:.0f} % of its roof ({100 * share[1]:.0f}-{100 * share[2]:.0f})"
+            )
+    return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--objective", nargs="+", choices=("clm", "mlm"), default=["clm", "mlm"])
     parser.add_argument("--streams", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--only", nargs="+", help="variants by name; default: all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    found = [measure(streams, options.rounds, options.threads) for streams in options.streams]
+    found = [
+        measure(streams, objective, options.rounds, options.threads, options.only)
+        for objective in options.objective
+        for streams in options.streams
+    ]
     text = "\n\n".join(show(result) for result in found)
-    return report(
-        "Training step, real shape, float32", text, {"threads": options.threads, "sizes": found}, options.json
-    )
+    return report("Training step, real shape", text, {"threads": options.threads, "sizes": found}, options.json)
 
 
 if __name__ == "__main__":

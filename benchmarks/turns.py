@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import resource
 import statistics
 import sys
@@ -23,7 +24,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from xlm_train.runtime.device import SPINS
+from xlm_train.runtime.device import SPINS, cpu_flags
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,9 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "load": round(os.getloadavg()[0], 2),
+        "instructions": sorted(cpu_flags() & {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16"}),
         "torch": torch.__version__,
+        "libraries": re.findall(r"(?:Math Kernel Library Version|MKL-DNN v|OpenBLAS) ?[\d.]+", torch.__config__.show()),
         "python": platform.python_version(),
     }
 

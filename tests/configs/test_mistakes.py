@@ -32,7 +32,7 @@ def config_problems(corpus: Path, *overrides: str) -> list[str]:
         ("data.slots=0", "data.slots=0: must be at least 1"),
         ("trainer.devices=3", "3 processes, but data.slots=2: a step has only so many slots to divide; at most 2"),
         ("trainer.precision=16-mixed", "trainer.precision=16-mixed on a CPU"),
-        ("trainer.precision=fp16", "trainer.precision=fp16: must be one of 32-true, 16-mixed, bf16-mixed"),
+        ("trainer.precision=fp16", "trainer.precision=fp16: must be one of 32-true, 16-mixed, bf16-mixed, auto"),
         ("trainer.max_steps=ten", "trainer.max_steps=ten: must be a whole number or null"),
         ("trainer.max_steps=null", "say how long to train"),
         ("optimizer.lr=fast", "optimizer.lr=fast: must be a number"),

@@ -26,6 +26,7 @@ from tests.end_to_end.worlds import (
     train_on,
 )
 from xlm_train.runtime import checkpoint_file
+from xlm_train.runtime.device import cpu_multiplies_bfloat16
 from xlm_train.runtime.errors import UserError
 
 Config = Callable[..., dict[str, Any]]
@@ -114,6 +115,20 @@ def test_resumed_at_any_step_with_validation_and_patience(every: int, config: Co
     end = run_that_patience_ended(tmp_path / "undisturbed")
     assert end > 20
     resume_at(range(1, end, every), tmp_path / "undisturbed", settings)
+
+
+@pytest.mark.skipif(not cpu_multiplies_bfloat16(), reason="bfloat16 is refused on this processor")
+@pytest.mark.parametrize("objective", ["clm", "mlm"])
+def test_resumed_in_bfloat16(objective: str, config: Config, tmp_path: Path) -> None:
+    """What is cast is a function of the weights; `auto` goes on in the precision that was stored."""
+    words = (f"objective={objective}", "trainer.max_steps=6", "callbacks.validation.every_n_steps=3", *SAVE_ALL)
+    settings = config("undisturbed", "trainer.precision=bf16-mixed", *words)
+    train_here(settings)
+    exact = config("float32", *words)
+    train_here(exact)
+    assert largest_difference(tmp_path / "float32", tmp_path / "undisturbed") > 0
+    settings["trainer"]["precision"] = "auto"
+    resume_at(range(2, 6, 3), tmp_path / "undisturbed", settings)
 
 
 @pytest.mark.slow

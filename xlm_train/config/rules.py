@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from xlm_train.config.schema import Rule
+from xlm_train.runtime.device import cpu_multiplies_bfloat16
 
 
 def _gpus(accelerator: str) -> int:
@@ -92,6 +93,11 @@ def _precision(precision: str, accelerator: str, cpu_fp16: bool) -> Iterator[str
         yield (
             f"trainer.precision=bf16-mixed: {torch.cuda.get_device_name()} only emulates bfloat16 (it needs compute"
             " capability 8.0); trainer.precision=16-mixed"
+        )
+    if precision == "bf16-mixed" and not gpus and not cpu_multiplies_bfloat16():
+        yield (
+            "trainer.precision=bf16-mixed: this processor has neither AVX512_BF16 nor AMX nor ARM's BF16: emulated, bfloat16"
+            " is slower than float32; trainer.precision=32-true, under another run_name where a run has begun"
         )
 
 

@@ -19,6 +19,7 @@ from xlm_train.config.parts import (
     reading_problems,
     with_shipped_callbacks,
 )
+from xlm_train.config.precision import settle_precision
 from xlm_train.config.renamed import renamings, with_new_names
 from xlm_train.config.rules import RULES
 from xlm_train.config.schema import Count, at_least, build, check_fields, check_rules, one_of, positive, resolve
@@ -93,7 +94,7 @@ class TrainerConfig:
     accelerator: Annotated[str, one_of("auto", "cpu", "gpu")]
     devices: Count
     nodes: Count
-    precision: Annotated[str, one_of("32-true", "16-mixed", "bf16-mixed")]
+    precision: Annotated[str, one_of("32-true", "16-mixed", "bf16-mixed", "auto")]
     max_steps: Annotated[int | None, positive]
     max_tokens: Annotated[int | None, positive]
     max_hours: Annotated[float | None, positive]
@@ -218,6 +219,7 @@ def from_resolved(values: dict[str, Any]) -> TrainConfig:
         ConfigError: Where keys or types are not those of this version.
     """
     values = with_new_names(values)
+    settle_precision(values)
     if problems := check_fields(TrainConfig, values)[1]:
         raise ConfigError(problems)
     return _build(values)
@@ -299,6 +301,9 @@ def _checked(config: DictConfig, tell: bool = False) -> tuple[dict[str, Any], li
     for line in changes if tell else []:
         log(f"warning: {line}")
     values, problems = resolve(complete)
+    chosen = settle_precision(values)
+    if chosen is not None and tell:
+        log(chosen)
     good, wrong = check_fields(TrainConfig, values)
     problems += wrong + _model_problems(values.get("model"), good) + check_rules(RULES, good)
     problems += optimizer_problems(good, complete, others=bool(problems))

@@ -152,13 +152,11 @@ class Attention(nn.Module):
         B, T, D = x_BTD.shape
         qkv_BT3HE = self.qkv(x_BTD).view(B, T, 3, self.n_heads, D // self.n_heads)
         dropout = self.dropout if self.training else 0.0
-        if causal:
-            context_BTHE = self.ops.causal_attention(qkv_BT3HE, dropout)
+        if store is None:
+            context_BTHE = self.ops.attention(qkv_BT3HE, dropout, causal, visible)
         else:
             q, k, v = qkv_BT3HE.permute(2, 0, 3, 1, 4)
-            if store is not None:
-                k, v = store(k, v)
-            context_BTHE = F.scaled_dot_product_attention(q, k, v, visible, dropout).transpose(1, 2)
+            context_BTHE = F.scaled_dot_product_attention(q, *store(k, v), visible, dropout).transpose(1, 2)
         return self.out(context_BTHE.reshape(B, T, D))
 
 

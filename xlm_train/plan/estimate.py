@@ -15,7 +15,7 @@ from xlm_train.model.flops import Flops, flops_per_token
 from xlm_train.plan.memory import peak_memory, setting_of
 from xlm_train.plan.network_model import COMPRESSIONS, Gradient, Link, StepTime, make_buckets, step_time
 from xlm_train.plan.probe import Speed, measure, vocabulary_seconds
-from xlm_train.plan.settings import PlanSettings
+from xlm_train.plan.settings import PlanSettings, with_planned_precision
 from xlm_train.runtime.energy import GRAMS_CO2_PER_KWH
 
 if TYPE_CHECKING:
@@ -141,6 +141,7 @@ def make_plan(config: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
     """
     from xlm_train.model.transformer import ModelShape
 
+    config = with_planned_precision(config)
     plan, cluster = PlanSettings(**config["plan"]), ClusterConfig(**config["cluster"])
     data = config["data"]
     shape = ModelShape(
@@ -238,7 +239,7 @@ def _speed(config: dict[str, Any], cluster: ClusterConfig, plan: PlanSettings, s
             torch.set_num_threads(config["trainer"]["threads"])
         threads = torch.get_num_threads()
         return (
-            measure(shape, data["slot_streams"], data["bptt"] - 1),
+            measure(shape, data["slot_streams"], data["bptt"] - 1, precision=precision),
             f"measured just now on this machine with {threads} thread{'s' * (threads > 1)}, at another depth and batch",
         )
     if plan.efficiency is not None:

@@ -86,7 +86,8 @@ def _block_bytes_per_token(shape: ModelShape, setting: Setting) -> int:
     inputs of its norms (float32).
     """
     D, F, low = shape.dim, shape.ffn_dim, setting.low
-    kept = low * (D + 3 * D + D + D + F) + 2 * (4 * D + 8)
+    scores = low if setting.gpu else 4  # a CPU's attention computes in float32
+    kept = low * (D + D + D + F) + scores * 3 * D + 2 * (4 * D + 8)
     if shape.dropout:
         kept += 2 * D  # two masks, a byte a number
     if setting.gpu:
@@ -118,7 +119,7 @@ def peak_memory(shape: ModelShape, parameters: int, setting: Setting) -> dict[st
     Returns:
         Bytes by part; their sum is the peak.
     """
-    from xlm_train.model.ops.linear_cross_entropy import CHUNK_ELEMENTS
+    from xlm_train.model.ops.linear_cross_entropy import CHUNK_ELEMENTS, WIDENED_ELEMENTS
 
     D, rows, low = shape.dim, shape.n_rows, setting.low
     tokens = setting.streams * setting.positions
@@ -128,9 +129,11 @@ def peak_memory(shape: ModelShape, parameters: int, setting: Setting) -> dict[st
     predicted = tokens if setting.mask_share is None else math.ceil(setting.mask_share * tokens)
     chunk = min(predicted, max(1, CHUNK_ELEMENTS // rows)) * rows
     vocabulary = 4 * rows * D  # the vocabulary's gradient, formed in the forward pass
-    loss_work = chunk * (low + 4 + low if mixed else 4) + 4 * predicted * D
+    widened = min(chunk, WIDENED_ELEMENTS) if mixed and not setting.gpu else chunk  # logits in float32
+    loss_work = chunk * (low if mixed else 0) + 4 * widened + 4 * predicted * D
     if mixed:
-        vocabulary += 2 * low * rows * D + low * predicted * D  # its low-precision copy, product and inputs
+        copies = 2 if setting.gpu else 1  # of the vocabulary in low precision; on a GPU a product of its size too
+        vocabulary += copies * low * rows * D + low * predicted * D  # and the softmax's inputs
     # the last block backward: gradients of its inner widths and of one weight
     backward_work = tokens * (2 * shape.ffn_dim * low + 2 * 4 * D) + 4 * D * shape.ffn_dim
 

@@ -71,6 +71,7 @@ class RealStep:
         recompute: Whether the blocks' activations are computed again in the backward pass.
         make_optimizer: Of the parameters; AdamW if None.
         clock: time.perf_counter, or time.process_time to leave out what other programs take of a core (for one thread).
+        precision: "32-true" or "bf16-mixed".
     """
 
     def __init__(
@@ -82,10 +83,13 @@ class RealStep:
         recompute: bool = False,
         make_optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer] | None = None,
         clock: Clock = time.perf_counter,
+        precision: str = "32-true",
     ) -> None:
         import torch
+        from pytorch_lightning.plugins.precision import Precision
 
         from xlm_train.model.transformer import XLM
+        from xlm_train.training.precision import DTYPES, Autocast
 
         self.model = XLM(shape, recompute=recompute)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -95,6 +99,7 @@ class RealStep:
         self.slots = slots
         self.clock = clock
         self.tokens = torch.randint(shape.n_words, (streams, positions + 1))
+        self.arithmetic = Autocast(precision, "cpu") if precision in DTYPES else Precision()
         self.loss_began = 0.0
         self.model.blocks[-1].register_forward_hook(self._begin_loss)
 
@@ -103,6 +108,10 @@ class RealStep:
 
     def run(self) -> StepParts:
         """Take one step."""
+        with self.arithmetic.forward_context():
+            return self._run()
+
+    def _run(self) -> StepParts:
         import torch
 
         start, loss_seconds = self.clock(), 0.0
@@ -136,7 +145,12 @@ def probe_shape(shape: ModelShape, streams: int, positions: int) -> tuple[ModelS
 
 
 def measure(
-    shape: ModelShape, streams: int, positions: int, seconds: float = 4.0, clock: Clock = time.perf_counter
+    shape: ModelShape,
+    streams: int,
+    positions: int,
+    seconds: float = 4.0,
+    clock: Clock = time.perf_counter,
+    precision: str = "32-true",
 ) -> Speed:
     """Measure this machine.
 
@@ -146,12 +160,13 @@ def measure(
         positions: Predicted tokens of a stream.
         seconds: About how long.
         clock: See `RealStep`.
+        precision: See `RealStep`.
 
     Returns:
         What the machine does with this model in a second.
     """
     small, few = probe_shape(shape, streams, positions)
-    step = RealStep(small, few, positions, clock=clock)
+    step = RealStep(small, few, positions, clock=clock, precision=precision)
     step.run()  # the first fetches memory and lays out gradients and moments
     samples: list[StepParts] = []
     end = time.perf_counter() + seconds
@@ -160,9 +175,8 @@ def measure(
     parameters = sum(p.numel() for p in step.parameters)
     del step
     median = StepParts(*(statistics.median(getattr(s, part) for s in samples) for part in ("blocks", "loss", "update")))
-    return speed_of(
-        median, small, few, positions, parameters, memory_speed(clock), product_speed(shape, few * positions, clock)
-    )
+    peak = product_speed(shape, few * positions, clock, precision)
+    return speed_of(median, small, few, positions, parameters, memory_speed(clock), peak)
 
 
 def speed_of(
@@ -214,15 +228,17 @@ def memory_speed(clock: Clock) -> float:
     return 3 * 4 * a.numel() / _median(lambda: a.add_(b), clock)
 
 
-def product_speed(shape: ModelShape, tokens: int, clock: Clock) -> float:
+def product_speed(shape: ModelShape, tokens: int, clock: Clock, precision: str) -> float:
     """FLOPs a second of the fastest of the model's matrix products."""
     import torch
 
     from xlm_train.model.ops.matmul import product
+    from xlm_train.training.precision import DTYPES
 
+    dtype = DTYPES.get(precision, torch.float32)
     tokens, best = min(tokens, 2048), 0.0
     for width in (3 * shape.dim, shape.ffn_dim, min(shape.n_rows, 8192)):
-        a, b = torch.randn(tokens, shape.dim), torch.randn(shape.dim, width)
+        a, b = torch.randn(tokens, shape.dim, dtype=dtype), torch.randn(shape.dim, width, dtype=dtype)
         seconds = _median(functools.partial(product, a, b), clock)
         best = max(best, 2.0 * tokens * shape.dim * width / seconds)
     return best

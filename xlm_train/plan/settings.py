@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
+from xlm_train.config.precision import settle_precision
 from xlm_train.config.schema import Count, Rule, check_fields, check_rules, fits, positive, resolve
 from xlm_train.config.train import ClusterConfig, problems_of
 from xlm_train.runtime.energy import GRAMS_CO2_PER_KWH
@@ -43,6 +44,18 @@ class PlanSettings:
     probe: bool | None
 
 
+def with_planned_precision(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with trainer.precision=auto replaced by what a run on the planned cluster takes."""
+    trainer, cluster = dict(values["trainer"]), values["cluster"]
+    planned = {**values, "trainer": trainer}
+    if cluster.get("accelerator") == "CPU":
+        trainer["accelerator"] = "cpu"
+        settle_precision(planned)
+    elif trainer["precision"] == "auto":
+        trainer["precision"] = "bf16-mixed" if "bf16-mixed" in cluster.get("peak_tflops", {}) else "16-mixed"
+    return planned
+
+
 def problems_of_plan(config: DictConfig) -> list[str]:
     """List everything wrong with a plan's config that can be known before a corpus is opened.
 
@@ -54,7 +67,7 @@ def problems_of_plan(config: DictConfig) -> list[str]:
         "data": {"path": "."},
         "trainer": {"accelerator": "cpu", "devices": 1, "nodes": 1, "precision": "32-true"},
     }
-    values = resolve(cast(dict[str, Any], OmegaConf.to_container(config, resolve=False)))[0]
+    values = with_planned_precision(resolve(cast(dict[str, Any], OmegaConf.to_container(config, resolve=False)))[0])
     if values["plan"]["tokens"] is not None or values["plan"]["epochs"] is not None:
         elsewhere["trainer"]["max_steps"] = 1  # the plan says how long, so the run need not
     run = OmegaConf.merge(

@@ -6,6 +6,7 @@ Imports torch only inside functions: the OpenMP setting must be made before torc
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import resource
 import sys
@@ -55,6 +56,26 @@ def limit_openmp_spin() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+
+
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """What the processor can do, in the words of /proc/cpuinfo, and its vendor; nothing where there is no such file."""
+    file = Path("/proc/cpuinfo")
+    if not file.is_file():
+        return frozenset()
+    lines = (line.partition(":") for line in file.read_text().splitlines())
+    return frozenset(
+        word for key, _, value in lines if key.strip() in ("flags", "Features", "vendor_id") for word in value.split()
+    )
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether the processor has products of bfloat16; others widen each number first, and are slower than in float32.
+
+    AVX512_BF16 and AMX on x86, BF16 on ARM, where it has not been measured. Not known outside of Linux: taken for no.
+    """
+    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def is_free_to_read(tensor: Tensor) -> bool:

@@ -1,12 +1,17 @@
-"""float16 arithmetic without a scaler of Lightning's: the loss scale is part of the state that a checkpoint holds."""
+"""Half-precision arithmetic; the loss scale that float16 needs is part of the state that a checkpoint holds."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from pytorch_lightning.plugins.precision import Precision
+
+from xlm_train.model.ops.casts import shared_casts
+
+DTYPES = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
 
 @dataclass
@@ -30,18 +35,23 @@ class LossScale:
             self.scale, self.good = self.scale * 2, 0
 
 
-class Float16(Precision):
-    """Forward passes under float16 autocast, on a GPU or (for tests) really on a CPU.
+class Autocast(Precision):
+    """Products in half precision, on a GPU or really on a CPU; weights stay float32 and are cast once a step.
 
     Lightning's own "16-mixed" means bfloat16 on a CPU, and its scaler waits for the device once more than needed.
+
+    Args:
+        precision: Of DTYPES.
+        device_type: "cpu" or "cuda".
     """
 
-    precision = "16-mixed"
-
-    def __init__(self, accelerator: str) -> None:
+    def __init__(self, precision: str, device_type: str) -> None:
         super().__init__()
-        self.device_type = "cpu" if accelerator == "cpu" or not torch.cuda.is_available() else "cuda"
+        self.precision = precision  # type: ignore[assignment] - Lightning's list of names
+        self.device_type = device_type
 
-    def forward_context(self) -> contextlib.AbstractContextManager[None]:
-        """Return the context of every forward pass."""
-        return torch.autocast(self.device_type, dtype=torch.float16)
+    @contextlib.contextmanager
+    def forward_context(self) -> Iterator[None]:
+        """Enter the context of a step or of a validation, within which weights do not change before the update."""
+        with torch.autocast(self.device_type, dtype=DTYPES[self.precision]), shared_casts():
+            yield

@@ -26,7 +26,7 @@ from xlm_train.runtime.control_group import ControlGroup, RankInfo, table
 from xlm_train.runtime.processes import StopFlag, is_first_process, processes
 from xlm_train.runtime.run_folder import RunFolder
 from xlm_train.training.checkpoint_io import VerifiedCheckpointIO
-from xlm_train.training.precision import Float16
+from xlm_train.training.precision import DTYPES, Autocast
 from xlm_train.training.state import TrainState
 from xlm_train.training.strategy import HandshakeDDPStrategy
 
@@ -113,7 +113,7 @@ class Trainer(pl.Trainer):
     Args:
         run: what the callbacks share.
         checkpoint_io: writes and reads all checkpoints.
-        precision_name: as in the config, for "16-mixed" too, which Lightning does not see.
+        precision_name: as in the config; Lightning does not see those of half precision.
         options: of Lightning's Trainer.
     """
 
@@ -216,8 +216,10 @@ def make_trainer(
     """
     checkpoint_io = VerifiedCheckpointIO(opened)
     plugins: list[Any] = [checkpoint_io]
-    if precision == "16-mixed":
-        plugins.append(Float16(accelerator))
+    if accelerator == "auto":
+        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
+    if precision in DTYPES:
+        plugins.append(Autocast(precision, "cuda" if accelerator == "gpu" else "cpu"))
     # Chosen by us: Lightning would see a scheduler's allocation that is not meant, and miss one inside `salloc`.
     if devices * nodes == 1:
         plugins.append(LightningEnvironment())
@@ -225,8 +227,6 @@ def make_trainer(
         plugins.append(TorchElasticEnvironment())
     else:
         plugins.append(SLURMEnvironment(auto_requeue=False))
-    if accelerator == "auto":
-        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
     strategy: Any = "auto"
     if processes() > 1:
         strategy = HandshakeDDPStrategy(handshake, start_timeout, compression)
@@ -244,7 +244,7 @@ def make_trainer(
         devices=devices,
         num_nodes=nodes,
         strategy=strategy,
-        precision=None if precision == "16-mixed" else precision,
+        precision=None if precision in DTYPES else precision,
         plugins=plugins,
         callbacks=list(callbacks),
         logger=list(loggers),

@@ -6,8 +6,10 @@ import inspect
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from xlm_train.model.ops import OPS, FastOps, PlainOps
+from xlm_train.model.ops.casts import cast, shared_casts
 from xlm_train.model.transformer import PAD, XLM, ModelShape
 from xlm_train.runtime.errors import ConfigError
 
@@ -50,6 +52,64 @@ def test_loss_and_gradients_of_a_whole_model(dtype: torch.dtype, tolerance: floa
     fast, plain = (torch.cat([g.flatten() for g in both.values()]) for both in (gradients, plain_gradients))
     assert not torch.equal(fast, plain), "both ran the same operations"
     assert float((fast - plain).norm()) <= tolerance * float(plain.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_masked_loss_is_the_cross_entropy_of_the_chosen_places(dtype: torch.dtype) -> None:
+    """Value and gradients against whole logits of `forward`, with padding, one language a token, and positions."""
+    torch.manual_seed(0)
+    tokens, langs = torch.randint(14, 3000, (3, 140)), torch.randint(2, (3, 140))
+    lengths, positions = torch.tensor([140, 7, 133]), torch.arange(140).roll(3).expand(3, -1)
+    chosen, targets = torch.tensor([0, 5, 140, 146, 280, 412]), torch.randint(14, 3000, (6,))
+    found = []
+    for ops in OPS:
+        network = model(ops, dtype)
+        if ops == "fast":
+            loss = network.masked_loss(tokens, langs, chosen, targets, lengths, positions)
+        else:
+            logits = network.logits(network(tokens, langs, lengths, causal=False, positions_BT=positions))
+            loss = F.cross_entropy(logits.flatten(0, 1)[chosen], targets)
+        loss.backward()
+        found.append((loss.item(), torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])))
+    (loss, gradient), (wanted, exact) = found
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-13
+    assert loss == pytest.approx(wanted, rel=tolerance)
+    assert float((gradient - exact).norm()) <= tolerance * float(exact.norm())
+
+
+def test_bfloat16_stays_near_float32() -> None:
+    """Loss and gradients of both objectives under autocast, within a few of bfloat16's roundings (2^-8)."""
+    windows = torch.randint(14, 3000, (4, 151), generator=torch.Generator().manual_seed(1))
+    chosen = torch.arange(0, 4 * 151, 7)
+    for objective in ("clm", "mlm"):
+        found = []
+        for enabled in (False, True):
+            network = model("fast")
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled), shared_casts():
+                if objective == "clm":
+                    loss = network.next_token_loss(windows, 1)
+                else:
+                    loss = network.masked_loss(windows, 1, chosen, windows.flatten()[chosen])
+                loss.backward()
+            assert loss.dtype == torch.float32
+            gradients = [p.grad for p in network.parameters() if p.grad is not None]
+            assert all(gradient.dtype == torch.float32 for gradient in gradients)
+            found.append((loss.item(), torch.cat([gradient.flatten() for gradient in gradients])))
+        (exact_loss, exact), (loss_found, gradient) = found
+        assert loss_found == pytest.approx(exact_loss, rel=1e-3)
+        assert 0 < float((gradient - exact).norm()) <= 2e-2 * float(exact.norm())
+
+
+def test_a_weight_is_cast_once_a_step() -> None:
+    weight = torch.randn(5, 3)
+    with shared_casts():
+        first = cast(weight, torch.bfloat16)
+        assert cast(weight.view_as(weight), torch.bfloat16) is first  # the softmax layer's view of the embeddings
+        assert cast(torch.randn(5, 3), torch.bfloat16) is not first
+    weight += 1
+    with shared_casts():
+        assert torch.equal(cast(weight, torch.bfloat16), weight.bfloat16())
+    assert cast(weight, torch.float32) is weight
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -16,7 +16,7 @@ from xlm_train.objectives.clm import CausalLM, Windows
 from xlm_train.training.anomaly import AnomalyDetector, TrainingStopped
 from xlm_train.training.loss_buffer import LossBuffer, StepLosses
 from xlm_train.training.module import LanguageModel
-from xlm_train.training.precision import Float16, LossScale
+from xlm_train.training.precision import Autocast, LossScale
 from xlm_train.training.state import TrainState
 
 SHAPE = ModelShape(
@@ -149,7 +149,7 @@ def test_a_skipped_step_moves_neither_weights_nor_updates() -> None:
             weights[module.state.step] = [p.detach().clone() for p in module.parameters()]
             scales[module.state.step] = module.state.loss_scale.scale  # type: ignore[union-attr]
 
-    fit(model, steps(4, 2), Overflow(1), Watch(), plugins=[Float16("cpu")])
+    fit(model, steps(4, 2), Overflow(1), Watch(), plugins=[Autocast("16-mixed", "cpu")])
     assert model.state.step == 4
     assert model.state.updates == 3
     assert model.state.skipped == [1]
@@ -164,7 +164,7 @@ def test_too_many_skips_stop_the_run() -> None:
     model = module(1, float16=True)
     model.detector = AnomalyDetector(max_in_a_row=3)
     with pytest.raises(TrainingStopped, match="3 updates in a row"):
-        fit(model, steps(9, 1), Overflow(*range(2, 9)), plugins=[Float16("cpu")])
+        fit(model, steps(9, 1), Overflow(*range(2, 9)), plugins=[Autocast("16-mixed", "cpu")])
     assert model.state.skipped == [2, 3, 4]
 
 
@@ -188,5 +188,5 @@ def test_the_state_survives_a_checkpoint() -> None:
 
 
 def test_float16_is_really_float16(tmp_path: Path) -> None:
-    with Float16("cpu").forward_context():
+    with Autocast("16-mixed", "cpu").forward_context():
         assert (torch.randn(2, 2) @ torch.randn(2, 2)).dtype == torch.float16

@@ -17,7 +17,7 @@ from xlm_train.data.datamodule import SlotBatch, StepBatch
 from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.objectives.clm import CausalLM, Windows
 from xlm_train.training.module import LanguageModel
-from xlm_train.training.precision import Float16
+from xlm_train.training.precision import Autocast
 
 SHAPE = ModelShape(n_words=50, dim=16, n_layers=2, n_heads=2, ffn_dim=32, max_positions=16)
 STEPS, SLOTS = 6, 3
@@ -115,7 +115,7 @@ def test_a_float32_step_never_waits_for_the_device() -> None:
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_a_float16_step_waits_once() -> None:
-    assert waits_of_a_run(plugins=Float16("cpu"), float16=True) == Counter({"_local_scalar_dense": STEPS})
+    assert waits_of_a_run(plugins=Autocast("16-mixed", "cpu"), float16=True) == Counter({"_local_scalar_dense": STEPS})
 
 
 def test_the_count_sees_what_a_cpu_may_read() -> None:

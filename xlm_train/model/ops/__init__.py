@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xlm_train.model.ops.attention import causal_attention as _causal_attention
+from xlm_train.model.ops.attention import attention as _attention
 from xlm_train.model.ops.dropout import dropout as _dropout
 from xlm_train.model.ops.gelu import gelu_linear as _gelu_linear
 from xlm_train.model.ops.linear_cross_entropy import linear_cross_entropy as _linear_cross_entropy
@@ -28,10 +28,14 @@ class PlainOps:
         return F.dropout(x, p, training)
 
     @staticmethod
-    def causal_attention(qkv_BT3HE: Tensor, dropout: float) -> Tensor:
-        """Contexts (B, T, H, E) where position p sees 0..p; `dropout` is of the attention weights."""
+    def attention(qkv_BT3HE: Tensor, dropout: float, causal: bool, visible: Tensor | None = None) -> Tensor:
+        """Contexts (B, T, H, E) where position p sees 0..p, or otherwise the keys of its row that are `visible`.
+
+        `visible` is of booleans (B, H, T, T), where all but the last size may be 1; `dropout` is of the attention weights.
+        """
         q, k, v = qkv_BT3HE.permute(2, 0, 3, 1, 4)
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True).transpose(1, 2)
+        mask = None if causal else visible
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal).transpose(1, 2)
 
     @staticmethod
     def gelu_linear(x_NF: Tensor, weight_DF: Tensor, bias_D: Tensor) -> Tensor:
@@ -56,7 +60,7 @@ class FastOps(PlainOps):
 
     Linear = _Linear
     dropout = staticmethod(_dropout)
-    causal_attention = staticmethod(_causal_attention)
+    attention = staticmethod(_attention)
     gelu_linear = staticmethod(_gelu_linear)
     tied_lookup = staticmethod(_tied_lookup)
     linear_cross_entropy = staticmethod(_linear_cross_entropy)

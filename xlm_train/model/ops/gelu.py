@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from xlm_train.model.ops.casts import cast
 from xlm_train.model.ops.matmul import product
 
 
@@ -29,7 +30,7 @@ class _GeluLinear(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         with torch.autocast(x.device.type, enabled=False):
             activated = F.gelu(x).to(dtype).flatten(0, -2)
-            return product(activated, weight.to(dtype).t(), bias.to(dtype)).view(*x.shape[:-1], weight.shape[0])
+            return product(activated, cast(weight, dtype).t(), bias.to(dtype)).view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     @once_differentiable
@@ -40,5 +41,5 @@ class _GeluLinear(torch.autograd.Function):
             activated = F.gelu(x).to(grad.dtype).flatten(0, -2)
             weight_grad = product(flat.t(), activated).to(weight.dtype)
             del activated  # its memory is free for the next product
-            back = product(flat, weight.to(grad.dtype)).view(x.shape).to(x.dtype)
+            back = product(flat, cast(weight, grad.dtype)).view(x.shape).to(x.dtype)
             return torch.ops.aten.gelu_backward(back, x), weight_grad, flat.sum(0, dtype=weight.dtype), None

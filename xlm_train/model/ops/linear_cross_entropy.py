@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from xlm_train.model.ops.casts import cast
 from xlm_train.model.ops.matmul import product, product_into
 from xlm_train.runtime import device as host
 
 CHUNK_ELEMENTS = 2**25  # logits held at once: 128 MiB in float32
+WIDENED_ELEMENTS = 2**20  # of them in float32 at once, where a CPU's products are in bfloat16: they stay in the cache
 
 
 def linear_cross_entropy(
@@ -108,8 +110,9 @@ def _forward(
     chunk = max(1, CHUNK_ELEMENTS // rows)
     chunk -= chunk % 64 if chunk > 64 else 0  # products like round sizes
     chunk = min(count, chunk)
+    group = max(1, WIDENED_ELEMENTS // rows) if dtype != wide and device.type == "cpu" else chunk
 
-    low_weight, low_hidden, low_bias = weight.to(dtype), hidden.to(dtype), bias.to(dtype)
+    low_weight, low_hidden, low_bias = cast(weight, dtype), hidden.to(dtype), bias.to(dtype)
     hidden_grad = torch.empty(hidden.shape, dtype=wide, device=device) if need_hidden else None
     weight_grad = torch.empty(weight.shape, dtype=wide, device=device) if need_weight else None
     bias_grad = torch.zeros(rows, dtype=wide, device=device) if need_bias else None
@@ -118,30 +121,30 @@ def _forward(
 
     for start in range(0, count, chunk):
         end = min(start + chunk, count)
-        here, target = low_hidden[start:end], targets[start:end, None]
+        here = low_hidden[start:end]
         logits = product(here, low_weight.t(), low_bias)
         if n_words < rows:
             logits[:, n_words:] = float("-inf")
-        highest = logits.amax(dim=1, keepdim=True).to(wide)
-        wanted = logits.gather(1, target).to(wide)
-        probabilities = torch.softmax(logits, dim=1, dtype=wide, out=logits if dtype == wide else None)
-        # the highest probability is exp(0) / sum of exp(logit - highest)
-        losses[start:end] = (highest - wanted - probabilities.amax(dim=1, keepdim=True).log()).squeeze(1)
-        if any(ctx.needs_input_grad):
-            probabilities.scatter_add_(1, target, torch.full_like(wanted, -1.0))
-            if bias_grad is not None:
-                bias_grad.addmv_(probabilities.t(), share[: end - start])
-            difference = probabilities.to(dtype)
-            if hidden_grad is not None:
-                torch.mul(product(difference, low_weight), 1 / count, out=hidden_grad[start:end])
-            if weight_grad is not None and dtype == wide:
-                product_into(weight_grad, difference.t(), here, alpha=1 / count, add=start > 0)
-            elif weight_grad is not None and start == 0:
-                torch.mul(product(difference.t(), here), 1 / count, out=weight_grad)
-            elif weight_grad is not None:
-                weight_grad.add_(product(difference.t(), here), alpha=1 / count)
-            del difference
-        del logits, probabilities  # their memory is free for the next chunk
+        for first in range(start, end, group):
+            last = min(first + group, end)
+            part, target = logits[first - start : last - start], targets[first:last, None]
+            highest = part.amax(dim=1, keepdim=True).to(wide)
+            wanted = part.gather(1, target).to(wide)
+            probabilities = torch.softmax(part, dim=1, dtype=wide, out=part if dtype == wide else None)
+            # the highest probability is exp(0) / sum of exp(logit - highest)
+            losses[first:last] = (highest - wanted - probabilities.amax(dim=1, keepdim=True).log()).squeeze(1)
+            if any(ctx.needs_input_grad):  # the logits' place is taken by their gradient, but for 1 / count
+                probabilities.scatter_add_(1, target, torch.full_like(wanted, -1.0))
+                if bias_grad is not None:
+                    bias_grad.addmv_(probabilities.t(), share[: last - first])
+                if dtype != wide:
+                    part.copy_(probabilities)
+            del probabilities  # its memory is free for the next
+        if hidden_grad is not None:
+            torch.mul(product(logits, low_weight), 1 / count, out=hidden_grad[start:end])
+        if weight_grad is not None:
+            product_into(weight_grad, logits.t(), here, alpha=1 / count, add=start > 0)
+        del logits, part
     ctx.gradients = (hidden_grad, weight_grad, bias_grad)
     ctx.hidden_dtype = hidden.dtype
     return losses.mean()

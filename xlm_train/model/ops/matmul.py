@@ -1,14 +1,17 @@
 """Matrix products of the linear layers and of the softmax, through the faster of PyTorch's two libraries.
 
-In float32 on a CPU PyTorch takes MKL, which gives AMD's processors its AVX2 kernels although they have AVX-512. oneDNN,
-which PyTorch carries too, gives them AVX-512's: measured on two cores of an EPYC (Zen 5; Zen 4 has not been tried), 1.9 to
-2.3 times as fast for these products at the real shape. Which one is taken depends on the processor and the sizes
-alone, never on a timing: the same run on the same machine does the same arithmetic.
+In float32 on a CPU PyTorch takes MKL, which gives AMD's processors its AVX2 kernels although the newer ones have
+AVX-512. oneDNN, which PyTorch carries too, gives them AVX-512's. Measured for these products at the real shape, two cores:
+EPYC Zen 5: oneDNN 1.9 to 2.3 times as fast; Xeon (Sapphire Rapids class): MKL 1.0 to 1.4 times as fast. So oneDNN is
+taken on AMD's processors with AVX-512. On Zen 4, which works through 512 bits in two halves, AVX2 has the same peak:
+there the two have not been compared; `python -m benchmarks.step` does.
+
+Which one is taken depends on the processor and the sizes alone, never on a timing: the same run on the same machine does
+the same arithmetic. In bfloat16 PyTorch takes oneDNN by itself.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,18 +19,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from xlm_train.runtime.device import cpu_flags
+
 SMALLEST = 2**22  # multiplications below which oneDNN's start-up (some 10 microseconds a call) eats its gain
 BLOCK_BYTES = 2**22  # of a product on its way into a matrix: stays in the cache, so the way costs nothing
 
 
 def _is_better_served_by_onednn() -> bool:
-    cpu = Path("/proc/cpuinfo")
     return (
         torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # what torch.compile makes of a Linear on a CPU
         and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-        and cpu.exists()
-        and "AuthenticAMD" in cpu.read_text()
+        and "AuthenticAMD" in cpu_flags()
     )
 
 
@@ -51,11 +54,15 @@ def product(a_NK: Tensor, b_KM: Tensor, bias_M: Tensor | None = None) -> Tensor:
 
 
 def product_into(into_NM: Tensor, a_NK: Tensor, b_KM: Tensor, alpha: float, add: bool) -> None:
-    """Write alpha * a @ b into a matrix, or add it, without a second matrix of the size of `into` or `a`."""
-    if not _is_for_onednn(a_NK, b_KM):
+    """Write alpha * a @ b into a matrix, or add it, without a second matrix of the size of `into` or `a` on a CPU.
+
+    `into` may be of a wider type than the products.
+    """
+    if into_NM.dtype == a_NK.dtype and not _is_for_onednn(a_NK, b_KM):
         into_NM.addmm_(a_NK, b_KM, beta=float(add), alpha=alpha)  # beta=0: what is there is not read
         return
-    rows = max(1, BLOCK_BYTES // (into_NM.shape[1] * into_NM.element_size()))
+    on_cpu = into_NM.device.type == "cpu"
+    rows = max(1, BLOCK_BYTES // (into_NM.shape[1] * into_NM.element_size())) if on_cpu else into_NM.shape[0]
     for start in range(0, into_NM.shape[0], rows):
         block, found = into_NM[start : start + rows], product(a_NK[start : start + rows], b_KM)
         block.add_(found, alpha=alpha) if add else torch.mul(found, alpha, out=block)
