@@ -28,7 +28,7 @@ from typing import Any
 
 from benchmarks import gpu_links, gpu_machine, gpu_runs, gpu_step
 from benchmarks.gpu_machine import Failed
-from benchmarks.gpu_runs import Work
+from benchmarks.gpu_work import Work
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,18 @@ def _kernels(work: Work) -> dict[str, Any]:
 PARTS = {
     "devices": Part(_devices, 90),
     "step": Part(gpu_runs.long_step, 150),
-    "compare": Part(lambda work: gpu_step.compare(work.gpu, "bf16-mixed" if work.gpu else "32-true"), 120),
+    "compare": Part(lambda work: gpu_step.compare(work.gpu, "bf16-mixed" if work.gpu else "32-true"), 90),
     "kernels": Part(_kernels, 60),
-    "resume": Part(gpu_runs.resume, 180),
     "others": Part(gpu_runs.other_steps, 120),
+    "resume": Part(gpu_runs.resume, 180),
     "repeats": Part(lambda work: gpu_step.repeats(work.gpu, "16-mixed" if work.gpu else "32-true"), 60),
     "waits": Part(gpu_runs.waits, 100),
     "variants": Part(gpu_runs.variants, 120),
     "plan": Part(gpu_runs.plans, 60),
-    "rollback": Part(gpu_runs.rollback, 90),
+    "eval": Part(gpu_runs.scores, 120),
     "two_on_one": Part(gpu_runs.two_on_one, 90),
-    "eval": Part(gpu_runs.scores, 150),
-    "export": Part(gpu_runs.export, 150),
+    "rollback": Part(gpu_runs.rollback, 90),
+    "export": Part(gpu_runs.export, 120),
     "mlm": Part(lambda work: gpu_runs.objective(work, "mlm"), 90),
 }
 

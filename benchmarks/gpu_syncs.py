@@ -40,6 +40,8 @@ class CountSyncs(pl.Callback):
             if torch.cuda.is_available():
                 torch.cuda.set_sync_debug_mode("default")
             self.caught.__exit__(None, None, None)
-            where = Counter(f"{w.filename}:{w.lineno}" for w in self.found if "synchroniz" in str(w.message).lower())
+            where = Counter(
+                f"{w.filename}:{w.lineno}" for w in self.found if "called a synchronizing" in str(w.message)
+            )
             content = {"steps": LAST - FIRST + 1, "syncs": where.total(), "where": dict(where.most_common(10))}
             self.out.write_text(json.dumps(content))

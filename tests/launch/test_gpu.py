@@ -13,7 +13,7 @@ import pytest
 from benchmarks import gpu, gpu_machine, gpu_step
 from benchmarks.gpu_links import measure_devices, stragglers
 from benchmarks.gpu_machine import Failed
-from benchmarks.gpu_runs import Work
+from benchmarks.gpu_work import Work
 from tests.launch.conftest import LAUNCH
 
 PYPI_2_10 = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
