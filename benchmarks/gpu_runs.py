@@ -123,7 +123,7 @@ def resume(work: Work) -> dict[str, Any]:
 
 def weights(file: Path) -> dict[str, torch.Tensor]:
     """Weights and moments of a checkpoint."""
-    view = checkpoint_file.to_view(checkpoint_file.load(file))
+    view = checkpoint_file.load(file)
     moments = {
         f"{number}.{name}": value
         for number, state in view["optimizer"]["state"].items()
