@@ -139,7 +139,7 @@ def test_the_tool_on_the_cpu(environment: dict[str, str], tmp_path: Path) -> Non
     assert step["loss"][-1] < step["loss"][0]  # the words have frequencies to learn
     assert step["seconds_per_save"]
     assert results["resume"]["bit_identical"] is True
-    assert 25 <= results["resume"]["killed_at_step"] < 30
+    assert 40 <= results["resume"]["killed_at_step"] < 60
     assert results["compare"]["variants"]["ours, 4 slots"]["times_as_long_as_ours"] == 1.0
     assert results["repeats"]["as it is"]["same"] is True
     assert results["waits"]["32-true"]["syncs"] == 0
