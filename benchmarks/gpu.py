@@ -76,6 +76,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=540.0, help="no part runs after so many seconds (540)")
     parser.add_argument("--folder", type=Path, help="for corpus and runs, kept; else a temporary one")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     end = time.monotonic() + arguments.seconds
     results: dict[str, Any] = {"date": datetime.now(UTC).isoformat(timespec="seconds")}
     with contextlib.ExitStack() as stack:
@@ -133,15 +134,16 @@ def in_child(work: Callable[[Work], Any], given: Work, seconds: float) -> dict[s
     process.start()
     send.close()
     answer: dict[str, Any] = {"failed": f"not done after {seconds:.0f} s"}
-    if receive.poll(seconds):
-        try:
+    try:
+        if receive.poll(seconds):
             answer = receive.recv()
-        except EOFError:
-            process.join()
-            answer = {"failed": f"its process ended with status {process.exitcode}"}
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid or 0, signal.SIGKILL)  # its group: what it has started too
-    process.join()
+    except EOFError:
+        process.join()
+        answer = {"failed": f"its process ended with status {process.exitcode}"}
+    finally:  # where this process is told to leave, too
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid or 0, signal.SIGKILL)  # its group: what it has started too
+        process.join()
     return {"seconds": round(time.monotonic() - began, 1), **answer}
 
 
