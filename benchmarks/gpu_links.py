@@ -33,12 +33,41 @@ def stragglers(speeds: Mapping[str, float], share: float = STRAGGLER) -> list[st
 def measure_devices(world: int, kind: str) -> dict[str, Any]:
     """Speeds of `world` devices of a kind ("cuda", "cpu") and of the links between them.
 
-    Returns {"matmul_tflops": {device: x}, "allreduce_gb_per_s": x or None, "pair_gb_per_s": {"a-b": x}}. The speed of
-    an all-reduce is the bus's, 2 (n-1)/n bytes moved for each byte reduced; of a pair, of one direction.
+    Returns {"matmul_tflops": {device: x}, "allreduce_gb_per_s": x or None, "pair_gb_per_s": {"a-b": x}, "stragglers":
+    names, "first": roofs of the first device}. The speed of an all-reduce is the bus's, 2 (n-1)/n bytes moved for each
+    byte reduced; of a pair, of one direction.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_process, (world, kind, folder), nprocs=world)
-        return dict(torch.load(Path(folder) / "result", weights_only=True))
+    first = torch.device(kind, 0) if kind == "cuda" else torch.device("cpu")
+    found: dict[str, Any]
+    if world == 1:
+        found = {"matmul_tflops": {f"{kind}:0": matmul_tflops(first)}, "allreduce_gb_per_s": None, "pair_gb_per_s": {}}
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            torch.multiprocessing.spawn(_process, (world, kind, folder), nprocs=world)
+            found = dict(torch.load(Path(folder) / "result", weights_only=True))
+    found["stragglers"] = [
+        *stragglers(found["matmul_tflops"]),
+        *(f"link {pair}" for pair in stragglers(found["pair_gb_per_s"])),
+    ]
+    found["first"] = roofs(first)
+    return found
+
+
+def roofs(device: torch.device) -> dict[str, float]:
+    """What the device can do at most: matrix products by precision, copies within it and from the host."""
+    gpu = device.type == "cuda"
+    dtypes = (torch.float16, torch.bfloat16, torch.float32) if gpu else (torch.float32,)
+    found = {f"{str(dtype)[6:]} matmul, TFLOP/s": matmul_tflops(device, dtype) for dtype in dtypes}
+    source = torch.ones(2**30 if gpu else 2**22, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    moved = 2 * source.numel() / 1e9  # read and written
+    found["copy on the device, GB/s"] = moved / _seconds(lambda: target.copy_(source), device)
+    if gpu:
+        host = torch.ones(2**28, dtype=torch.uint8).pin_memory()
+        part = target[: 2**28]
+        found["copy from pinned host memory, GB/s"] = 2**28 / 1e9 / _seconds(lambda: part.copy_(host), device)
+        found["copy to pinned host memory, GB/s"] = 2**28 / 1e9 / _seconds(lambda: host.copy_(part), device)
+    return found
 
 
 def _process(rank: int, world: int, kind: str, folder: str) -> None:
@@ -86,9 +115,10 @@ def _process(rank: int, world: int, kind: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def matmul_tflops(device: torch.device) -> float:
-    """TFLOP/s of one large matrix product: float16 on a GPU, float32 on a CPU."""
-    size, dtype = (8192, torch.float16) if device.type == "cuda" else (512, torch.float32)
+def matmul_tflops(device: torch.device, dtype: torch.dtype | None = None) -> float:
+    """TFLOP/s of one large matrix product of random numbers: without `dtype` float16 on a GPU, float32 on a CPU."""
+    size = 8192 if device.type == "cuda" else 512
+    dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
     a, b = torch.randn(2, size, size, device=device).to(dtype)
     out = torch.empty_like(a)
     return float(2 * size**3 / _seconds(lambda: torch.mm(a, b, out=out), device) / 1e12)

@@ -116,27 +116,37 @@ def ours(
 
 
 class PlainAttention(nn.Module):
-    """Queries, keys and values apart; scores, mask, softmax, dropout, sum: as the papers write it."""
+    """Queries, keys and values apart; scores, mask, softmax, dropout, sum: as the papers write it.
 
-    def __init__(self) -> None:
+    fused: PyTorch's scaled_dot_product_attention in the place of the last five.
+    """
+
+    def __init__(self, shape: ModelShape, fused: bool) -> None:
         super().__init__()
-        self.q, self.k, self.v, self.out = (nn.Linear(DIM, DIM) for _ in range(4))
+        self.n_heads, self.fused = shape.n_heads, fused
+        self.q, self.k, self.v, self.out = (nn.Linear(shape.dim, shape.dim) for _ in range(4))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        B, T, _ = x.shape
-        q, k, v = (layer(x).view(B, T, N_HEADS, DIM // N_HEADS).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        scores = (q / math.sqrt(DIM // N_HEADS)) @ k.transpose(2, 3)
-        weights = F.dropout(scores.masked_fill(mask, -math.inf).softmax(dim=-1), DROPOUT, self.training)
-        return self.out((weights @ v).transpose(1, 2).reshape(B, T, DIM))
+        B, T, D = x.shape
+        q, k, v = (layer(x).view(B, T, self.n_heads, -1).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        if self.fused:
+            context = F.scaled_dot_product_attention(
+                q, k, v, dropout_p=DROPOUT if self.training else 0.0, is_causal=True
+            )
+        else:
+            scores = (q / math.sqrt(D // self.n_heads)) @ k.transpose(2, 3)
+            weights = F.dropout(scores.masked_fill(mask, -math.inf).softmax(dim=-1), DROPOUT, self.training)
+            context = weights @ v
+        return self.out(context.transpose(1, 2).reshape(B, T, D))
 
 
 class PlainBlock(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, shape: ModelShape, fused: bool) -> None:
         super().__init__()
-        self.attention = PlainAttention()
-        self.norm1 = nn.LayerNorm(DIM, eps=1e-12)
-        self.ffn = nn.Sequential(nn.Linear(DIM, FFN_DIM), nn.GELU(), nn.Linear(FFN_DIM, DIM))
-        self.norm2 = nn.LayerNorm(DIM, eps=1e-12)
+        self.attention = PlainAttention(shape, fused)
+        self.norm1 = nn.LayerNorm(shape.dim, eps=1e-12)
+        self.ffn = nn.Sequential(nn.Linear(shape.dim, shape.ffn_dim), nn.GELU(), nn.Linear(shape.ffn_dim, shape.dim))
+        self.norm2 = nn.LayerNorm(shape.dim, eps=1e-12)
         self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -145,25 +155,25 @@ class PlainBlock(nn.Module):
 
 
 class PlainModel(nn.Module):
-    """The same model written the obvious way."""
+    """The same model written the obvious way. fused: see PlainAttention."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape: ModelShape = SHAPE, fused: bool = False) -> None:
         super().__init__()
-        self.words = nn.Embedding(N_WORDS, DIM, padding_idx=2)
-        self.positions = nn.Embedding(MAX_POSITIONS, DIM)
-        self.langs = nn.Embedding(N_LANGS, DIM)
-        self.norm = nn.LayerNorm(DIM, eps=1e-12)
+        self.words = nn.Embedding(shape.n_words, shape.dim, padding_idx=2)
+        self.positions = nn.Embedding(shape.max_positions, shape.dim)
+        self.langs = nn.Embedding(shape.n_langs, shape.dim)
+        self.norm = nn.LayerNorm(shape.dim, eps=1e-12)
         self.dropout = nn.Dropout(DROPOUT)
-        self.blocks = nn.ModuleList(PlainBlock() for _ in range(N_LAYERS))
-        self.output = nn.Linear(DIM, N_WORDS)
+        self.blocks = nn.ModuleList(PlainBlock(shape, fused) for _ in range(shape.n_layers))
+        self.output = nn.Linear(shape.dim, shape.n_words)
         for embedding in (self.words, self.positions, self.langs):
-            nn.init.normal_(embedding.weight, std=DIM**-0.5)
+            nn.init.normal_(embedding.weight, std=shape.dim**-0.5)
         self.output.weight = self.words.weight
 
     def forward(self, tokens: Tensor, langs: Tensor) -> Tensor:
         T = tokens.shape[1]
-        mask = torch.ones(T, T, dtype=torch.bool).triu(1)
-        x = self.words(tokens) + self.positions(torch.arange(T)) + self.langs(langs)
+        mask = torch.ones(T, T, dtype=torch.bool, device=tokens.device).triu(1)
+        x = self.words(tokens) + self.positions(torch.arange(T, device=tokens.device)) + self.langs(langs)
         x = self.dropout(self.norm(x))
         for block in self.blocks:
             x = block(x, mask)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_machine, gpu_step
 from benchmarks.gpu_links import measure_devices, stragglers
+from benchmarks.gpu_machine import Failed
+from benchmarks.gpu_work import Work
 from tests.launch.conftest import LAUNCH
 
 PYPI_2_10 = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
@@ -32,11 +36,11 @@ PYPI_2_11 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_12
     ],
 )
 def test_whether_a_wheel_covers_a_device(architectures: list[str], capability: tuple[int, int], expected: bool) -> None:
-    assert gpu.covers(architectures, capability) is expected
+    assert gpu_machine.covers(architectures, capability) is expected
 
 
 def test_what_fixes_a_wheel_without_volta() -> None:
-    text = gpu.missing_code("Tesla V100-SXM2-32GB", (7, 0))
+    text = gpu_machine.missing_code("Tesla V100-SXM2-32GB", (7, 0))
     assert "sm_70" in text
     assert "pip install --force-reinstall 'torch<2.11'" in text
     assert "--index-url https://download.pytorch.org/whl/cu126" in text
@@ -49,29 +53,64 @@ def test_stragglers_are_those_below_the_median() -> None:
 
 
 def test_the_kernel_is_named_by_the_operator_that_ran() -> None:
-    assert gpu.kernel_named({"aten::linear", "aten::_scaled_dot_product_efficient_attention"}) == "memory-efficient"
-    assert gpu.kernel_named({"aten::_scaled_dot_product_flash_attention"}) == "flash"
-    assert "blocks" in gpu.attention_kernel("32-true", gpu=False)
+    assert (
+        gpu_step.kernel_named({"aten::linear", "aten::_scaled_dot_product_efficient_attention"}) == "memory-efficient"
+    )
+    assert gpu_step.kernel_named({"aten::_scaled_dot_product_flash_attention"}) == "flash"
+    assert "blocks" in gpu_step.kernel_named({"aten::linear"})
 
 
 @pytest.mark.parametrize(
     ("name", "cluster", "share"),
     [
-        ("Tesla V100-SXM2-32GB", "v100_8", 0.50),
-        ("NVIDIA A100-SXM4-80GB", "a100_8", 0.60),
-        ("NVIDIA H100 80GB HBM3", "h100_8", 0.45),
-        ("NVIDIA H200", "h100_8", None),
+        ("Tesla V100-SXM2-32GB", "v100_1", 0.50),
+        ("NVIDIA A100-SXM4-80GB", "a100_1", 0.60),
+        ("NVIDIA H100 80GB HBM3", "h100_1", 0.45),
+        ("NVIDIA H200", "h200_1", None),
+        ("Tesla T4", "t4_1", None),
+        ("NVIDIA GeForce RTX 4090", "rtx4090_1", None),
     ],
 )
 def test_goals_by_device(name: str, cluster: str, share: float | None) -> None:
-    goal = gpu.goal_of(name)
+    goal = gpu_machine.goal_of(name)
     assert goal is not None
     assert (goal.cluster, goal.share) == (cluster, share)
-    assert (gpu.config_folder() / "cluster" / f"{cluster}.yaml").is_file()
+    assert (gpu_machine.config_folder() / "cluster" / f"{cluster}.yaml").is_file()
 
 
 def test_no_goal_for_an_unknown_device() -> None:
-    assert gpu.goal_of("NVIDIA GeForce RTX 4090") is None
+    assert gpu_machine.goal_of("NVIDIA GeForce RTX 2080") is None
+
+
+def test_a_part_that_fails_or_hangs_is_told(tmp_path: Path) -> None:
+    """Each in a process of its own: an error, a death, a hang with a process it started, and a result."""
+
+    def fails(work: Work) -> None:
+        raise Failed("no such luck")
+
+    def hangs(work: Work) -> None:
+        child = subprocess.Popen(["sleep", "600"])
+        (work.folder / "pid").write_text(str(child.pid))
+        child.wait()
+
+    work = Work(gpu=False, folder=tmp_path, seen={})
+    assert gpu.in_child(lambda work: {"speed": 1.5}, work, 60)["result"] == {"speed": 1.5}
+    assert gpu.in_child(fails, work, 60)["failed"] == "no such luck"
+    assert "ZeroDivisionError" in gpu.in_child(lambda work: 1 / 0, work, 60)["failed"]
+    assert "status 3" in gpu.in_child(lambda work: os._exit(3), work, 60)["failed"]
+    found = gpu.in_child(hangs, work, 1)
+    assert found["failed"] == "not done after 1 s"
+    assert found["seconds"] < 30
+    stat = Path(f"/proc/{(tmp_path / 'pid').read_text()}/stat")
+    assert not stat.exists() or ") Z " in stat.read_text()
+
+
+def test_unknown_parts_are_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu", "--only", "step,nonsense"])
+    with pytest.raises(SystemExit) as error:
+        gpu.main()
+    assert error.value.code == 2
+    assert "no part nonsense: there are devices, step" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -86,17 +125,26 @@ def test_devices_and_links_by_themselves() -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_tool_on_the_cpu(environment: dict[str, str], tmp_path: Path) -> None:
-    subprocess.run(
-        [str(LAUNCH / "bench_gpu.sh"), "--json", "sent.json"], env=environment, cwd=tmp_path, check=True, timeout=400
-    )
+def test_the_tool_on_the_cpu(environment: dict[str, str], tmp_path: Path) -> None:
+    """The parts that many others are made of; what a part needs and nobody has made yet it makes itself."""
+    parts = "resume,step,compare,kernels,repeats,waits,plan,rollback,eval,export,mlm"
+    words = ["--json", "sent.json", "--only", parts, "--seconds", "390"]
+    subprocess.run([str(LAUNCH / "bench_gpu.sh"), *words], env=environment, cwd=tmp_path, check=True, timeout=400)
     results = json.loads((tmp_path / "sent.json").read_text())
     assert results["torch"]
     assert results["date"].startswith("20")
     assert "nothing of this says anything about a GPU" in results["shape"]
-    (step,) = results["steps"]
+    step = results["step"]
     assert step["tokens_per_second"] > 0
-    assert step["tflops"] == pytest.approx(step["tokens_per_second"] * step["gflop_per_token"] / 1e3)
-    assert step["loss"][1] < step["loss"][0]  # the words have frequencies to learn
+    assert step["loss"][-1] < step["loss"][0]  # the words have frequencies to learn
+    assert step["seconds_per_save"]
     assert results["resume"]["bit_identical"] is True
-    assert 15 <= results["resume"]["killed_at_step"] < 30
+    assert 40 <= results["resume"]["killed_at_step"] < 60
+    assert results["compare"]["variants"]["ours, 4 slots"]["times_as_long_as_ours"] == 1.0
+    assert results["repeats"]["as it is"]["same"] is True
+    assert results["waits"]["32-true"]["syncs"] == 0
+    assert results["plan"][step["trial"]]["memory_gb"][1] == step["peak_memory_gb"]
+    assert results["rollback"]["steps"] == 30
+    assert results["rollback"]["skipped_steps"] == 1
+    assert results["eval"]["cpu"]["perplexity"] < 500
+    assert max(results["export"]["largest_score_difference"].values()) < 1e-5
