@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from xlm_train.config.overrides import check_overrides, compose, config_folder, quote_text
 from xlm_train.runtime.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
+from xlm_train.runtime.version import version_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 T = TypeVar("T")
-SHOW = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--version"}  # Hydra's flags that only show something
+SHOW = {"--cfg", "-c", "--info", "-i", "--hydra-help"}  # Hydra's flags that only show something
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def command(
 ) -> Callable[[Callable[[T], int | None]], Callable[[], None]]:
     """Turn `main(settings) -> exit status or None` into a console command composed from `configs/<config_name>.yaml`.
 
-    `--help` prints `description`, the `examples`, the config groups and the defaults. A UserError is printed without a
+    `--help` prints `description`, the `examples`, the config groups and the defaults; `--version` our version, the
+    commit if it is known, and torch's. A UserError is printed without a
     traceback and exits with status 2.
 
     Args:
@@ -94,6 +96,9 @@ def command(
             if before is not None:
                 before()
             arguments = sys.argv[1:]
+            if "--version" in arguments:
+                print(version_line(name))
+                return
             if "--help" in arguments or "-h" in arguments:
                 with contextlib.suppress(BrokenPipeError):  # `--help | head` is no mistake
                     print(_help(name, config_name, description, examples), flush=True)
@@ -168,7 +173,7 @@ def _help(name: str, config_name: str, description: str, examples: Sequence[str]
             lines.append(line + _comment(source, line))
     lines.append("")
     lines += [
-        "Also: --cfg job --resolve prints the composed config; -m runs a sweep; --config-dir DIR adds your own configs."
+        "Also: --cfg job --resolve prints the composed config; -m runs a sweep; --config-dir DIR adds your own configs; --version."
     ]
     return "\n".join(lines)
 
