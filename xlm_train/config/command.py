@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from xlm_train.config.overrides import check_overrides, compose, config_folder, quote_text
-from xlm_train.runtime.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
+from xlm_train.runtime.errors import EXIT_INTERRUPTED, UserError
 from xlm_train.runtime.version import version_line
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def command(
 
     `--help` prints `description`, the `examples`, the config groups and the defaults; `--version` our version, the
     commit if it is known, and torch's. A UserError is printed without a
-    traceback and exits with status 2.
+    traceback and exits with its own status.
 
     Args:
         config_name: The command is called xlm-<config_name>.
@@ -90,7 +90,7 @@ def command(
 
         def fail(error: UserError) -> NoReturn:
             print(f"{name}: error: {error}", file=sys.stderr, flush=True)
-            sys.exit(EXIT_USER_ERROR)
+            sys.exit(error.status)
 
         def run() -> None:
             if before is not None:

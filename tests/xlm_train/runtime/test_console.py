@@ -92,7 +92,7 @@ def test_a_narrow_terminal_shows_what_matters_most(columns: int | None, shown: s
 
 
 def test_progress_fits_the_terminal(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "columns_of", lambda stream: 40)
+    monkeypatch.setattr(console, "columns_of", lambda stream: 45)
     out = Terminal()
     progress = Progress("tokenise", 10_000_000, UNITS, out)
     clock[0] += 1
