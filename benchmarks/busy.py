@@ -11,7 +11,6 @@ numbers of threads; the first of each is what the others are compared with.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import statistics
 import subprocess

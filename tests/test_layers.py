@@ -143,9 +143,9 @@ def test_no_file_is_a_single_small_function() -> None:
     """One-function files belong into the file that they serve; a console command and an objective are files by right."""
     alone = defaultdict(list)
     for module, path in MODULES.items():
-        if (
-            module.startswith(("xlm_train.commands", "xlm_train.objectives", "data_prep.sources"))
-            or path.name in ("__init__.py", "__main__.py")
+        if module.startswith(("xlm_train.commands", "xlm_train.objectives", "data_prep.sources")) or path.name in (
+            "__init__.py",
+            "__main__.py",
         ):
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -6,8 +6,8 @@ That a resumed run and one on another number of processes is the same run: test_
 from __future__ import annotations
 
 import json
-import re
 import os
+import re
 import shutil
 import signal
 import subprocess

@@ -56,7 +56,8 @@ class CoreWatch:
 def _look() -> _Look | None:
     try:
         waited = {
-            task.name: int((task / "schedstat").read_text().split()[1]) / 1e9 for task in Path("/proc/self/task").iterdir()
+            task.name: int((task / "schedstat").read_text().split()[1]) / 1e9
+            for task in Path("/proc/self/task").iterdir()
         }
         with open("/proc/stat", encoding="ascii") as file:
             user, nice, system, _, _, irq, softirq = (int(number) for number in file.readline().split()[1:8])

@@ -157,7 +157,8 @@ def agent() -> int:
     """Run torchrun, but end with the status of the first worker that failed instead of a traceback.
 
     Returns:
-        The exit status: the worker's, or 128 + the signal that ended it (71 where memory was exhausted); 1 where the nodes do not find each other.
+        The exit status: the worker's, or 128 + the signal that ended it; EXIT_OUT_OF_MEMORY where the system ended it for
+        lack of memory, 1 where the nodes do not find each other.
     """
     import logging
 

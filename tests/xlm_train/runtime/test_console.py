@@ -46,7 +46,18 @@ def test_work_found_done_does_not_count_as_speed(clock: list[float]) -> None:
     progress.skip(5_000_000, 5.0)
     clock[0] += 5
     progress.add(1_000_000, 1.0, 500)
-    assert out.getvalue().split()[:10] == ["encode", "60%", "0:20", "left", "1.0", "MB", "0.2", "MB/s", "100", "lines/s"]
+    assert out.getvalue().split()[:10] == [
+        "encode",
+        "60%",
+        "0:20",
+        "left",
+        "1.0",
+        "MB",
+        "0.2",
+        "MB/s",
+        "100",
+        "lines/s",
+    ]
     assert "(5.0 MB were done before)" in out.getvalue()
 
 
