@@ -60,7 +60,7 @@ def command(
         examples: Command lines, for --help.
         read: Makes of the composed config what main takes, and raises ConfigError with everything wrong in it; None:
             main takes the config.
-        before: Called before anything else.
+        before: Called before anything else but --help and --version.
         multirun: What `-m` does; None: Hydra's jobs are calls of main.
     """
 
@@ -93,8 +93,6 @@ def command(
             sys.exit(error.status)
 
         def run() -> None:
-            if before is not None:
-                before()
             arguments = sys.argv[1:]
             if "--version" in arguments:
                 print(version_line(name))
@@ -103,6 +101,8 @@ def command(
                 with contextlib.suppress(BrokenPipeError):  # `--help | head` is no mistake
                     print(_help(name, config_name, description, examples), flush=True)
                 os._exit(0)  # without a second attempt to write what the reader did not want
+            if before is not None:
+                before()
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
             try:
                 words = check_overrides(config_name, quote_text(arguments), read)

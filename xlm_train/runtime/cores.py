@@ -53,6 +53,16 @@ class CoreWatch:
         return CoreUse(waited / seconds, max(0.0, others / seconds), len(os.sched_getaffinity(0)))
 
 
+def cores_of_others(seconds: float = 0.1) -> float:
+    """Measure how many cores all other processes use just now, on average; 0 where the system does not say."""
+    before = _look()
+    time.sleep(seconds)
+    after = _look()
+    if before is None or after is None:
+        return 0.0
+    return max(0.0, (after.everyone - before.everyone - (after.own - before.own)) / (after.at - before.at))
+
+
 def _look() -> _Look | None:
     try:
         waited = {
