@@ -3,9 +3,9 @@
     python -m benchmarks.busy --rounds 15 --json busy.json
 
 OpenMP's threads wait for each other at the end of every operation. Where another program has one thread's core, the
-others wait for a slice of its time; how long they spin before they sleep decides whether the system gives the core back
-soon. The company of a run is stopped outside of its turns. --spins compares settings of GOMP_SPINCOUNT, --threads
-numbers of threads; the first of each is what the others are compared with.
+others wait until the system gives it back, which it does the sooner the less time the run has spent with spinning. The
+company of a run is stopped outside of its turns. --spins compares settings of GOMP_SPINCOUNT, --threads numbers of
+threads; the first of each is what the others are compared with.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.framework import STEPS, framework, make_text
 from benchmarks.turns import Turns, Variant, in_turn, report, spread, table
-from xlm_train.runtime.device import SPINS
+from xlm_train.runtime.device import SPINS, SPINS_IN_COMPANY
 
 TOKENS_PER_STEP = 2 * 8 * 64
 LOOP = "from xlm_train.runtime.processes import end_with_parent; end_with_parent()\nwhile True: pass"
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10, help=f"of {STEPS} steps of each")
     parser.add_argument("--threads", type=int, nargs="+", default=[2])
-    parser.add_argument("--spins", nargs="+", default=[SPINS])
+    parser.add_argument("--spins", nargs="+", default=[SPINS, SPINS_IN_COMPANY])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     settings = [(threads, spins) for threads in options.threads for spins in options.spins]
