@@ -108,7 +108,7 @@ def ways_out(config: dict[str, Any]) -> str:
     if not config["model"]["recompute"]:
         ways.append("model.recompute=true (activations are computed twice)")
     ways.append(f"data.bptt={max(2, data['bptt'] // 2)}")
-    if config["trainer"]["precision"] == "32-true":
+    if config["trainer"]["precision"] == "32-true" and config["trainer"]["accelerator"] != "cpu":
         ways.append("trainer.precision=bf16-mixed")
     ways.append("a smaller model (model.n_layers, model.dim)")
     return f"Less is taken by: {'; '.join(ways[:3])}"
