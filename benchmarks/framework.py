@@ -55,6 +55,17 @@ def compose(corpus: str, folder: str) -> TrainConfig:
     return from_resolved({str(key): value for key, value in config.items()})  # type: ignore[union-attr]
 
 
+def make_text(folder: Path) -> Path:
+    """A corpus folder of random words."""
+    corpus = make_corpus(folder, 10**6)
+    noise = np.random.default_rng(0)
+    for language in LANGUAGES:
+        tokens = np.load(corpus / f"train.{language}.npy", mmap_mode="r+")
+        tokens[:] = noise.integers(14, N_WORDS, len(tokens))
+        tokens.flush()
+    return corpus
+
+
 def framework(turns: Turns, corpus: str) -> None:
     """A real run that waits for its next turn before every second step; each turn yields the seconds of a step's parts."""
     from xlm_train.data.datamodule import StepBatches
@@ -148,12 +159,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if options.rounds < 2:
         parser.error("--rounds must be 2 at least")
     with tempfile.TemporaryDirectory() as temporary:
-        corpus = make_corpus(Path(temporary) / "corpus", 10**6)
-        noise = np.random.default_rng(0)
-        for language in LANGUAGES:
-            tokens = np.load(corpus / f"train.{language}.npy", mmap_mode="r+")
-            tokens[:] = noise.integers(14, N_WORDS, len(tokens))
-            tokens.flush()
+        corpus = make_text(Path(temporary) / "corpus")
         at = {"corpus": str(corpus)}
         kinds = {
             "xlm-train": Variant("xlm-train", "benchmarks.framework:framework", at, warm_up=10, takes_turns=True),

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @command(
     "prep",
-    description="xlm-prep makes a binarised corpus of raw text: tokenise, learn and apply joint BPE, binarise.\n"
+    description="Make a binarised corpus of raw text: tokenise, learn and apply joint BPE, binarise.\n"
     "Interrupted, the same command goes on from the last finished piece. docs/data.md explains inputs and settings.",
     examples=[
         "xlm-prep out=data/mine 'train.en=[a.txt,b.gz]' 'train.de=[c.txt]' bpe.n_codes=20000",

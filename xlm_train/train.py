@@ -15,6 +15,7 @@ from xlm_train.config.train import IDENTITY, TrainConfig, steps_of
 from xlm_train.data.corpus import Corpus
 from xlm_train.data.datamodule import CorpusDataModule
 from xlm_train.model.transformer import XLM, count_parameters
+from xlm_train.plan.fit import out_of_memory_named, require_memory
 from xlm_train.report import leave_report
 from xlm_train.report.recipe import advice
 from xlm_train.runtime.console import counted, log
@@ -50,12 +51,12 @@ def train(config: TrainConfig, flag: StopFlag) -> int:
     corpus = Corpus(config.data.path)
     folder = open_run(config, corpus)
     run = RunContext(folder, ControlGroup(processes()), flag, float(os.environ.get(STARTED, time.time())))
-    with folder.held(explain=lambda error: not (isinstance(error, RuntimeError) and is_lost_peer(error))):
+    require_memory(config, config.model.shape(corpus.n_words, len(corpus.languages)))
+    with folder.held(explain=lambda error: not is_lost_peer(error)), out_of_memory_named(config.resolved, run):
         status, step = fit(config, corpus, run)
     if is_first_process() and status != "preempted":  # then there is no time for it
         leave_report(folder.path)
-    goes_on = "; the same command goes on from here" if status == "preempted" else ""
-    log(f"{status} after {step:,} steps; checkpoints in {folder.checkpoints}{goes_on}")
+    log(run.last_line(status, step))
     return 0
 
 
@@ -69,6 +70,7 @@ def fit(config: TrainConfig, corpus: Corpus, run: RunContext) -> tuple[str, int]
     while True:
         trainer, module, data, newest = assemble(config, corpus, run)
         try:
+            run.state = module.state
             trainer.fit(module, data, ckpt_path=newest)
             return run.conclude(module.state, module.stop), module.state.step
         except NonFiniteOrSpike as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -207,16 +208,31 @@ def test_old_checkpoints_go_and_the_best_stays(smoke: Callable[..., Path]) -> No
     assert set(names) == {"step-00000028.pt", "step-00000030.pt", best}
 
 
-def test_patience_stops_the_run(smoke: Callable[..., Path]) -> None:
+def test_patience_stops_the_run(smoke: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
     """A rate of nothing: no validation after the first improves on it, the second failure stops with patience 1."""
     words = ["schedule=constant", "schedule.warmup_updates=0", "optimizer.lr=0.0", "callbacks.validation.patience=1"]
     run = smoke("patience", "trainer.max_steps=100", *words)
     assert last(run)["progress"]["step"] == 30
+    shown = capfd.readouterr().err
+    assert "stopped, as validation no longer improved (callbacks.validation.patience), after 30 steps;" in shown
     assert json.loads((run / "status.json").read_text())["status"] == "stopped"
     before = last(run)["sha256"]
     smoke("patience", "trainer.max_steps=100", *words)  # the same again: it stays stopped
     assert last(run)["sha256"] == before
     assert json.loads((run / "status.json").read_text())["status"] == "stopped"
+
+
+def test_a_time_limit_is_named_and_the_first_step_is_told_at_once(
+    smoke: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    smoke("limited", "trainer.max_steps=100", "trainer.max_hours=1e-9")
+    shown = capfd.readouterr().err
+    assert re.search(r"^step 1/100: loss \d\.\d+, the first of this start, in \d+\.\d s$", shown, re.MULTILINE)
+    assert "time limit reached (trainer.max_hours) after 1 step; checkpoints in" in shown
+    smoke("limited", "trainer.max_steps=3")
+    shown = capfd.readouterr().err
+    assert "step 2/3: loss" in shown  # of a resumed start too
+    assert "\nfinished after 3 steps;" in shown
 
 
 def test_a_diverging_run_stops_and_keeps_its_checkpoint(smoke: Callable[..., Path], tmp_path: Path) -> None:

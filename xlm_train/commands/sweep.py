@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from xlm_train.config.command import is_multirun_job
 from xlm_train.config.overrides import compose, config_dir_of, overrides_of
-from xlm_train.runtime.errors import EXIT_FAILED, EXIT_PREEMPTED, EXIT_USER_ERROR, ConfigError, UserError
+from xlm_train.runtime.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError, UserError
 from xlm_train.runtime.files import atomic_write, read_json, write_json
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _outcome(main: Callable[[DictConfig], int | None], config: DictConfig, run: 
     try:
         exit_status = main(config) or 0
     except Exception as error:
-        exit_status = EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAILED
+        exit_status = error.status if isinstance(error, UserError) else EXIT_FAILED
         problems = error.problems if isinstance(error, UserError) else [f"{type(error).__name__}: {error}"]
         text = "\n".join(f"xlm-train: error: {problem}" for problem in problems)
         print(text if isinstance(error, UserError) else traceback.format_exc(), file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from xlm_train.commands import sweep, worker
 from xlm_train.config.command import Multirun, command, is_multirun_job
 from xlm_train.runtime.console import log
+from xlm_train.runtime.cores import cores_of_others
 from xlm_train.runtime.device import limit_openmp_spin
 from xlm_train.runtime.errors import EXIT_PREEMPTED
 from xlm_train.runtime.launcher import is_worker, launch
@@ -25,7 +26,9 @@ FLAG = StopFlag()
 def prepare() -> None:
     """Take the signals over, so that none is lost from here on, and tell OpenMP how to wait before torch is loaded."""
     FLAG.install()
-    limit_openmp_spin()
+    # workers would take each other for company, and one thread waits for nobody
+    waits = not is_worker() and os.environ.get("OMP_NUM_THREADS") != "1"
+    limit_openmp_spin(cores_of_others() if waits else 0.0)
 
 
 def read(config: DictConfig) -> TrainConfig | str:

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any, cast
 
 from xlm_train.runtime.device import limit_openmp_spin
-from xlm_train.runtime.errors import EXIT_FAILED, EXIT_USER_ERROR, UserError
+from xlm_train.runtime.errors import EXIT_FAILED, UserError
 from xlm_train.runtime.processes import StopFlag, end_with_parent, processes, rank
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def work(config: TrainConfig, flag: StopFlag) -> int:
         return train(config, flag)
     except UserError as error:
         print(f"xlm-train: error: {where}{error}", file=sys.stderr, flush=True)
-        return EXIT_USER_ERROR
+        return error.status
     except RuntimeError as error:
         if not is_lost_peer(error):
             raise

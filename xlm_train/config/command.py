@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from xlm_train.config.overrides import check_overrides, compose, config_folder, quote_text
-from xlm_train.runtime.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
+from xlm_train.runtime.errors import EXIT_INTERRUPTED, UserError
+from xlm_train.runtime.version import version_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 T = TypeVar("T")
-SHOW = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--version"}  # Hydra's flags that only show something
+SHOW = {"--cfg", "-c", "--info", "-i", "--hydra-help"}  # Hydra's flags that only show something
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ def command(
 ) -> Callable[[Callable[[T], int | None]], Callable[[], None]]:
     """Turn `main(settings) -> exit status or None` into a console command composed from `configs/<config_name>.yaml`.
 
-    `--help` prints `description`, the `examples`, the config groups and the defaults. A UserError is printed without a
-    traceback and exits with status 2.
+    `--help` prints `description`, the `examples`, the config groups and the defaults; `--version` our version, the
+    commit if it is known, and torch's. A UserError is printed without a
+    traceback and exits with its own status.
 
     Args:
         config_name: The command is called xlm-<config_name>.
@@ -58,7 +60,7 @@ def command(
         examples: Command lines, for --help.
         read: Makes of the composed config what main takes, and raises ConfigError with everything wrong in it; None:
             main takes the config.
-        before: Called before anything else.
+        before: Called before anything else but --help and --version.
         multirun: What `-m` does; None: Hydra's jobs are calls of main.
     """
 
@@ -88,16 +90,19 @@ def command(
 
         def fail(error: UserError) -> NoReturn:
             print(f"{name}: error: {error}", file=sys.stderr, flush=True)
-            sys.exit(EXIT_USER_ERROR)
+            sys.exit(error.status)
 
         def run() -> None:
-            if before is not None:
-                before()
             arguments = sys.argv[1:]
+            if "--version" in arguments:
+                print(version_line(name))
+                return
             if "--help" in arguments or "-h" in arguments:
                 with contextlib.suppress(BrokenPipeError):  # `--help | head` is no mistake
                     print(_help(name, config_name, description, examples), flush=True)
                 os._exit(0)  # without a second attempt to write what the reader did not want
+            if before is not None:
+                before()
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
             try:
                 words = check_overrides(config_name, quote_text(arguments), read)
@@ -168,7 +173,7 @@ def _help(name: str, config_name: str, description: str, examples: Sequence[str]
             lines.append(line + _comment(source, line))
     lines.append("")
     lines += [
-        "Also: --cfg job --resolve prints the composed config; -m runs a sweep; --config-dir DIR adds your own configs."
+        "Also: --cfg job --resolve prints the composed config; -m runs a sweep; --config-dir DIR adds your own configs; --version."
     ]
     return "\n".join(lines)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TextIO
 
 from xlm_train.runtime.processes import is_first_process
@@ -42,6 +43,31 @@ def duration(seconds: float) -> str:
     whole = max(0, round(seconds))
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def columns_of(stream: TextIO) -> int | None:
+    """Return how many characters a redrawn line may have on a terminal; None where the stream is none."""
+    if not stream.isatty():
+        return None
+    try:
+        columns = os.get_terminal_size(stream.fileno()).columns
+    except OSError:
+        columns = 0
+    return (columns or 80) - 1  # some terminals do not know their width
+
+
+def fitted(parts: Sequence[str], columns: int | None) -> str:
+    """Join the parts of a line, the most important first, and leave out those for which there is no room.
+
+    Args:
+        parts: The first is shown whatever its length.
+        columns: Of the line at most; None: all parts fit.
+    """
+    line, *rest = parts
+    for part in rest:
+        if columns is None or len(line) + 2 + len(part) <= columns:
+            line += f"  {part}"
+    return line
 
 
 EVERY_TERMINAL = 0.5  # seconds between two lines of progress
@@ -116,19 +142,18 @@ class Progress:
         parts = [f"{self.what:<10}"]
         if self.total and not final:
             parts.append(f"{min(self.done / self.total, 1):4.0%}")
+            if self.done > self.skipped:
+                parts.append(f"{duration((self.total - self.done) * seconds / (self.done - self.skipped))} left")
         parts.append(f"{self.amounts[first]:10,.{decimals}f} {first}")
         parts += [f"{self.amounts[unit] / seconds:9,.{places}f} {unit}/s" for unit, places in self.units.items()]
         if final:
             parts.append(f"in {duration(seconds)}")
-        elif self.total and self.done > self.skipped:
-            parts.append(f"{duration((self.total - self.done) * seconds / (self.done - self.skipped))} left")
         if self.skipped_amount:
             parts.append(f"({self.skipped_amount:,.{decimals}f} {first} were done before)")
-        line = "  ".join(parts)
-        if self.stream.isatty():
-            self.stream.write(f"\r\x1b[K{line}" + ("\n" if final else ""))
+        if (columns := columns_of(self.stream)) is not None:
+            self.stream.write(f"\r\x1b[K{fitted(parts, None if final else columns)}" + ("\n" if final else ""))
         else:
-            self.stream.write(line + "\n")
+            self.stream.write(fitted(parts, None) + "\n")
         self.stream.flush()
 
 

@@ -24,12 +24,14 @@ class ProcessesMissing(RuntimeError):
     """Not all processes of the run answered, or they do not see the same files: a restart may help."""
 
 
-def is_lost_peer(error: RuntimeError) -> bool:
+def is_lost_peer(error: BaseException) -> bool:
     """Whether an error means that a collective failed because another process is gone or does not answer.
 
     NCCL's errors have a type of their own; gloo's are plain RuntimeErrors whose text names gloo.
     """
-    return isinstance(error, ProcessesMissing | dist.DistError) or "gloo" in str(error).lower()
+    return isinstance(error, ProcessesMissing | dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+    )
 
 
 @dataclass(frozen=True)

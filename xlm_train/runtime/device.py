@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,20 +43,32 @@ def disable_malloc_trim() -> bool:
     return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, NEVER))
 
 
-SPINS = "2000"  # a few microseconds
+SPINS = "2000"  # some ten microseconds: a pause is 40 to 140 cycles
+SPINS_IN_COMPANY = "200"
+COMPANY = 0.5  # cores that others use, from which a machine counts as busy
 
 
-def limit_openmp_spin() -> None:
-    """Let OpenMP's threads spin only briefly at a barrier before they sleep.
+def limit_openmp_spin(others: float = 0.0) -> None:
+    """Let OpenMP's threads spin only briefly at a barrier before they sleep, and more briefly on a busy machine.
 
-    Must be called before torch is imported; what the user has set (OMP_WAIT_POLICY, GOMP_SPINCOUNT) stays.
+    Must be called before torch is imported; what the user has set (OMP_WAIT_POLICY, GOMP_SPINCOUNT) stays. Changes no
+    result: as many threads do the same sums.
 
     By default threads spin for milliseconds: when another program takes one thread's core, all others of the step keep
-    theirs busy with waiting. Measured at the demo's shape on two cores: beside other programs 845 tokens/s with the
-    default, 4,990 with 1,000 spins; alone 7,369 and 6,795.
+    theirs busy with waiting, and the system thinks that they have had their share. `python -m benchmarks.busy` measures.
+
+    Args:
+        others: cores that other processes use.
     """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
+        return
+    os.environ["GOMP_SPINCOUNT"] = SPINS
+    if others > COMPANY:
+        os.environ["GOMP_SPINCOUNT"] = SPINS_IN_COMPANY
+        log(
+            f"other programs use {others:.1f} cores: threads that wait for each other give theirs back sooner"
+            f" (GOMP_SPINCOUNT={SPINS_IN_COMPANY}; set it to {SPINS} where this is soon over)"
+        )
 
 
 @functools.cache

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
+EXIT_OUT_OF_MEMORY = 71  # EX_OSERR of sysexits.h: the system cannot give what is needed
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -18,6 +20,8 @@ class UserError(Exception):
     Args:
         problems: one line each, naming the file or the override to change.
     """
+
+    status: ClassVar[int] = EXIT_USER_ERROR  # of a command that ends with it
 
     def __init__(self, problems: str | Iterable[str]) -> None:
         self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
@@ -42,6 +46,12 @@ class CorpusError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint is missing, damaged, unsafe, or does not belong to this run."""
+
+
+class OutOfMemory(UserError):
+    """A run needs more memory than there is."""
+
+    status = EXIT_OUT_OF_MEMORY
 
 
 class TextError(UserError):

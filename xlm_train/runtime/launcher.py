@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.runtime.errors import EXIT_USER_ERROR, ConfigError
+from xlm_train.runtime.errors import EXIT_OUT_OF_MEMORY, EXIT_USER_ERROR, ConfigError
 from xlm_train.runtime.files import atomic_write
+from xlm_train.runtime.memory import kills
 from xlm_train.runtime.processes import StopFlag, end_with_parent
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def launch(
     """Run the workers of this node under torchrun, again after a crash, and wait for them.
 
     A crash (a process killed, a device lost) is followed by a restart from the last checkpoint; a mistake that the user
-    must fix is not.
+    must fix is not, nor a process for which there was no memory.
 
     Args:
         worker: module to run, with the config's file as its argument.
@@ -97,7 +98,7 @@ def launch(
             return 0
         if newest_name(run) != newest:
             restarts, newest = 0, newest_name(run)
-        if flag.is_set or status in (0, EXIT_USER_ERROR) or restarts == max_restarts:
+        if flag.is_set or status in (0, EXIT_USER_ERROR, EXIT_OUT_OF_MEMORY) or restarts == max_restarts:
             return status
         restarts += 1
         print(
@@ -156,7 +157,8 @@ def agent() -> int:
     """Run torchrun, but end with the status of the first worker that failed instead of a traceback.
 
     Returns:
-        The exit status: the worker's, or 128 + the signal that ended it; 1 where the nodes do not find each other.
+        The exit status: the worker's, or 128 + the signal that ended it; EXIT_OUT_OF_MEMORY where the system ended it for
+        lack of memory, 1 where the nodes do not find each other.
     """
     import logging
 
@@ -166,6 +168,7 @@ def agent() -> int:
     from torch.distributed.run import main
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    kills_before = kills()
     signal.signal(signal.SIGUSR1, lambda number, frame: None)  # for the workers: schedulers signal every process
     try:
         main(sys.argv[1:])
@@ -175,6 +178,15 @@ def agent() -> int:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         _show_log(failure.local_rank)
+        if failure.exitcode == -signal.SIGKILL and kills() > kills_before:
+            print(
+                f"xlm-train: error: the system killed process {rank}, as memory was exhausted: a smaller"
+                " data.slot_streams (with more data.slots), model.recompute=true or fewer processes"
+                " (trainer.devices) need less",
+                file=sys.stderr,
+                flush=True,
+            )
+            return EXIT_OUT_OF_MEMORY
         if failure.exitcode < 0:
             print(f"xlm-train: process {rank} was ended by signal {-failure.exitcode}", file=sys.stderr, flush=True)
             return 128 - failure.exitcode

@@ -40,8 +40,14 @@ def is_first_process() -> bool:
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
+ANSWER = b"\nleaving after this step, with a checkpoint; Ctrl-C again aborts at once\n"
+
+
 class StopFlag:
-    """Remembers in `is_set` whether one of SIGNALS has arrived since `install`; a second SIGINT raises KeyboardInterrupt."""
+    """Remembers in `is_set` whether one of SIGNALS has arrived since `install`.
+
+    The first SIGINT is answered on standard error by the first process; a second one raises KeyboardInterrupt.
+    """
 
     def __init__(self) -> None:
         self.is_set = False
@@ -56,8 +62,11 @@ class StopFlag:
     def _received(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._interrupted:
             raise KeyboardInterrupt
-        self._interrupted |= number == signal.SIGINT
         self.is_set = True
+        if number == signal.SIGINT:
+            self._interrupted = True
+            if is_first_process():
+                os.write(2, ANSWER)  # a handler may interrupt a print, in which another print fails
 
 
 def require_processes(devices: int, nodes: int) -> None:

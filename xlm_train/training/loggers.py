@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Any
 
 from pytorch_lightning.loggers.logger import Logger
 
-from xlm_train.runtime.console import compact, duration, log
+from xlm_train.runtime.console import columns_of, compact, duration, fitted, log
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import atomic_write
 from xlm_train.runtime.processes import is_first_process
@@ -163,22 +162,11 @@ class ConsoleLogger(LocalLogger):
             self.terminal or time.monotonic() - self.last >= self.seconds or step == metrics["progress/steps"]
         ):
             self.last = time.monotonic()
-            bar = progress_bar((step or 0) / metrics["progress/steps"]) + " " if self.terminal else ""
-            self._print(
-                f"{bar}step {step:,}/{metrics['progress/steps']:,}  {compact(metrics['progress/tokens'])} tokens  "
-                f"{describe(metrics, 'train/loss')}  lr {metrics['optim/lr']:.2e}  "
-                f"{metrics['speed/tokens_per_second']:,.0f} tokens/s  {duration(metrics['progress/seconds_left'])} left"
-            )
+            self._print(progress_line(step or 0, metrics, columns_of(sys.stderr)))
 
     def _print(self, text: str, keep: bool = False) -> None:
         if self.terminal:
-            columns = os.get_terminal_size(sys.stderr.fileno()).columns
-            print(
-                "\r\x1b[K" + text[: None if keep else max(20, columns - 1)],
-                end="\n" if keep else "",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"\r\x1b[K{text}", end="\n" if keep else "", file=sys.stderr, flush=True)
         else:
             print(text, file=sys.stderr, flush=True)
 
@@ -186,6 +174,29 @@ class ConsoleLogger(LocalLogger):
         """End the line that was redrawn."""
         if self.terminal:
             print(file=sys.stderr)
+
+
+def progress_line(step: int, metrics: Mapping[str, float], columns: int | None) -> str:
+    """Format a report, the most important first; where the line is too narrow, the rest is left out.
+
+    Args:
+        step: of the report.
+        metrics: by name.
+        columns: of the line at most; None: no terminal, so all of it and no bar.
+    """
+    loss, _, languages = describe(metrics, "train/loss").partition(" (")
+    parts = [
+        f"step {step:,}/{metrics['progress/steps']:,.0f}",
+        f"{duration(metrics['progress/seconds_left'])} left",
+        loss,
+        f"{metrics['speed/tokens_per_second']:,.0f} tokens/s",
+        *([f"({languages}"] if languages else []),
+        f"{compact(metrics['progress/tokens'])} tokens",
+        f"lr {metrics['optim/lr']:.2e}",
+    ]
+    if columns is not None:
+        parts.append(progress_bar(step / metrics["progress/steps"]))
+    return fitted(parts, columns)
 
 
 def progress_bar(share: float, width: int = 20) -> str:

@@ -21,7 +21,7 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.trainer import call
 
 from xlm_train.data.datamodule import CorpusDataModule
-from xlm_train.runtime.console import log
+from xlm_train.runtime.console import counted, log
 from xlm_train.runtime.control_group import ControlGroup, RankInfo, table
 from xlm_train.runtime.processes import StopFlag, is_first_process, processes
 from xlm_train.runtime.run_folder import RunFolder
@@ -41,6 +41,14 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
 
 
+# How a run ends whose stop reason is one of ours, for people.
+REASONS = {
+    "preempted": "preempted by a signal",
+    "time limit": "time limit reached (trainer.max_hours)",
+    "patience": "stopped, as validation no longer improved (callbacks.validation.patience),",
+}
+
+
 @dataclass
 class RunContext:
     """What the callbacks of a run share; they reach it as `trainer.run`.
@@ -52,6 +60,7 @@ class RunContext:
         started: when the command was given, in seconds of the epoch.
         stop_reason: why the run was asked to leave before its end: "preempted", "time limit", "patience"; None where
             nobody of ours did.
+        state: of the attempt that is under way.
         pauses: seconds since the last report that were spent on something else than training.
     """
 
@@ -60,6 +69,7 @@ class RunContext:
     stop_flag: StopFlag
     started: float
     stop_reason: str | None = None
+    state: TrainState | None = None
     pauses: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def pause(self, what: str, seconds: float) -> None:
@@ -79,6 +89,19 @@ class RunContext:
             self.folder.write_status(status, reason=reason, **state.counts())
             self.folder.record(status, state.step, reason=reason)
         return status
+
+    def last_line(self, status: str, step: int) -> str:
+        """Say how the run stands, why, and what goes on from there.
+
+        Args:
+            status: what `conclude` returned.
+            step: at which the run left.
+        """
+        line = f"{status} after {counted(step, 'step')}"
+        if why := REASONS.get(self.stop_reason or "") if status != "finished" else None:
+            line = f"{why} after {counted(step, 'step')}"
+        line += f"; checkpoints in {self.folder.checkpoints}"
+        return f"{line}; the same command goes on from here" if status == "preempted" else line
 
     def handshake(
         self, alike: Any, step: int, parents: Sequence[str], start_timeout: float, timeout: float

@@ -9,6 +9,7 @@ import pytest
 
 from xlm_train.runtime import console
 from xlm_train.runtime.console import Progress, waiting
+from xlm_train.training.loggers import progress_line
 
 UNITS = {"MB": 1, "lines": 0}
 
@@ -33,8 +34,8 @@ def test_lines_tell_amount_rate_and_time_left(clock: list[float]) -> None:
         progress.add(500_000, 1.5, 1000)
     progress.end()
     first, second, last = out.getvalue().splitlines()
-    assert first.split() == ["tokenise", "25%", "7.5", "MB", "1.5", "MB/s", "1,000", "lines/s", "0:15", "left"]
-    assert second.split() == ["tokenise", "50%", "15.0", "MB", "1.5", "MB/s", "1,000", "lines/s", "0:10", "left"]
+    assert first.split() == ["tokenise", "25%", "0:15", "left", "7.5", "MB", "1.5", "MB/s", "1,000", "lines/s"]
+    assert second.split() == ["tokenise", "50%", "0:10", "left", "15.0", "MB", "1.5", "MB/s", "1,000", "lines/s"]
     assert last.split() == ["tokenise", "15.0", "MB", "1.5", "MB/s", "1,000", "lines/s", "in", "0:10"]
     assert "\r" not in out.getvalue()
 
@@ -45,7 +46,18 @@ def test_work_found_done_does_not_count_as_speed(clock: list[float]) -> None:
     progress.skip(5_000_000, 5.0)
     clock[0] += 5
     progress.add(1_000_000, 1.0, 500)
-    assert out.getvalue().split()[:9] == ["encode", "60%", "1.0", "MB", "0.2", "MB/s", "100", "lines/s", "0:20"]
+    assert out.getvalue().split()[:10] == [
+        "encode",
+        "60%",
+        "0:20",
+        "left",
+        "1.0",
+        "MB",
+        "0.2",
+        "MB/s",
+        "100",
+        "lines/s",
+    ]
     assert "(5.0 MB were done before)" in out.getvalue()
 
 
@@ -69,6 +81,34 @@ def test_work_that_cannot_tell_its_total_and_work_not_shown(clock: list[float]) 
         progress.end()
     line = "\r\x1b[Ktext.en          4,000 tokens      2,000 tokens/s"
     assert out.getvalue() == f"{line}{line}  in 0:02\n"
+
+
+REPORT = {
+    "progress/steps": 100_000, "progress/seconds_left": 5025.0, "progress/tokens": 1.23e9, "optim/lr": 1e-4,
+    "speed/tokens_per_second": 5432.1, "train/loss": 3.21456, "train/loss_de": 3.30123, "train/loss_en": 3.12789,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [
+        (28, "step 1,200/100,000"),
+        (79, "step 1,200/100,000  1:23:45 left  loss 3.215  5,432 tokens/s  1.23 G tokens"),
+        (109, "step 1,200/100,000  1:23:45 left  loss 3.215  5,432 tokens/s  (de 3.301, en 3.128)  1.23 G tokens"),
+        (None, "step 1,200/100,000  1:23:45 left  loss 3.215  5,432 tokens/s  (de 3.301, en 3.128)  1.23 G tokens  lr 1.00e-04"),
+    ],
+)  # fmt: skip
+def test_a_narrow_terminal_shows_what_matters_most(columns: int | None, shown: str) -> None:
+    assert progress_line(1200, REPORT, columns) == shown
+
+
+def test_progress_fits_the_terminal(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "columns_of", lambda stream: 45)
+    out = Terminal()
+    progress = Progress("tokenise", 10_000_000, UNITS, out)
+    clock[0] += 1
+    progress.add(2_500_000, 2.5, 1000)
+    assert out.getvalue() == "\r\x1b[Ktokenise     25%  0:03 left         2.5 MB"
 
 
 def test_a_long_call_is_heard_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import command, process_environment
+from xlm_train.runtime.device import limit_openmp_spin
 
 # OpenMP reads its settings once, when torch loads it: what stands in the environment at that moment counts.
 WATCHED = """
@@ -45,9 +47,31 @@ def test_openmp_is_told_before_torch_is_loaded(
     environment: dict[str, str], corpus_folder: Path, tmp_path: Path
 ) -> None:
     words = [f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "run_name=x", "trainer.max_steps=1"]
-    wanted = "None" if environment else "2000"
     found = spins("xlm_train.commands.train", "experiment=smoke", *words, **environment)
-    assert set(found) == {wanted}
+    assert set(found) == {"None" if environment else "2000"}
+
+
+def test_openmp_spins_less_on_a_busy_machine(corpus_folder: Path, tmp_path: Path) -> None:
+    words = [f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "run_name=x", "trainer.max_steps=1"]
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as loop:
+        try:
+            found = spins("xlm_train.commands.train", "experiment=smoke", *words, OMP_NUM_THREADS="2")
+        finally:
+            loop.kill()
+    assert set(found) == {"200"}
+
+
+def test_only_real_company_changes_the_spins(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for given, others, wanted in ((None, 0.3, "2000"), (None, 0.9, "200"), ("7", 0.9, "7")):
+        monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+        if given:
+            monkeypatch.setenv("GOMP_SPINCOUNT", given)
+        limit_openmp_spin(others)
+        assert os.environ["GOMP_SPINCOUNT"] == wanted
+        told = capfd.readouterr().err
+        assert ("other programs use 0.9 cores" in told) == (wanted == "200")
 
 
 def test_workers_tell_openmp_too(corpus_folder: Path, tmp_path: Path) -> None:

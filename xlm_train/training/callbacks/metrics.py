@@ -43,8 +43,10 @@ def send(trainer: Trainer, module: LanguageModel, metrics: Mapping[str, float], 
 class Metrics(StepCallback):
     """Reports losses, learning rate, gradient norm, speed and memory.
 
+    The first step of a start is told on the console only, so that a resumed run reports as an undisturbed one does.
+
     Args:
-        every_n_steps: the device is waited for, and processes exchange their losses, only then.
+        every_n_steps: the device is waited for, and processes exchange their losses, only then and after the first step.
         peak_tflops: arithmetic that one device can do at most, by precision; None or a missing precision: not known.
 
     Raises:
@@ -58,6 +60,7 @@ class Metrics(StepCallback):
         at_least(1, every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
         self.peak_tflops = dict(peak_tflops or {})
+        self._is_first = True
         self._since = 0.0  # moment and step of the last report
         self._since_step = 0
 
@@ -73,6 +76,7 @@ class Metrics(StepCallback):
     def on_step_end(self, trainer: Trainer, module: LanguageModel) -> None:
         """Report where that is due. A collective; waits for the device."""
         step = module.state.step
+        is_first, self._is_first = self._is_first, False
         if step % self.every_n_steps == 0 or step == module.stop:
             module.reduce_losses()
             metrics = self._losses(trainer, module) | self._speed(trainer, module)
@@ -82,6 +86,12 @@ class Metrics(StepCallback):
                     metrics |= callback.figures()
             self._begin(trainer, step)
             send(trainer, module, metrics, step)
+        elif is_first:
+            module.reduce_losses()
+            losses = [loss for row in module.state.losses.reduced[-1:] for loss in row.losses]
+            loss = f": loss {math.fsum(losses) / len(losses):.4g}" if losses else ""
+            seconds = time.perf_counter() - self._since
+            log(f"step {step:,}/{module.stop:,}{loss}, the first of this start, in {seconds:.1f} s")
 
     def _losses(self, trainer: Trainer, module: LanguageModel) -> dict[str, float]:
         state, metrics = module.state, {}

@@ -1,11 +1,13 @@
-"""Names a process that is much slower than the others: all wait for it at every step."""
+"""Names what holds a run's steps up: a process much slower than the others, or other programs on its cores."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
 from xlm_train.runtime.console import log
+from xlm_train.runtime.cores import CoreUse, CoreWatch
 from xlm_train.runtime.device import Stopwatch
 from xlm_train.runtime.errors import at_least
 from xlm_train.training.module import LanguageModel
@@ -13,12 +15,15 @@ from xlm_train.training.phases import Phase, StepCallback
 from xlm_train.training.trainer import Trainer
 
 SLOW = 1.5  # times the median
+WAITED = 0.15  # share of the time that a thread waits for a core
+OTHERS = 0.25  # cores: below it this run's own threads are in each other's way
 
 
 class Stragglers(StepCallback):
     """Compares the processes' own time for the forward pass of one slot.
 
-    A rank is named where two comparisons in a row find it slow, and again only when it has recovered in between.
+    A rank is named where two comparisons in a row find it slow, and again only when it has recovered in between. On a
+    CPU the first process warns, once, where two comparisons in a row find that other programs keep it from its cores.
 
     Args:
         every_n_steps: how often; None: at each report.
@@ -35,15 +40,23 @@ class Stragglers(StepCallback):
         self.every_n_steps = every_n_steps
         self.suspected: set[int] = set()  # by the last comparison
         self.named: set[int] = set()
+        self._watch: CoreWatch | None = None  # until it has warned
+        self._was_kept = False  # from its cores, by the last comparison
 
     def setup(self, trainer: Trainer, module: LanguageModel, stage: str) -> None:  # type: ignore[override]
         """Let the module measure its time."""
         self._stopwatch = module.stopwatch = Stopwatch()
 
+    def on_train_start(self, trainer: Trainer, module: LanguageModel) -> None:  # type: ignore[override]
+        """Begin to watch the cores."""
+        if module.device.type == "cpu" and trainer.is_global_zero:
+            self._watch = CoreWatch()
+
     def on_step_end(self, trainer: Trainer, module: LanguageModel) -> None:
         """Compare where that is due. A collective."""
         if module.state.step % (self.every_n_steps or trainer.log_every_n_steps):
             return
+        self._look_at_cores(trainer, module.state.step)
         group = trainer.run.control_group
         slow = slow_ones(group.gather(self._stopwatch.take()))
         for rank, times in slow.items():
@@ -55,6 +68,26 @@ class Stragglers(StepCallback):
                     trainer.run.folder.record("slow_rank", module.state.step, rank=rank, host=host, times=times)
         self.suspected = set(slow)
         self.named &= self.suspected
+
+    def _look_at_cores(self, trainer: Trainer, step: int) -> None:
+        use = None if self._watch is None else self._watch.take()
+        if use is None:
+            return
+        was_kept, self._was_kept = self._was_kept, is_kept(use)
+        if was_kept and self._was_kept:
+            self._watch = None
+            fewer = max(1, use.cores - math.ceil(use.others))
+            log(
+                f"warning: other programs use {use.others:.1f} of the {use.cores} cores: for {use.waited:.0%} of the time"
+                f" this run waited for one. Steps take longer until they end; trainer.threads={fewer} keeps out of their way"
+                " (from the next start on; sums are rounded otherwise then)"
+            )
+            trainer.run.folder.record("busy_cores", step, others=use.others, waited=use.waited)
+
+
+def is_kept(use: CoreUse) -> bool:
+    """Whether other programs keep this process from its cores."""
+    return use.waited > WAITED and use.others > OTHERS
 
 
 def slow_ones(seconds: Sequence[float]) -> dict[int, float]:

@@ -1,0 +1,54 @@
+"""Whether other programs keep a process from its cores, with a real one that does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import process_environment
+
+LOOP = "import os\nos.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\nwhile True: pass"
+WATCHER = """
+import os, sys, time
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+from xlm_train.runtime.cores import CoreWatch
+watch = CoreWatch()
+assert watch.take() is None  # too short
+if sys.argv[1] == "computes":
+    end = time.monotonic() + 1.2
+    while time.monotonic() < end: pass
+else:
+    time.sleep(1.2)
+use = watch.take()
+print(use.waited, use.others, use.cores)
+"""
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the kernel does not tell")
+
+
+def measured(what: str) -> tuple[float, float, int]:
+    """What a process sees that shares the core of a busy loop."""
+    with subprocess.Popen([sys.executable, "-c", LOOP]) as loop:
+        try:
+            words = [sys.executable, "-c", WATCHER, what]
+            result = subprocess.run(words, capture_output=True, text=True, check=True, env=process_environment())
+        finally:
+            loop.kill()
+    waited, others, cores = result.stdout.split()
+    return float(waited), float(others), int(cores)
+
+
+def test_a_process_that_computes_beside_a_busy_loop_waits() -> None:
+    waited, others, cores = measured("computes")
+    assert 0.3 < waited <= 1.0  # half of the time, but for what else runs here
+    assert others > 0.3
+    assert cores == 1
+
+
+def test_a_process_that_sleeps_beside_a_busy_loop_does_not() -> None:
+    waited, others, _ = measured("sleeps")
+    assert waited < 0.15
+    assert others > 0.3
