@@ -410,8 +410,19 @@ def test_the_shipped_experiment_is_the_recipe_but_for_what_is_said(
     found = verdicts(exact)
     assert found["optimizer"] == "same"
     assert (found["tokens an update"], found["evaluation"]) == ("differs", "differs")
+    assert (found["schedule"], found["Adam's betas"], found["warm-up, updates"]) == ("same", "same", "same")
+    warmup = verdicts(make_run("warmup", [], "experiment=clm_ende_1024_warmup"))
+    assert (warmup["schedule"], warmup["Adam's betas"], warmup["warm-up, updates"]) == ("differs", "differs", "differs")
     readme = make_run("readme", [], "experiment=clm_ende_1024_32streams")
     assert verdicts(readme)["evaluation"] == "same"  # as many tokens
+    page = written(published)
+    assert page.count(recipe.COMMAND) > 10
+    sources = {point.name.partition(" (")[0]: point.source for point in recipe.POINTS}
+    assert (sources["learning rate"], sources["Adam's betas"], sources["precision"]) == (
+        recipe.COMMAND,
+        recipe.CODE,
+        recipe.PAPER,
+    )
     assert recipe.TOKENS_PER_UPDATE == 1_048_576
 
 
