@@ -125,7 +125,10 @@ def _tokens(run: Run) -> str:
 
 def _best(run: Run) -> str:
     step = run.best_step
-    return NONE if step is None else f"{run.at('val/ppl', step):,.4g} at step {step:,}"
+    if step is None:
+        return NONE
+    by = "" if run.monitor == "val/ppl" else f" (by {run.monitor}: {run.at(run.monitor, step):,.4g})"
+    return f"{digits(run.at('val/ppl', step), ',.4g')} at step {step:,}{by}"
 
 
 def _hours(run: Run) -> str:
