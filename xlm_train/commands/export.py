@@ -11,6 +11,7 @@ from typing import Annotated
 from xlm_train.config.command import command
 from xlm_train.config.schema import one_of, read_config
 from xlm_train.interop.facts import CardFields
+from xlm_train.runtime.checkpoint_file import of_run
 
 
 @dataclass
@@ -34,6 +35,9 @@ class ExportConfig:
     sample: dict[str, str]
     evaluation: str | None
     card: CardFields
+
+    def __post_init__(self) -> None:
+        self.checkpoint = None if self.checkpoint is None else str(of_run(self.checkpoint))
 
     def problems(self) -> list[str]:
         """List what is wrong with the values, before any file is opened."""

@@ -333,8 +333,8 @@ def _read_checkpoints(run: Run) -> None:
         if run.newest_sha256 is None:
             run.problems.append(f"checkpoints/{newest.name} does not end as a checkpoint: it is damaged")
     parent = run.config.get("init_from")
-    if isinstance(parent, str) and Path(parent).is_file():
-        run.parent_sha256 = checkpoint_file.peek(Path(parent))
+    if isinstance(parent, str) and (file := checkpoint_file.of_run(parent)).is_file():
+        run.parent_sha256 = checkpoint_file.peek(file)
 
 
 def when(seconds: float) -> str:

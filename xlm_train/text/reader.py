@@ -17,6 +17,7 @@ from xlm_train.text.tokenise import Tokeniser
 from xlm_train.text.vocabulary import EOS, Vocabulary
 
 BLOCK_BYTES = 1 << 20
+STANDARD_INPUT = ("-", "/dev/stdin")
 
 
 class TextReader:
@@ -88,11 +89,15 @@ class TextReader:
 
 def file_problems(path: str | Path) -> list[str]:
     """What is wrong with a text file, as far as its beginning tells."""
+    if str(path) in STANDARD_INPUT:
+        return []
+    if Path(path).is_dir():
+        return [f"{path}: is a folder; give a text file"]
     return TextFile(Path(path)).check() if Path(path).is_file() else [f"{path}: there is no such file"]
 
 
 def read_lines(path: str | Path) -> Iterator[list[str]]:
-    """Lines of a text file, plain or compressed, in blocks of about a megabyte.
+    """Lines of a text file, plain or compressed, in blocks of about a megabyte; of standard input all at once.
 
     No line is left out, so a result's line number is the file's.
 
@@ -101,6 +106,14 @@ def read_lines(path: str | Path) -> Iterator[list[str]]:
     """
     if problems := file_problems(path):
         raise TextError(problems)
+    if str(path) in STANDARD_INPUT:
+        try:
+            text = sys.stdin.buffer.read().decode()
+        except UnicodeDecodeError as error:
+            raise TextError(f"{path}: is not UTF-8") from error
+        if text:
+            yield text.removesuffix("\n").split("\n")
+        return
     for piece in cut(TextFile(Path(path)).chunks(ReadStats()), BLOCK_BYTES, sys.maxsize, DroppedLines()):
         try:
             yield piece.data.decode().removesuffix("\n").split("\n")
