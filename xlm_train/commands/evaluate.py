@@ -11,7 +11,6 @@ from typing import Annotated
 from xlm_train.config.command import command
 from xlm_train.config.schema import Count, at_least, one_of, out_problems, read_config
 from xlm_train.evaluation.corpus import evaluate, score_text, table
-from xlm_train.runtime.checkpoint_file import of_run
 from xlm_train.runtime.errors import ConfigError
 from xlm_train.runtime.files import write_json
 
@@ -39,6 +38,8 @@ class EvalConfig:
     threads: Annotated[int | None, at_least(1)]
 
     def __post_init__(self) -> None:
+        from xlm_train.runtime.checkpoint_file import of_run
+
         self.checkpoint = str(of_run(self.checkpoint))
 
     def problems(self) -> list[str]:

@@ -11,7 +11,6 @@ from typing import Annotated
 from xlm_train.config.command import command
 from xlm_train.config.schema import one_of, read_config
 from xlm_train.interop.facts import CardFields
-from xlm_train.runtime.checkpoint_file import of_run
 
 
 @dataclass
@@ -37,6 +36,8 @@ class ExportConfig:
     card: CardFields
 
     def __post_init__(self) -> None:
+        from xlm_train.runtime.checkpoint_file import of_run
+
         self.checkpoint = None if self.checkpoint is None else str(of_run(self.checkpoint))
 
     def problems(self) -> list[str]:

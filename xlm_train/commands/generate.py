@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from xlm_train.config.command import command
 from xlm_train.config.schema import Count, out_problems, read_config
 from xlm_train.model.decoding import Sampling, continue_texts, write_continuations
-from xlm_train.runtime.checkpoint_file import of_run
 from xlm_train.runtime.console import counted
 
 
@@ -36,6 +35,8 @@ class GenerateConfig:
     threads: int | None
 
     def __post_init__(self) -> None:
+        from xlm_train.runtime.checkpoint_file import of_run
+
         self.checkpoint = str(of_run(self.checkpoint))
 
     @property
@@ -95,7 +96,10 @@ def main(settings: GenerateConfig) -> int:
         done.append(continuation)
     seconds = time.perf_counter() - start
     tokens = sum(len(continuation.tokens) for continuation in done)
-    print(f"{counted(len(done), 'text')}, {tokens:,} tokens in {seconds:.1f} s: {tokens / seconds:,.0f} tokens/s", file=sys.stderr)
+    print(
+        f"{counted(len(done), 'text')}, {tokens:,} tokens in {seconds:.1f} s: {tokens / seconds:,.0f} tokens/s",
+        file=sys.stderr,
+    )
     if settings.out is not None:
         write_continuations(settings.out, done)
         print(f"written to {settings.out}", file=sys.stderr)

@@ -134,7 +134,9 @@ def sweep_of(config_name: str, arguments: Sequence[str]) -> Sweep:
         )
     # jobs of other launchers may find GPUs that this machine lacks
     here = "BasicLauncher" in str(config.hydra.launcher.get("_target_"))
-    if here and (problems := _problems_of_all(config_name, shared, [*parsed, *_params(config)], config_dir_of(arguments))):
+    if here and (
+        problems := _problems_of_all(config_name, shared, [*parsed, *_params(config)], config_dir_of(arguments))
+    ):
         raise ConfigError(problems)
     flags = [word for word in arguments if word not in words and word not in ("-m", "--multirun")]
     constant = [str(override.key_or_group) for override in shared if not str(override.key_or_group).startswith("hydra")]

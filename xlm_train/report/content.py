@@ -197,7 +197,12 @@ def _recipe(runs: Sequence[Run]) -> list[Block]:
         )
     )
     rows: list[list[str | Cell]] = [
-        [point.name, point.original, point.source, *(Cell(f"{verdict}: {here}", TONES[verdict]) for here, verdict in columns)]
+        [
+            point.name,
+            point.original,
+            point.source,
+            *(Cell(f"{verdict}: {here}", TONES[verdict]) for here, verdict in columns),
+        ]
         for point, *columns in zip(POINTS, *compared, strict=True)
     ]
     return [*blocks, Table("", ["point", "xlm-clm-ende-1024", "source", *(run.name for run in runs)], rows, words=True)]

@@ -318,7 +318,9 @@ POINTS: Sequence[Point] = (
         COMMAND,
         _learning_rate,
     ),
-    _choice("schedule", "constant in the command, linear warm-up in the paper", COMMAND, "schedule._target_", SCHEDULES),
+    _choice(
+        "schedule", "constant in the command, linear warm-up in the paper", COMMAND, "schedule._target_", SCHEDULES
+    ),
     Point(
         "warm-up, updates (schedule.warmup_updates)",
         "0 in the command, 4,000 in the README's translation command, of unknown length in the paper",
@@ -326,7 +328,9 @@ POINTS: Sequence[Point] = (
         _warm_up,
     ),
     _setting("largest gradient norm", "trainer.clip_norm", CODE),
-    _choice("precision (trainer.precision)", "float16 with dynamic loss scaling", PAPER, "trainer.precision", PRECISIONS),
+    _choice(
+        "precision (trainer.precision)", "float16 with dynamic loss scaling", PAPER, "trainer.precision", PRECISIONS
+    ),
     Point(
         "evaluation (callbacks.validation.every_n_steps)",
         f"every {UPDATES_PER_EVALUATION:,} updates = {UPDATES_PER_EVALUATION * TOKENS_PER_UPDATE / 1e6:,.4g} M tokens",

@@ -191,9 +191,7 @@ class RunFolder:
             details: written beside it; without a step among them, that of the last start stays.
         """
         at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        write_json(
-            self.path / "status.json", {"status": status, "time": at, "step": self._step_in_status(), **details}
-        )
+        write_json(self.path / "status.json", {"status": status, "time": at, "step": self._step_in_status(), **details})
 
     @contextlib.contextmanager
     def held(self, explain: Callable[[BaseException], bool]) -> Iterator[None]:

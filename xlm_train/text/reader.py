@@ -11,6 +11,7 @@ from typing import Any
 from xlm_train.runtime.errors import CheckpointError, ConfigError, TextError
 from xlm_train.text.bpe import BpeEncoder, EncodedLines, decode
 from xlm_train.text.bpe_codes import BpeCodes
+from xlm_train.text.detokenise import DETOKENISED, detokenise
 from xlm_train.text.files import ReadStats, TextFile
 from xlm_train.text.lines import DroppedLines, cut
 from xlm_train.text.tokenise import Tokeniser
@@ -71,20 +72,23 @@ class TextReader:
         return self._encoder.encode_ids(tokeniser.tokenise(lines), self.vocabulary)
 
     def decode(self, ids: Sequence[int], language: str) -> str:
-        """Text of ids: pieces joined, words detokenised by the Moses rules of the language, a newline at every eos."""
-        from sacremoses import MosesDetokenizer
+        """Text of ids: pieces joined, words detokenised, a newline at every eos.
 
+        By our own rules for German and English, by sacremoses' for other languages.
+        """
         sentences: list[list[str]] = [[]]
         for token in ids:
             if token == EOS:
                 sentences.append([])
             else:
                 sentences[-1].append(self.vocabulary.words[token])
-        detokeniser = MosesDetokenizer(lang=language)
-        return "\n".join(
-            detokeniser.detokenize(decode(" ".join(pieces)).split(" "), unescape=False) if pieces else ""
-            for pieces in sentences
-        )
+        if language in DETOKENISED:
+            join = detokenise
+        else:
+            from sacremoses import MosesDetokenizer
+
+            join = functools.partial(MosesDetokenizer(lang=language).detokenize, unescape=False)
+        return "\n".join(join(decode(" ".join(pieces)).split(" ")) if pieces else "" for pieces in sentences)
 
 
 def file_problems(path: str | Path) -> list[str]:

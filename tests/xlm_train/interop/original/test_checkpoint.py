@@ -223,7 +223,10 @@ def test_missing_positions_are_added(tmp_path: Path, sinusoidal: bool) -> None:
     export_original(content, tmp_path / "out", with_optimizer=True)
     record = json.loads((tmp_path / "out/export.json").read_text())
     assert f"this model has {few}: those missing were added" in record["warnings"][0]
-    raw, back = unpickle.load(tmp_path / "out/checkpoint.pth"), import_checkpoint(tmp_path / "out/checkpoint.pth").content
+    raw, back = (
+        unpickle.load(tmp_path / "out/checkpoint.pth"),
+        import_checkpoint(tmp_path / "out/checkpoint.pth").content,
+    )
     assert raw["model"]["position_embeddings.weight"].shape == (512, content["shape"]["dim"])
     shape = ModelShape(**back["shape"])
     assert shape.max_positions == 512
@@ -250,9 +253,7 @@ def test_missing_positions_are_added(tmp_path: Path, sinusoidal: bool) -> None:
         ({"ffn_dim": 24}, "model.ffn_dim=24: the original always has 4 x model.dim"),
     ],
 )
-def test_a_model_that_the_original_cannot_be_is_refused(
-    tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
+def test_a_model_that_the_original_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         export_original(ours(tmp_path, **changes), tmp_path / "out", with_optimizer=True)
     assert not (tmp_path / "out").exists()
