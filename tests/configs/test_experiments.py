@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.utils import instantiate
 
 from tests.conftest import REPOSITORY, train_here
 from xlm_train.model.transformer import XLM, ModelShape, count_parameters
@@ -19,7 +21,8 @@ SMALL = [
 
 
 def test_experiments_are_there() -> None:
-    assert {"smoke", "demo", "clm_ende_1024", "clm_ende_1024_32streams", "clm_ende_1024_h100"} <= set(EXPERIMENTS)
+    assert {"smoke", "demo", "clm_ende_1024", "clm_ende_1024_warmup"} <= set(EXPERIMENTS)
+    assert {"clm_ende_1024_32streams", "clm_ende_1024_h100"} <= set(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -40,37 +43,54 @@ def test_groups_run(
 
 
 @pytest.mark.parametrize(
-    ("name", "world", "tokens_per_step", "streams_per_device", "precision", "evaluate"),
+    ("name", "world", "streams", "streams_per_device", "precision"),
     [
-        ("clm_ende_1024", 64, 64 * 64 * 256, 64, "16-mixed", 3126),
-        ("clm_ende_1024_32streams", 64, 64 * 32 * 256, 32, "16-mixed", 6251),
-        ("clm_ende_1024_h100", 8, 64 * 64 * 256, 512, "bf16-mixed", 3126),
+        ("clm_ende_1024", 64, 64, 64, "16-mixed"),
+        ("clm_ende_1024_warmup", 64, 64, 64, "16-mixed"),
+        ("clm_ende_1024_32streams", 64, 32, 32, "16-mixed"),
+        ("clm_ende_1024_h100", 8, 64, 512, "bf16-mixed"),
     ],
 )
 def test_the_run(
-    name: str, world: int, tokens_per_step: int, streams_per_device: int, precision: str, evaluate: int,
+    name: str, world: int, streams: int, streams_per_device: int, precision: str,
     compose: Callable[..., dict[str, Any]],
 ) -> None:  # fmt: skip
+    """streams: of each of the original's 64 processes."""
     config = compose("train", f"experiment={name}", "data.path=x")
     data, trainer = config["data"], config["trainer"]
     assert trainer["devices"] * trainer["nodes"] == world
-    assert data["slots"] * data["slot_streams"] * data["bptt"] == tokens_per_step
+    assert data["slots"] * data["slot_streams"] * data["bptt"] == 64 * streams * 256
     assert data["slots"] % world == 0
     assert data["slots"] // world * data["slot_streams"] == streams_per_device
     assert data["bptt"] == 256
     assert data["lang_alpha"] == 0.0
     assert trainer["precision"] == precision
     assert trainer["clip_norm"] == 5.0
+    # the original looks after every pair of updates whether its processes have read 200,000 streams each
+    evaluate = 2 * math.ceil(200_000 / (2 * streams))
+    assert evaluate == {64: 3126, 32: 6250}[streams]
     assert config["callbacks"]["validation"]["every_n_steps"] == evaluate
+    assert trainer["max_steps"] == 100 * evaluate
     assert config["callbacks"]["validation"]["patience"] == 10
-    optimizer, schedule = config["optimizer"], config["schedule"]
-    assert (optimizer["lr"], optimizer["betas"], optimizer["eps"], optimizer["weight_decay"]) == (
-        1e-4,
-        [0.9, 0.98],
-        1e-8,
-        0,
-    )
-    assert (schedule["peak"], schedule["warmup_updates"]) == (1e-4, 4000)
+
+
+@pytest.mark.parametrize(
+    ("name", "betas", "rates"),
+    [
+        ("clm_ende_1024", [0.9, 0.999], [1e-4, 1e-4, 1e-4, 1e-4]),  # adam,lr=0.0001
+        ("clm_ende_1024_warmup", [0.9, 0.98], [1e-7, 5.005e-5, 1e-4, 5e-5]),  # adam_inverse_sqrt,...,lr=0.0001
+    ],
+)
+def test_the_published_optimizers(
+    name: str, betas: list[float], rates: list[float], compose: Callable[..., dict[str, Any]]
+) -> None:
+    for words in ([], ["optimizer=original_adam"]):
+        config = compose("train", f"experiment={name}", "data.path=x", *words)
+        optimizer = config["optimizer"]
+        assert (optimizer["lr"], optimizer["betas"], optimizer["eps"]) == (1e-4, betas, 1e-8)
+        assert optimizer["weight_decay"] == 0
+        schedule = instantiate(config["schedule"])
+        assert [schedule(update) for update in (0, 2000, 4000, 16000)] == pytest.approx(rates)
 
 
 def test_the_model_has_the_published_size(compose: Callable[..., dict[str, Any]]) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import command
 from xlm_train.config.overrides import check_overrides
+from xlm_train.config.schema import out_problems
 from xlm_train.config.train import problems_of
 from xlm_train.runtime.errors import ConfigError
 
@@ -38,6 +39,10 @@ def config_problems(corpus: Path, *overrides: str) -> list[str]:
         ("optimizer.lr=fast", "optimizer.lr=fast: must be a number"),
         ("model.dropout=1.5", "model.dropout=1.5 must be in [0, 1)"),
         ("callbacks.metrics.every_n_steps=0", "callbacks.metrics.every_n_steps=0: must be at least 1"),
+        ("seed='0,1'", "seed=0,1: must be a whole number; several values are a sweep, which -m starts"),
+        ("+batch_size=8", "batch_size=8: there is no 'batch_size'; here: data.slots x data.slot_streams windows"),
+        ("+ckpt_path=x", "ckpt_path=x: there is no 'ckpt_path'; here: the same run_name resumes"),
+        ("paths.runs='s3://bucket/runs'", "paths.runs=s3://bucket/runs: give a folder"),
         ("data.path=nowhere", "data.path=nowhere: there is no such folder"),
         ("seed=abc", "seed=abc: must be a whole number"),
         ("objective._target_=nowhere.X", "objective._target_=nowhere.X: there is no such class"),
@@ -80,6 +85,25 @@ def test_commands_refuse_unknown_overrides(module: str, tmp_path: Path) -> None:
     assert "no_such_key=1: there is no 'no_such_key'" in result.stderr
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_flags_for_settings_are_answered() -> None:
+    with pytest.raises(ConfigError) as error:
+        check_overrides("train", ["--seed", "5", "--optimizer.lr=1e-3"])
+    assert error.value.problems == [
+        "--seed: settings are written key=value, without dashes",
+        "--optimizer.lr=1e-3: settings are written key=value, without dashes",
+    ]
+    assert check_overrides("train", ["--cfg", "job", "--config-dir=.", "-m", "seed=1,2"])[-1] == "seed=1,2"
+
+
+def test_results_that_cannot_be_written_are_told_first(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert out_problems(str(tmp_path / "new.json")) == []
+    assert out_problems(str(tmp_path)) == [f"out={tmp_path}: is a folder; give a file"]
+    assert "is no folder" in out_problems(str(tmp_path / "file/new.json"))[0]
+    assert "/proc is not writable" in out_problems("/proc/new.json")[0]  # to nobody, whatever its permissions say
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 @pytest.mark.parametrize(
@@ -137,3 +161,25 @@ def test_run_names_are_folder_names(name: str, tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="run_name"):
         RunFolder(tmp_path, name, {}, "hash", ())
+
+
+def test_checkpoints_that_were_deleted_do_not_start_a_run_again(tmp_path: Path) -> None:
+    from xlm_train.runtime.run_folder import RunFolder
+
+    def opened(**config: int) -> RunFolder:
+        return RunFolder(tmp_path, "lost", config, "hash", ("width",))
+
+    folder = opened(width=1)
+    folder.prepare()
+    folder.begin()
+    folder.release()
+    opened(width=2)  # nothing was trained: nothing is lost
+    (folder.checkpoints / "step-00000007.pt").touch()
+    folder.write_status("preempted", step=7)
+    opened(width=1).write_status("running")  # a start that dies before its first checkpoint
+    (folder.checkpoints / "step-00000007.pt").unlink()
+    for width in (1, 2):
+        with pytest.raises(ConfigError, match=r"run_name=lost: .* step 7, but .* holds no checkpoint: bring them back"):
+            opened(width=width)
+    (folder.path / "status.json").unlink()
+    opened(width=2)

@@ -215,6 +215,18 @@ def test_mistakes_are_found_before_any_job(arguments: list[str], message: str) -
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("varied", ["seed=1,2,3", "optimizer.lr=interval(1e-4,1e-3)", "optimizer=adamw,original_adam"])
+def test_what_is_wrong_with_every_job_is_told_once_before_the_first(varied: str) -> None:
+    """`+` lets any key through the check of the command line; 12 jobs told each of the same typing mistakes."""
+    words = ["-m", "experiment=smoke", "data.path=.", "run_name=x", varied]
+    sweep_of("train", words)
+    sweep_of("train", [*words, "data.slots=2,0"])  # some of the jobs: these tell, the others run
+    with pytest.raises(ConfigError) as error:
+        sweep_of("train", [*words, "+optimzer.lr=3", "data.slot_streams=0"])
+    assert len(error.value.problems) == 2
+    assert "did you mean optimizer" in " ".join(error.value.problems)
+
+
 @pytest.mark.parametrize(
     ("word", "extra"),
     [("hydra/launcher=joblib", "sweep"), ("hydra/launcher=slurm", "sweep"), ("hparams_search=optuna", "optuna")],
@@ -234,6 +246,7 @@ def test_what_is_shared_does_not_name_the_jobs() -> None:
     words = [
         "-m",
         "experiment=smoke",
+        "data.path=.",
         "run_name=x",
         "hparams_search=lr_warmup_batch",
         "seed=1,2",
@@ -241,7 +254,7 @@ def test_what_is_shared_does_not_name_the_jobs() -> None:
     ]
     sweep = sweep_of("train", [*words, "--config-dir", "mine"])
     assert sweep.folder == Path("runs/sweeps/x")
-    assert sweep.constant == ("experiment", "run_name", "hparams_search")
+    assert sweep.constant == ("experiment", "data.path", "run_name", "hparams_search")
     assert sweep.flags == ("--config-dir", "mine")
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 from xlm_train.config.command import command
 from xlm_train.config.schema import Count, at_least, one_of, out_problems, read_config
 from xlm_train.evaluation.corpus import evaluate, score_text, table
+from xlm_train.runtime.errors import ConfigError
 from xlm_train.runtime.files import write_json
 
 
@@ -35,6 +36,11 @@ class EvalConfig:
     out: str | None
     device: str
     threads: Annotated[int | None, at_least(1)]
+
+    def __post_init__(self) -> None:
+        from xlm_train.runtime.checkpoint_file import of_run
+
+        self.checkpoint = str(of_run(self.checkpoint))
 
     def problems(self) -> list[str]:
         """List what is wrong with the values, before any file is opened."""
@@ -75,12 +81,14 @@ def main(settings: EvalConfig) -> int:
     if corpus is not None and corpus.lineage != trained.lineage.get("corpus"):
         name = f"{corpus.path.resolve().name}.{name}"  # beside the scores on its own corpus, not over them
     out = trained.path.with_suffix(f".{name}.json") if settings.out is None else Path(settings.out)
+    if problems := out_problems(str(out)):
+        raise ConfigError([f"{problem}; out=FILE says where else" for problem in problems])
     if corpus is not None:
         result = evaluate(trained, corpus, settings.split, settings.baselines, settings.batch_tokens, progress=True)
     else:
         result = score_text(trained, settings.text, out, settings.batch_tokens, progress=True)
+    print(table(result), flush=True)
     write_json(out, result)
-    print(table(result))
     files = ", ".join(map(str, [out, *result.get("files", {}).values()]))
     print(f"{result['tokens_per_second']:,.0f} tokens/s; written to {files}", file=sys.stderr)
     return 0

@@ -35,6 +35,11 @@ class ExportConfig:
     evaluation: str | None
     card: CardFields
 
+    def __post_init__(self) -> None:
+        from xlm_train.runtime.checkpoint_file import of_run
+
+        self.checkpoint = None if self.checkpoint is None else str(of_run(self.checkpoint))
+
     def problems(self) -> list[str]:
         """List what is wrong with the values, before any file is opened."""
         problems = []

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from xlm_train.config.command import command
 from xlm_train.config.schema import Count, out_problems, read_config
 from xlm_train.model.decoding import Sampling, continue_texts, write_continuations
+from xlm_train.runtime.console import counted
 
 
 @dataclass
@@ -32,6 +33,11 @@ class GenerateConfig:
     bptt: int | None
     device: str
     threads: int | None
+
+    def __post_init__(self) -> None:
+        from xlm_train.runtime.checkpoint_file import of_run
+
+        self.checkpoint = str(of_run(self.checkpoint))
 
     @property
     def sampling(self) -> Sampling:
@@ -57,8 +63,10 @@ class GenerateConfig:
         "xlm-generate checkpoint=FILE lang=de prompt='Es war einmal'",
         "xlm-generate checkpoint=FILE lang=en prompt='The king' temperature=0.8 top_p=0.9 num_samples=3 seed=1",
         "xlm-generate checkpoint=FILE lang=en prompts_file=prompts.txt out=texts.jsonl",
+        "echo 'The king' | xlm-generate checkpoint=runs/first lang=en prompts_file=-",
     ],
     read=functools.partial(read_config, GenerateConfig),
+    texts=("prompt",),
 )
 def main(settings: GenerateConfig) -> int:
     """Continue each prompt, print and write. Returns the exit status."""
@@ -89,7 +97,10 @@ def main(settings: GenerateConfig) -> int:
         done.append(continuation)
     seconds = time.perf_counter() - start
     tokens = sum(len(continuation.tokens) for continuation in done)
-    print(f"{len(done)} texts, {tokens:,} tokens in {seconds:.1f} s: {tokens / seconds:,.0f} tokens/s", file=sys.stderr)
+    print(
+        f"{counted(len(done), 'text')}, {tokens:,} tokens in {seconds:.1f} s: {tokens / seconds:,.0f} tokens/s",
+        file=sys.stderr,
+    )
     if settings.out is not None:
         write_continuations(settings.out, done)
         print(f"written to {settings.out}", file=sys.stderr)

@@ -35,6 +35,7 @@ from xlm_train.runtime.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError, U
 from xlm_train.runtime.files import atomic_write, read_json, write_json
 
 if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
 
     from xlm_train.runtime.processes import StopFlag
@@ -108,7 +109,7 @@ class Sweep:
 
 
 def sweep_of(config_name: str, arguments: Sequence[str]) -> Sweep:
-    """The sweep that a command line asks for. Raises ConfigError with what keeps it from starting at all."""
+    """The sweep that a command line asks for. Raises ConfigError with what keeps it, or every job of it, from starting."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
@@ -131,9 +132,51 @@ def sweep_of(config_name: str, arguments: Sequence[str]) -> Sweep:
         raise ConfigError(
             f"run_name='{config.run_name}': use letters, digits and . , = + - _ @ (it becomes a folder's name)"
         )
+    # jobs of other launchers may find GPUs that this machine lacks
+    here = "BasicLauncher" in str(config.hydra.launcher.get("_target_"))
+    if here and (
+        problems := _problems_of_all(config_name, shared, [*parsed, *_params(config)], config_dir_of(arguments))
+    ):
+        raise ConfigError(problems)
     flags = [word for word in arguments if word not in words and word not in ("-m", "--multirun")]
     constant = [str(override.key_or_group) for override in shared if not str(override.key_or_group).startswith("hydra")]
     return Sweep(Path(config.hydra.sweep.dir), tuple(constant), tuple(flags))
+
+
+def _params(config: DictConfig) -> list[Override]:
+    """What the config's own sweeper varies."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    params = config.hydra.sweeper.get("params") or {}
+    return OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+
+
+def _problems_of_all(
+    config_name: str, shared: Sequence[Override], varied: Sequence[Override], config_dir: str | None
+) -> list[str]:
+    """What is wrong with every job: told once. What is wrong with some of them, these tell, and the others run."""
+    from xlm_train.config.train import problems_of
+
+    words = [str(override.input_line) for override in shared]
+    ends = [_ends(override) for override in varied if override.is_sweep_override()]
+    first, last = (
+        problems_of(compose(config_name, [*words, *(values[end] for values in ends if values)], config_dir))
+        for end in (0, -1)
+    )
+    return [problem for problem in first if problem in last]
+
+
+def _ends(override: Override) -> list[str]:
+    """An override with each of its values, or with both ends of an interval; of glob() none: all its options exist."""
+    from hydra.core.override_parser.types import Glob
+
+    key = str(override.input_line).partition("=")[0]
+    value: Any = override.value()
+    if override.is_interval_sweep():
+        values = [str(value.start), str(value.end)]
+    else:
+        values = [] if isinstance(value, Glob) else list(override.sweep_string_iterator())
+    return [f"{key}={value}" for value in values]
 
 
 def job_suffix() -> str:

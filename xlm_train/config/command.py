@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -47,6 +47,7 @@ def command(
     read: Callable[[DictConfig], T] | None = None,
     before: Callable[[], None] | None = None,
     multirun: Multirun | None = None,
+    texts: Collection[str] = (),
 ) -> Callable[[Callable[[T], int | None]], Callable[[], None]]:
     """Turn `main(settings) -> exit status or None` into a console command composed from `configs/<config_name>.yaml`.
 
@@ -62,6 +63,7 @@ def command(
             main takes the config.
         before: Called before anything else but --help and --version.
         multirun: What `-m` does; None: Hydra's jobs are calls of main.
+        texts: Keys whose values are free text.
     """
 
     def wrap(main: Callable[[T], int | None]) -> Callable[[], None]:
@@ -105,7 +107,7 @@ def command(
                 before()
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
             try:
-                words = check_overrides(config_name, quote_text(arguments), read)
+                words = check_overrides(config_name, quote_text(arguments, texts), read)
                 if multirun is not None and asks_for_multirun(words):
                     status[0] = multirun.start(words, start)
                 else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +22,12 @@ HYDRA_PLUGINS = {"optuna": "optuna", "joblib": "sweep", "submitit": "sweep"}  # 
 TAKE_VALUE = {
     *("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--cfg", "-c", "--package", "-p"),
     *("--info", "-i", "--experimental-rerun"),
+}
+# All flags: these, and those that only switch something.
+FLAGS = {
+    *TAKE_VALUE,
+    *("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"),
+    *("--shell-completion", "-sc"),
 }
 
 
@@ -84,11 +90,15 @@ def config_dir_of(arguments: Sequence[str]) -> str | None:
     return None
 
 
-def quote_text(arguments: Sequence[str]) -> list[str]:
+def quote_text(arguments: Sequence[str], texts: Collection[str] = ()) -> list[str]:
     """Quote overrides so that Hydra takes them as what they plainly say: paths and prompts.
 
     That is where Hydra's grammar refuses a value (an umlaut, an apostrophe, `=`), and where a comma would make a sweep
     of it though none was asked for. What begins as a list or a mapping stays as it is: there a mistake is a mistake.
+
+    Args:
+        arguments: The command line's words.
+        texts: Keys whose values are always text, whatever they look like, but for `null` and what is quoted already.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -98,17 +108,31 @@ def quote_text(arguments: Sequence[str]) -> list[str]:
     words = []
     for word in arguments:
         key, equals, value = word.partition("=")
-        if word in overrides and equals and value and value[0] not in "[{":
+        if word in overrides and equals and key in texts:
+            if value != "null" and not _is_quoted(value):
+                # a backslash keeps OmegaConf from looking up what `${...}` names; those before it are doubled
+                value = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", value)
+                word = f"{key}={_quoted(value)}"
+        elif word in overrides and equals and value and value[0] not in "[{":
             try:
                 is_sweep = parser.parse_override(word).is_sweep_override()
                 plain = sweep or not is_sweep
             except HydraException:
                 plain = False
             if not plain:
-                # a backslash escapes only before a quote or at the end
-                word = f"{key}='" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + m[2].replace("'", "\\'"), value) + "'"
+                word = f"{key}={_quoted(value)}"
         words.append(word)
     return words
+
+
+def _quoted(value: str) -> str:
+    """Quote a value for Hydra's grammar, where a backslash escapes only before a quote or at the end."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + m[2].replace("'", "\\'"), value) + "'"
+
+
+def _is_quoted(value: str) -> bool:
+    """Tell whether a value is in quotes for Hydra, from its first character to its last."""
+    return re.fullmatch(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", value, re.DOTALL) is not None
 
 
 def check_overrides(
@@ -128,6 +152,9 @@ def check_overrides(
         ConfigError: With all problems: text that Hydra's grammar refuses; groups, options and keys that do not exist.
     """
     words, config_dir = overrides_of(arguments), config_dir_of(arguments)
+    unknown_flags = [word for word in arguments if word.startswith("-") and word.partition("=")[0] not in FLAGS]
+    if unknown_flags:
+        raise ConfigError([f"{word}: settings are written key=value, without dashes" for word in unknown_flags])
     if not words:
         return list(arguments)
     folders = [config_folder(), *([] if config_dir is None else [Path(config_dir)])]

@@ -22,6 +22,11 @@ def _path(path: str) -> Iterator[str]:
         yield f"data.path={path}: there is no such folder; xlm-prep makes one"
 
 
+def _runs(runs: str) -> Iterator[str]:
+    if "://" in runs:
+        yield f"paths.runs={runs}: give a folder; runs are written to a file system, not to a storage service"
+
+
 def _longest_window(bptt: int, longest: int) -> Iterator[str]:
     if bptt > longest >= 1:
         yield (f"data.bptt={bptt} is longer than model.max_positions={longest}: data.bptt={longest} is the longest")
@@ -103,6 +108,7 @@ def _precision(precision: str, accelerator: str, cpu_fp16: bool) -> Iterator[str
 
 RULES = [
     Rule(("data.path",), _path),
+    Rule(("paths.runs",), _runs),
     Rule(("data.bptt", "model.max_positions"), _longest_window),
     Rule(("trainer.max_steps", "trainer.max_tokens"), _length),
     Rule(("init_optimizer", "init_from"), _init),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
+import tempfile
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -201,8 +201,10 @@ def check_fields(schema: Any, values: Mapping[str, Any], prefix: str = "") -> tu
                 if item is not UNKNOWN and not fits(item, inner)
             ]
         elif not fits(value, wanted):
-            quote = f"; quote it: {key}='\"{value}\"'" if wanted is str and not isinstance(value, dict | list) else ""
-            problems.append(f"{key}={value}: must be {words_of(wanted)}{quote}")
+            hint = f"; quote it: {key}='\"{value}\"'" if wanted is str and not isinstance(value, dict | list) else ""
+            if isinstance(value, str) and "," in value:
+                hint = "; several values are a sweep, which -m starts"
+            problems.append(f"{key}={value}: must be {words_of(wanted)}{hint}")
         elif value is not None and (wrong := [why for check in checks if (why := check(value))]):
             problems += [f"{key}={value}: {why}" for why in wrong]
         else:
@@ -260,10 +262,19 @@ def near(word: str, known: Sequence[str]) -> str:
 
 def out_problems(out: str | None) -> list[str]:
     """Tell whether a result can be written to `out`, before the work that it is the result of."""
-    folder = Path("." if out is None else out).parent
-    if out is None or os.access(folder, os.W_OK):
+    if out is None:
         return []
-    return [f"out={out}: {folder} is {'not writable' if folder.is_dir() else 'no folder'}"]
+    why = "is a folder; give a file" if Path(out).is_dir() else unwritable(Path(out).parent)
+    return [] if why is None else [f"out={out}: {why}"]
+
+
+def unwritable(folder: Path) -> str | None:
+    """Say why no file can be made in a folder; None where one can. Tried, as permissions do not tell all."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return f"{folder} is not writable ({error.strerror})" if folder.is_dir() else f"{folder} is no folder"
 
 
 def fits(value: Any, wanted: Any) -> bool:

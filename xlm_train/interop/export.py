@@ -18,7 +18,7 @@ from xlm_train.data.manifest import entries
 from xlm_train.interop.facts import CardFields, gather
 from xlm_train.interop.model_card import model_card
 from xlm_train.interop.original.binarised import BinarisedText, write_binarised
-from xlm_train.interop.original.checkpoint import export_checkpoint
+from xlm_train.interop.original.checkpoint import export_checkpoint, fit_to_original
 from xlm_train.interop.original.names import to_original
 from xlm_train.interop.transformers import check
 from xlm_train.interop.transformers import folder as transformers_folder
@@ -107,8 +107,13 @@ def export_original(content: dict[str, Any], out: Path, with_optimizer: bool) ->
 
     Returns:
         The folder's record (export.json).
+
+    Raises:
+        CheckpointError: The original cannot be this model.
     """
-    warnings = [] if content["text"]["codes"] else ["the checkpoint holds no BPE codes: none are written (codes=FILE)"]
+    content, warnings = fit_to_original(content)
+    if not content["text"]["codes"]:
+        warnings.append("the checkpoint holds no BPE codes: none are written (codes=FILE)")
     record = _record("xlm", content, warnings)
     with whole_folder(out) as folder:
         export_checkpoint(folder / "checkpoint.pth", content, with_optimizer)

@@ -80,17 +80,30 @@ class Facts:
         return sum(seconds) / 3600 if lines else None
 
 
+def _energy(facts: Facts, recorded: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The run's energy: what was measured, else by the user's figures, else as the run estimated it.
+
+    `electricity` says whose the CO2 figure is for: the user's own, or the average that the run was counted with.
+    """
+    found, grams = recorded, facts.fields.grams_co2_per_kwh
+    if found is None or not str(found.get("method", "")).startswith("measured"):
+        found = _estimated_energy(facts) or found
+    if found is None:
+        return None
+    if grams is not None and found.get("energy_kwh") is not None:
+        stated = {"co2_kg": found["energy_kwh"] * grams / 1000, "region": facts.fields.region}
+        return {**found, **stated, "electricity": f"{grams:g} g CO2 per kWh as stated by the author"}
+    if found.get("co2_kg") is not None and found.get("region"):
+        return {**found, "electricity": f"average of {found['region']}"}
+    return found
+
+
 def _estimated_energy(facts: Facts) -> dict[str, Any] | None:
     """Energy from the hours of training and the power the user states; None where either is unknown."""
     if facts.hours is None or facts.fields.watts is None:
         return None
-    kwh = facts.hours * facts.fields.watts / 1000
     method = f"estimated, not measured: {facts.hours:.3g} hours x {facts.fields.watts:g} W as stated by the author"
-    estimate: dict[str, Any] = {"energy_kwh": kwh, "method": method}
-    if facts.fields.grams_co2_per_kwh is not None:
-        estimate["co2_kg"] = kwh * facts.fields.grams_co2_per_kwh / 1000
-        estimate["method"] += f", {facts.fields.grams_co2_per_kwh:g} g CO2 per kWh"
-    return estimate
+    return {"energy_kwh": facts.hours * facts.fields.watts / 1000, "method": method}
 
 
 def gather(
@@ -125,7 +138,7 @@ def gather(
         facts.environment = _json_if_there(run / "environment.json")
         step = content["progress"]["step"]
         facts.metrics = [line for line in read_metrics(run / "metrics.jsonl") if line["step"] <= step]
-        facts.energy = _json_if_there(run / "energy.json") or _estimated_energy(facts)
+        facts.energy = _energy(facts, _json_if_there(run / "energy.json"))
     facts.evaluations = _evaluations(evaluation, checkpoint, content)
     return facts
 

@@ -184,7 +184,7 @@ def metadata(facts: Facts) -> dict[str, Any]:
             "emissions": 1000 * facts.energy["co2_kg"],
             "source": facts.energy.get("method", UNKNOWN),
             "training_type": "pre-training",
-            "geographical_location": _region(facts),
+            "geographical_location": facts.energy.get("region") or facts.fields.region or UNKNOWN,
             "hardware_used": _hardware(facts),
         }
     results = [
@@ -329,8 +329,9 @@ def _measured(facts: Facts, name: str, unit: str) -> str:
     energy = facts.energy or {}
     if energy.get(name) is None:
         return UNKNOWN
-    how = f" ({energy['method']})" if energy.get("method") else ""
-    return f"{_number(energy[name], 3)} {unit}{how}"
+    how = [energy.get("method"), energy.get("electricity") if name == "co2_kg" else None]
+    said = "; ".join(part for part in how if part)
+    return f"{_number(energy[name], 3)} {unit}" + (f" ({said})" if said else "")
 
 
 def _software(facts: Facts) -> str:

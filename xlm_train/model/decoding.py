@@ -40,7 +40,7 @@ class Sampling:
     def problems(self) -> list[str]:
         """What is wrong with these values, naming the override that fixes it."""
         problems = []
-        if self.temperature < 0:
+        if not 0 <= self.temperature < float("inf"):
             problems.append(f"temperature={self.temperature}: must be 0 (greedy) or positive")
         if self.top_k < 0:
             problems.append(f"top_k={self.top_k}: must be 0 (all words) or positive")
@@ -63,7 +63,7 @@ class Continuation:
         prompt: As it was given.
         language: Its code.
         sample: Number among the samples of this prompt.
-        text: Prompt and continuation, detokenised.
+        text: The prompt as it was given, and its continuation, detokenised.
         tokens: The new ids.
         finished: It ended itself, with an eos.
     """
@@ -304,6 +304,8 @@ def continue_texts(
         for (prompt, ids, sample), tokens in zip(batch, new, strict=True):
             finished = stop_at_eos and tokens[-1] == EOS
             text = trained.text.decode(ids[1:] + (tokens[:-1] if finished else tokens), language)
+            if text.startswith(known := trained.text.decode(ids[1:], language)):
+                text = prompt.rstrip(" ") + text[len(known) :]  # the prompt as it was given
             yield Continuation(prompt, language, sample, text, tokens, finished)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from xlm_train.config.precision import settle_precision
-from xlm_train.config.schema import Count, Rule, check_fields, check_rules, fits, positive, resolve
+from xlm_train.config.schema import Count, Rule, check_fields, check_rules, fits, positive, resolve, unwritable
 from xlm_train.config.train import ClusterConfig, problems_of
 from xlm_train.runtime.energy import GRAMS_CO2_PER_KWH
 
@@ -108,8 +108,10 @@ def _path(path: str | None) -> Iterator[str]:
 
 
 def _out(out: str | None) -> Iterator[str]:
-    if out is not None and Path(out).exists() and not Path(out).is_dir():
-        yield f"out={out}: is no folder"
+    if out is not None:
+        there = next(path for path in (Path(out), *Path(out).absolute().parents) if path.exists())
+        if (why := unwritable(there)) is not None:
+            yield f"out={out}: {why}"
 
 
 def _checkpoints(checkpointing: Any) -> Iterator[str]:

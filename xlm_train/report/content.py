@@ -125,7 +125,10 @@ def _tokens(run: Run) -> str:
 
 def _best(run: Run) -> str:
     step = run.best_step
-    return NONE if step is None else f"{run.at('val/ppl', step):,.4g} at step {step:,}"
+    if step is None:
+        return NONE
+    by = "" if run.monitor == "val/ppl" else f" (by {run.monitor}: {run.at(run.monitor, step):,.4g})"
+    return f"{digits(run.at('val/ppl', step), ',.4g')} at step {step:,}{by}"
 
 
 def _hours(run: Run) -> str:
@@ -186,12 +189,23 @@ def _recipe(runs: Sequence[Run]) -> list[Block]:
         name = f"{run.name}: " if len(runs) > 1 else ""
         text = f"{count['same']} points are the same, {count['differs']} differ, {count['unknown']} cannot be told."
         blocks.append(Paragraph(name + text))
-    blocks.append(Paragraph("Differences of method that no setting shows are listed in docs/differences.md."))
+    blocks.append(
+        Paragraph(
+            "No settings were published with the checkpoint: each point names the source of the original's value; for the"
+            " optimizer that is the printed pretraining command. Differences of method that no setting shows are listed in"
+            " docs/differences.md."
+        )
+    )
     rows: list[list[str | Cell]] = [
-        [point.name, point.original, *(Cell(f"{verdict}: {here}", TONES[verdict]) for here, verdict in columns)]
+        [
+            point.name,
+            point.original,
+            point.source,
+            *(Cell(f"{verdict}: {here}", TONES[verdict]) for here, verdict in columns),
+        ]
         for point, *columns in zip(POINTS, *compared, strict=True)
     ]
-    return [*blocks, Table("", ["point", "xlm-clm-ende-1024", *(run.name for run in runs)], rows, words=True)]
+    return [*blocks, Table("", ["point", "xlm-clm-ende-1024", "source", *(run.name for run in runs)], rows, words=True)]
 
 
 def _differences(runs: Sequence[Run]) -> list[Block]:

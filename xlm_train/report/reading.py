@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from xlm_train.evaluation import higher_is_better
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import read_json
 from xlm_train.runtime.run_folder import flatten
@@ -148,10 +149,19 @@ class Run:
         return column.values[column.steps.index(step)]
 
     @property
+    def monitor(self) -> str:
+        """The metric that decides which validation is the best."""
+        name = self.setting("callbacks.validation.monitor")
+        return name if isinstance(name, str) and name in self.columns else "val/ppl"
+
+    @property
     def best_step(self) -> int | None:
-        """The step of the lowest mean validation perplexity."""
-        column = self.columns.get("val/ppl")
-        return None if not column else min(zip(column.values, column.steps, strict=True))[1]
+        """The step of the best validation, by the run's monitor."""
+        column = self.columns.get(self.monitor)
+        if not column:
+            return None
+        sign = -1 if higher_is_better(self.monitor) else 1
+        return min((sign * value, step) for value, step in zip(column.values, column.steps, strict=True))[1]
 
 
 def find_runs(runs: Path, names: Sequence[str]) -> list[Path]:
@@ -323,8 +333,8 @@ def _read_checkpoints(run: Run) -> None:
         if run.newest_sha256 is None:
             run.problems.append(f"checkpoints/{newest.name} does not end as a checkpoint: it is damaged")
     parent = run.config.get("init_from")
-    if isinstance(parent, str) and Path(parent).is_file():
-        run.parent_sha256 = checkpoint_file.peek(Path(parent))
+    if isinstance(parent, str) and (file := checkpoint_file.of_run(parent)).is_file():
+        run.parent_sha256 = checkpoint_file.peek(file)
 
 
 def when(seconds: float) -> str:

@@ -1,7 +1,8 @@
 """The recipe of the published model, how far a run followed it, and where a run should be warned that it does not.
 
-The original's figures stand here and nowhere else in the report. Sources: Lample & Conneau 2019, sections 3 and 5.1; the README
-and the defaults of facebookresearch/XLM.
+The original's figures stand here and nowhere else in the report, each with where it comes from: no settings were published with
+the checkpoint, so the recipe is put together from Lample & Conneau 2019 (sections 3 and 5.1), the README of facebookresearch/XLM,
+whose printed pretraining command has `--optimizer adam,lr=0.0001`, and the defaults of its code.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ ORIGINAL: Mapping[str, Any] = {
     "model.attention_dropout": 0.1,
     "data.bptt": 256,
     "optimizer.lr": 1e-4,
-    "optimizer.betas": [0.9, 0.98],
+    "optimizer.betas": [0.9, 0.999],
     "optimizer.eps": 1e-8,
     "optimizer.weight_decay": 0.0,
-    "schedule.warmup_updates": 4000,
+    "schedule.warmup_updates": 0,
     "trainer.clip_norm": 5.0,
     "callbacks.validation.patience": 10,
 }
@@ -42,10 +43,17 @@ LANGUAGES = ("de", "en")
 PROCESSES = 64
 STREAMS_PER_PROCESS = 64
 TOKENS_PER_UPDATE = PROCESSES * STREAMS_PER_PROCESS * ORIGINAL["data.bptt"]
-UPDATES_PER_EVALUATION = 3126  # 200,000 streams a process, 64 at a time, begun ones counted
+UPDATES_PER_EVALUATION = 3126  # 200,000 streams a process, 64 at a time; updates come in pairs, so 1,563 of these
 LEARNING_RATES = (1e-4, 5e-4)  # the paper's range of peaks
 FAR = 4  # times as little or as much as the recipe's: worth a warning
 MILLION_SENTENCES = {"de": 260, "en": 200}  # said beside the MLM models
+
+# Where a figure of the original's comes from.
+PAPER = "paper"
+COMMAND = "README, pretraining command"
+README = "README"
+CODE = "code, default"
+CHECKPOINT = "published checkpoint"
 
 Verdict = Literal["same", "differs", "unknown"]
 Compared = tuple[str, Verdict]  # what the run has, and whether that is what the original had
@@ -60,11 +68,13 @@ class Point:
     Args:
         name: What it is about, with the setting that decides it.
         original: What the original had.
+        source: Where that is said.
         compare: Says what a run has, and whether that is the same.
     """
 
     name: str
     original: str
+    source: str
     compare: Callable[[Run], Compared]
 
 
@@ -85,7 +95,7 @@ def _verdict(same: bool) -> Verdict:
     return "same" if same else "differs"
 
 
-def _setting(name: str, key: str) -> Point:
+def _setting(name: str, key: str, source: str) -> Point:
     """A point that is one setting's value."""
 
     def compare(run: Run) -> Compared:
@@ -93,15 +103,15 @@ def _setting(name: str, key: str) -> Point:
             return NOT_IN_CONFIG
         return text(run.leaves[key]), _verdict(run.leaves[key] == ORIGINAL[key])
 
-    return Point(f"{name} ({key})", text(ORIGINAL[key]), compare)
+    return Point(f"{name} ({key})", text(ORIGINAL[key]), source, compare)
 
 
-def _counted(name: str, original: int, count: Callable[[Run], int | None]) -> Point:
+def _counted(name: str, original: int, source: str, count: Callable[[Run], int | None]) -> Point:
     def compare(run: Run) -> Compared:
         here = count(run)
         return NO_CORPUS if here is None else (f"{here:,}", _verdict(here == original))
 
-    return Point(name, f"{original:,}", compare)
+    return Point(name, f"{original:,}", source, compare)
 
 
 def _of_manifest(run: Run, *keys: str) -> int | None:
@@ -194,7 +204,13 @@ OPTIMIZERS: Mapping[str, Compared] = {
     "xlm_train.training.optim.OriginalAdam": ("optimizer=original_adam", "same"),
     "torch.optim.AdamW": ("torch's AdamW: epsilon added after it", "differs"),
 }
-SCHEDULES: Mapping[str, Compared] = {"xlm_train.training.schedule.inverse_sqrt": ("schedule=inverse_sqrt", "same")}
+SCHEDULES: Mapping[str, Compared] = {
+    "xlm_train.training.schedule.constant": ("schedule=constant", "same"),
+    "xlm_train.training.schedule.inverse_sqrt": (
+        "schedule=inverse_sqrt: the warm-up of the paper, the decay of the README's translation command",
+        "differs",
+    ),
+}
 PRECISIONS: Mapping[str, Compared] = {
     "16-mixed": ("float16 with dynamic loss scaling (autocast, float32 weights)", "same"),
     "bf16-mixed": ("bfloat16 autocast, float32 weights, no loss scaling", "differs"),
@@ -202,14 +218,14 @@ PRECISIONS: Mapping[str, Compared] = {
 }
 
 
-def _choice(name: str, original: str, key: str, known: Mapping[str, Compared]) -> Point:
+def _choice(name: str, original: str, source: str, key: str, known: Mapping[str, Compared]) -> Point:
     """A point whose setting names one of several ways."""
 
     def compare(run: Run) -> Compared:
         value = run.setting(key)
         return NOT_IN_CONFIG if value is None else known.get(str(value), (str(value), "differs"))
 
-    return Point(name, original, compare)
+    return Point(name, original, source, compare)
 
 
 def _learning_rate(run: Run) -> Compared:
@@ -220,6 +236,11 @@ def _learning_rate(run: Run) -> Compared:
     same = here == ORIGINAL["optimizer.lr"]
     note = "" if same else ", in the paper's range" if low <= here <= high else ", outside the paper's range"
     return f"{here:g}{note}", _verdict(same)
+
+
+def _warm_up(run: Run) -> Compared:
+    here = run.setting("schedule.warmup_updates")
+    return NOT_IN_CONFIG if here is None else (text(here), _verdict(here == ORIGINAL["schedule.warmup_updates"]))
 
 
 def _evaluation(run: Run) -> Compared:
@@ -249,62 +270,79 @@ def _length(run: Run) -> Compared:
 
 
 POINTS: Sequence[Point] = (
-    _setting("layers", "model.n_layers"),
-    _setting("width", "model.dim"),
-    _setting("attention heads", "model.n_heads"),
-    _setting("feed-forward width", "model.ffn_dim"),
-    _setting("positions", "model.max_positions"),
-    _setting("sinusoidal positions", "model.sinusoidal_positions"),
-    _setting("language embeddings", "model.language_embeddings"),
-    _setting("dropout", "model.dropout"),
-    _setting("attention dropout", "model.attention_dropout"),
+    _setting("layers", "model.n_layers", COMMAND),
+    _setting("width", "model.dim", COMMAND),
+    _setting("attention heads", "model.n_heads", COMMAND),
+    _setting("feed-forward width", "model.ffn_dim", CODE),
+    _setting("positions", "model.max_positions", CODE),
+    _setting("sinusoidal positions", "model.sinusoidal_positions", CODE),
+    _setting("language embeddings", "model.language_embeddings", CODE),
+    _setting("dropout", "model.dropout", COMMAND),
+    _setting("attention dropout", "model.attention_dropout", COMMAND),
     Point(
         "activation, norm, output",
         "GELU (erf), LayerNorm after each sum (eps 1e-12), tied output with a bias",
+        CODE,
         lambda run: ("not settable", "same"),
     ),
-    _counted("parameters", N_PARAMETERS, n_parameters),
-    Point("languages", ", ".join(LANGUAGES), _languages),
-    _counted("vocabulary, entries", N_WORDS, lambda run: _of_manifest(run, "vocabulary", "entries")),
-    _counted("BPE codes", N_CODES, lambda run: _of_manifest(run, "codes", "merges")),
-    Point("letters", "cased, accents kept", _letters),
+    _counted("parameters", N_PARAMETERS, CHECKPOINT, n_parameters),
+    Point("languages", ", ".join(LANGUAGES), CHECKPOINT, _languages),
+    _counted("vocabulary, entries", N_WORDS, CHECKPOINT, lambda run: _of_manifest(run, "vocabulary", "entries")),
+    _counted("BPE codes", N_CODES, README, lambda run: _of_manifest(run, "codes", "merges")),
+    Point("letters", "cased, accents kept", CHECKPOINT, _letters),
     Point(
         "training text",
         f"WMT News Crawl, about {' and '.join(f'{n} M {code}' for code, n in MILLION_SENTENCES.items())} sentences",
+        README,
         _training_text,
     ),
-    _setting("window, tokens", "data.bptt"),
+    _setting("window, tokens", "data.bptt", COMMAND),
     Point(
         "tokens an update (data.slots)",
         f"{PROCESSES} GPUs x {STREAMS_PER_PROCESS} streams x {ORIGINAL['data.bptt']} = {TOKENS_PER_UPDATE:,}",
+        PAPER,
         _batch,
     ),
-    Point("processes (trainer.devices, trainer.nodes)", f"{PROCESSES} Volta GPUs", _processes),
+    Point("processes (trainer.devices, trainer.nodes)", f"{PROCESSES} Volta GPUs", PAPER, _processes),
     Point(
-        "choice of language (data.lang_alpha)", "one a batch, drawn at random, each equally likely", _language_choice
+        "choice of language (data.lang_alpha)",
+        "one a batch, drawn at random, each equally likely",
+        CODE,
+        _language_choice,
     ),
-    _choice("optimizer", "Adam, epsilon added before bias correction", "optimizer._target_", OPTIMIZERS),
-    _setting("Adam's betas", "optimizer.betas"),
-    _setting("Adam's epsilon", "optimizer.eps"),
-    _setting("weight decay", "optimizer.weight_decay"),
+    _choice("optimizer", "Adam, epsilon added before bias correction", COMMAND, "optimizer._target_", OPTIMIZERS),
+    _setting("Adam's betas", "optimizer.betas", CODE),
+    _setting("Adam's epsilon", "optimizer.eps", CODE),
+    _setting("weight decay", "optimizer.weight_decay", CODE),
     Point(
-        "peak learning rate (optimizer.lr)",
-        f"{ORIGINAL['optimizer.lr']:g} in the published recipe, {LEARNING_RATES[0]:g} to {LEARNING_RATES[1]:g} in the paper",
+        "learning rate (optimizer.lr)",
+        f"{ORIGINAL['optimizer.lr']:g} in the command, peaks of {LEARNING_RATES[0]:g} to {LEARNING_RATES[1]:g} in the paper",
+        COMMAND,
         _learning_rate,
     ),
-    _choice("schedule", "linear warm-up from 1e-7, then inverse square root", "schedule._target_", SCHEDULES),
-    _setting("warm-up, updates", "schedule.warmup_updates"),
-    _setting("largest gradient norm", "trainer.clip_norm"),
-    _choice("precision (trainer.precision)", "float16 with dynamic loss scaling", "trainer.precision", PRECISIONS),
+    _choice(
+        "schedule", "constant in the command, linear warm-up in the paper", COMMAND, "schedule._target_", SCHEDULES
+    ),
+    Point(
+        "warm-up, updates (schedule.warmup_updates)",
+        "0 in the command, 4,000 in the README's translation command, of unknown length in the paper",
+        COMMAND,
+        _warm_up,
+    ),
+    _setting("largest gradient norm", "trainer.clip_norm", CODE),
+    _choice(
+        "precision (trainer.precision)", "float16 with dynamic loss scaling", PAPER, "trainer.precision", PRECISIONS
+    ),
     Point(
         "evaluation (callbacks.validation.every_n_steps)",
         f"every {UPDATES_PER_EVALUATION:,} updates = {UPDATES_PER_EVALUATION * TOKENS_PER_UPDATE / 1e6:,.4g} M tokens",
+        COMMAND,
         _evaluation,
     ),
-    _setting("patience, evaluations", "callbacks.validation.patience"),
-    Point("start (init_from)", "random weights", _start),
-    Point("seed", "none: cannot be repeated", _seed),
-    Point("length (trainer.max_steps)", "not published", _length),
+    _setting("patience, evaluations", "callbacks.validation.patience", COMMAND),
+    Point("start (init_from)", "random weights", PAPER, _start),
+    Point("seed", "none: cannot be repeated", CODE, _seed),
+    Point("length (trainer.max_steps)", "not published", "nowhere", _length),
 )
 
 

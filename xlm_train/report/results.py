@@ -51,8 +51,8 @@ def by_language(runs: Sequence[Run]) -> list[Block]:
     if not any(run.columns for run in runs):
         return []
     caption = (
-        "The last report of each, and validation where the mean over languages (of perplexities, as the original's)"
-        " was lowest"
+        "The last report of each, and the best validation, by default the one with the lowest mean over languages (of"
+        " perplexities, as the original's)"
     )
     return [_listed(caption, head, rows)]
 
@@ -96,7 +96,7 @@ def validations(runs: Sequence[Run]) -> list[Block]:
         for run in measured:
             for name in names:
                 value = run.at(name, step)
-                top = name == "val/ppl" and step == best[id(run)]
+                top = name == (run.monitor if len(runs) == 1 else "val/ppl") and step == best[id(run)]
                 cells.append(Cell(f"{digits(value)} (best)", "good") if top else digits(value))
         rows.append(cells)
     caption = "" if len(runs) == 1 else "Mean perplexity over the languages"

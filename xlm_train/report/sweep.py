@@ -35,7 +35,7 @@ class Row:
         problems: Why it failed.
         command: The command that runs the job alone.
         steps: Steps that metrics were reported for.
-        best_step: Step of the lowest mean validation perplexity.
+        best_step: Step of the best validation, by the run's monitor.
         perplexity: The mean over the languages there.
         perplexities: Of each language there.
         train_loss: In nats per token, as last reported.

@@ -194,11 +194,19 @@ def read(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def of_run(path: str | Path) -> Path:
+    """Return the checkpoint that a path stands for: of a run's folder its best one, else its newest; a file itself."""
+    path = Path(path)
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    best = folder / "best.pt"
+    return best if best.is_file() else next(iter(in_folder(folder)), path)
+
+
 def load(path: str | Path) -> dict[str, Any]:
     """Verify a checkpoint and read it as a view.
 
     Args:
-        path: the file.
+        path: the file, or the folder of a run, whose best checkpoint is read.
 
     Returns:
         The view (see the module's docstring), tensors on the CPU, with the key `sha256` added.
@@ -206,7 +214,7 @@ def load(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, damaged, unsafe, or of a version that this program does not read.
     """
-    return to_view(read(path))
+    return to_view(read(of_run(path)))
 
 
 def to_view(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,6 +76,7 @@ class RunFolder:
         self.excluded: set[int] = set()  # steps that rollbacks have found bad
         self.starts_again = False  # another config's start left this folder without a checkpoint
         self._lock: IO[str] | None = None
+        self._refuse_lost_checkpoints()
         # A start that failed before its first checkpoint left nothing that another config could spoil.
         if self.config_file.is_file():
             previous = OmegaConf.to_container(OmegaConf.load(self.config_file))
@@ -84,6 +85,20 @@ class RunFolder:
             self._compare({str(key): value for key, value in previous.items()})
         if not self.starts_again and (self.path / "excluded.json").is_file():
             self.excluded = set(read_json(self.path / "excluded.json"))
+
+    def _refuse_lost_checkpoints(self) -> None:
+        step = self._step_in_status()
+        if step and not any(self.checkpoints.glob("step-*")):
+            raise ConfigError(
+                f"run_name={self.path.name}: status.json says that this run has come to step {step:,}, but {self.checkpoints}"
+                f" holds no checkpoint: bring them back, choose another run_name, or remove {self.path / 'status.json'} to"
+                " start again from step 0 (metrics.jsonl is then written anew)"
+            )
+
+    def _step_in_status(self) -> int:
+        """The step that the last start had come to; 0 where there is none, or it never said."""
+        file = self.path / "status.json"
+        return int(read_json(file).get("step", 0)) if file.is_file() else 0
 
     def _compare(self, previous: dict[str, Any]) -> None:
         different = self._differences(previous, identity=True)
@@ -173,11 +188,10 @@ class RunFolder:
 
         Args:
             status: running, finished, preempted, stopped or failed.
-            details: written beside it.
+            details: written beside it; without a step among them, that of the last start stays.
         """
-        write_json(
-            self.path / "status.json", {"status": status, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **details}
-        )
+        at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        write_json(self.path / "status.json", {"status": status, "time": at, "step": self._step_in_status(), **details})
 
     @contextlib.contextmanager
     def held(self, explain: Callable[[BaseException], bool]) -> Iterator[None]:

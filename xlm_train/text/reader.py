@@ -11,12 +11,14 @@ from typing import Any
 from xlm_train.runtime.errors import CheckpointError, ConfigError, TextError
 from xlm_train.text.bpe import BpeEncoder, EncodedLines, decode
 from xlm_train.text.bpe_codes import BpeCodes
+from xlm_train.text.detokenise import DETOKENISED, detokenise
 from xlm_train.text.files import ReadStats, TextFile
 from xlm_train.text.lines import DroppedLines, cut
 from xlm_train.text.tokenise import Tokeniser
 from xlm_train.text.vocabulary import EOS, Vocabulary
 
 BLOCK_BYTES = 1 << 20
+STANDARD_INPUT = ("-", "/dev/stdin")
 
 
 class TextReader:
@@ -70,29 +72,36 @@ class TextReader:
         return self._encoder.encode_ids(tokeniser.tokenise(lines), self.vocabulary)
 
     def decode(self, ids: Sequence[int], language: str) -> str:
-        """Text of ids: pieces joined, words detokenised by the Moses rules of the language, a newline at every eos."""
-        from sacremoses import MosesDetokenizer
+        """Text of ids: pieces joined, words detokenised, a newline at every eos.
 
+        By our own rules for German and English, by sacremoses' for other languages.
+        """
         sentences: list[list[str]] = [[]]
         for token in ids:
             if token == EOS:
                 sentences.append([])
             else:
                 sentences[-1].append(self.vocabulary.words[token])
-        detokeniser = MosesDetokenizer(lang=language)
-        return "\n".join(
-            detokeniser.detokenize(decode(" ".join(pieces)).split(" "), unescape=False) if pieces else ""
-            for pieces in sentences
-        )
+        if language in DETOKENISED:
+            join = detokenise
+        else:
+            from sacremoses import MosesDetokenizer
+
+            join = functools.partial(MosesDetokenizer(lang=language).detokenize, unescape=False)
+        return "\n".join(join(decode(" ".join(pieces)).split(" ")) if pieces else "" for pieces in sentences)
 
 
 def file_problems(path: str | Path) -> list[str]:
     """What is wrong with a text file, as far as its beginning tells."""
+    if str(path) in STANDARD_INPUT:
+        return []
+    if Path(path).is_dir():
+        return [f"{path}: is a folder; give a text file"]
     return TextFile(Path(path)).check() if Path(path).is_file() else [f"{path}: there is no such file"]
 
 
 def read_lines(path: str | Path) -> Iterator[list[str]]:
-    """Lines of a text file, plain or compressed, in blocks of about a megabyte.
+    """Lines of a text file, plain or compressed, in blocks of about a megabyte; of standard input all at once.
 
     No line is left out, so a result's line number is the file's.
 
@@ -101,6 +110,14 @@ def read_lines(path: str | Path) -> Iterator[list[str]]:
     """
     if problems := file_problems(path):
         raise TextError(problems)
+    if str(path) in STANDARD_INPUT:
+        try:
+            text = sys.stdin.buffer.read().decode()
+        except UnicodeDecodeError as error:
+            raise TextError(f"{path}: is not UTF-8") from error
+        if text:
+            yield text.removesuffix("\n").split("\n")
+        return
     for piece in cut(TextFile(Path(path)).chunks(ReadStats()), BLOCK_BYTES, sys.maxsize, DroppedLines()):
         try:
             yield piece.data.decode().removesuffix("\n").split("\n")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from xlm_train.commands.generate import main
 from xlm_train.model.decoding import CachedTexts, Sampling, choose, continue_texts, generate, window_start
 from xlm_train.model.pretrained import open_checkpoint
 from xlm_train.model.transformer import XLM, ModelShape
+from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import ConfigError
 
 EOS = 1
@@ -168,7 +171,7 @@ def test_texts_begin_with_their_prompts_and_come_in_order(text_checkpoint: Path)
     sampling = Sampling(temperature=1.0, seed=3)
     found = list(continue_texts(trained, prompts, "de", 6, sampling, num_samples=2, stop_at_eos=False, batch_texts=3))
     assert [(c.prompt, c.sample) for c in found] == [(prompt, sample) for prompt in prompts for sample in (0, 1)]
-    beginnings = ["Es war einmal ", "", 'Der König sagte: "Ja!"', "Ein Satz.\n"]
+    beginnings = ["Es war einmal ", "", "Der König sagte: „Ja!“", "Ein Satz.\n"]
     for continuation, beginning in zip(found[::2], beginnings, strict=True):
         assert continuation.text.startswith(beginning)
         assert len(continuation.tokens) == 6
@@ -216,13 +219,52 @@ def test_command(
     assert all(len(w["tokens"]) == 4 and w["language"] == "en" and not w["finished"] for w in written)
 
 
-@pytest.mark.parametrize("prompt", ["Der König sagte", 'Ja, nein = "gut"', "It's", "'x, y'", "\\ü\\", "(a)"])
+PROMPTS = [
+    "Der König sagte", 'Ja, nein = "gut"', "It's", "'x, y'", "\\ü\\", "(a)", "5", "1e5", "[a]", "{a: b}", "${x}", "\\${x}",
+    "true", "a  b   c",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
 def test_a_prompt_is_taken_as_it_stands(
     text_checkpoint: Path, prompt: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     out = tmp_path / "texts = ü.jsonl"  # a path likewise
     assert run(monkeypatch, f"checkpoint={text_checkpoint}", "lang=de", f"prompt={prompt}", f"out={out}") == 0
-    assert json.loads(out.read_text(encoding="utf-8"))["prompt"] == prompt.strip("'")
+    written = json.loads(out.read_text(encoding="utf-8"))
+    assert written["prompt"] == prompt.strip("'")
+    assert written["text"].startswith(written["prompt"])
+
+
+def test_prompts_from_standard_input(
+    text_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = [f"checkpoint={text_checkpoint}", "lang=en", "max_tokens=2"]
+    for name in ("-", "/dev/stdin"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"The king\nA  queen\n")))
+        assert run(monkeypatch, *arguments, f"prompts_file={name}") == 0
+        printed = capsys.readouterr()
+        assert [line[:8] for line in printed.out.splitlines()] == ["The king", "A  queen"]
+        assert "2 texts, " in printed.err
+    assert run(monkeypatch, *arguments, f"prompts_file={tmp_path}") == 2
+    assert "is a folder; give a text file" in capsys.readouterr().err
+    assert run(monkeypatch, *arguments, "prompt=The", "temperature=nan") == 2
+    assert "temperature=nan: must be 0 (greedy) or positive" in capsys.readouterr().err
+    assert run(monkeypatch, *arguments, "prompt=The") == 0
+    assert "1 text, " in capsys.readouterr().err
+
+
+def test_a_run_stands_for_its_best_checkpoint(text_checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run/checkpoints"
+    folder.mkdir(parents=True)
+    for step in (5, 10):
+        shutil.copy(text_checkpoint, folder / f"step-{step:08d}.pt")
+    assert open_checkpoint(tmp_path / "run", "cpu").model.shape.dim == 16
+    assert checkpoint_file.of_run(tmp_path / "run") == folder / "step-00000010.pt"
+    (folder / "best.pt").symlink_to("step-00000005.pt")
+    assert checkpoint_file.of_run(tmp_path / "run") == folder / "best.pt"
+    assert checkpoint_file.of_run(folder / "step-00000010.pt") == folder / "step-00000010.pt"
+    assert checkpoint_file.of_run("nowhere") == Path("nowhere")
 
 
 def test_all_mistakes_are_reported_together(

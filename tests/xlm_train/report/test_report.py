@@ -284,7 +284,7 @@ def test_metrics_and_settings_of_earlier_versions_are_read(make_run: Callable[..
     assert run.setting("callbacks.preemption.every_n_steps") == 7
     compared = {point.name: point.compare(run) for point in recipe.POINTS}
     assert compared["optimizer"] == ("optimizer=original_adam", "same")
-    assert compared["schedule"] == ("schedule=inverse_sqrt", "same")
+    assert compared["schedule"][0].startswith("schedule=inverse_sqrt")
     assert re.search(r"model FLOPs utilisation.*\n+50\.0%", Page(written(folder)).text)
 
 
@@ -410,9 +410,33 @@ def test_the_shipped_experiment_is_the_recipe_but_for_what_is_said(
     found = verdicts(exact)
     assert found["optimizer"] == "same"
     assert (found["tokens an update"], found["evaluation"]) == ("differs", "differs")
+    assert (found["schedule"], found["Adam's betas"], found["warm-up, updates"]) == ("same", "same", "same")
+    warmup = verdicts(make_run("warmup", [], "experiment=clm_ende_1024_warmup"))
+    assert (warmup["schedule"], warmup["Adam's betas"], warmup["warm-up, updates"]) == ("differs", "differs", "differs")
     readme = make_run("readme", [], "experiment=clm_ende_1024_32streams")
     assert verdicts(readme)["evaluation"] == "same"  # as many tokens
+    page = written(published)
+    assert page.count(recipe.COMMAND) > 10
+    sources = {point.name.partition(" (")[0]: point.source for point in recipe.POINTS}
+    assert (sources["learning rate"], sources["Adam's betas"], sources["precision"]) == (
+        recipe.COMMAND,
+        recipe.CODE,
+        recipe.PAPER,
+    )
     assert recipe.TOKENS_PER_UPDATE == 1_048_576
+
+
+def test_the_best_validation_is_the_monitor_s(make_run: Callable[..., Path]) -> None:
+    metrics = lines_of(20, 5, validate=5)
+    for line in metrics:
+        if "val/acc" in line:
+            line["val/acc"] = {5: 20.0, 10: 40.0, 15: 30.0, 20: 10.0}[line["step"]]
+    assert read_run(make_run("ppl", metrics)).best_step == 20  # the loss falls
+    by_accuracy = make_run("acc", metrics, "callbacks.validation.monitor=val/acc")
+    assert read_run(by_accuracy).best_step == 10
+    page = written(by_accuracy)
+    assert "at step 10 (by val/acc: 40)" in page
+    assert "40 (best)" in page
 
 
 def test_the_published_size_follows_from_the_recipe(make_run: Callable[..., Path], tmp_path: Path) -> None:

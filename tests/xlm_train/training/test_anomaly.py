@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
@@ -134,14 +136,31 @@ def test_skip_and_rollback_are_the_run_that_never_read_the_step(run: Run, tmp_pa
     assert losses(skipped) == losses(rolled) == losses(never)
 
 
+class SlowDisk(pl.Callback):
+    """Lets the first process take a second for each checkpoint."""
+
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+        write = trainer.checkpoint_io._write
+
+        def slowly(*arguments: Any) -> None:
+            time.sleep(1.0)
+            write(*arguments)
+
+        trainer.checkpoint_io._write = slowly
+
+
 def test_two_processes_roll_back_alike(run: Run, corpus_folder: Path, tmp_path: Path) -> None:
+    """The step right after a checkpoint is bad: the second process waits until the first has written it."""
+    bad = 5
     common = ["experiment=smoke", f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "trainer.devices=2"]
     common += ["callbacks.checkpointing.every_n_steps=5", "callbacks.guard.policy=rollback"]
-    command("xlm_train.commands.train", *common, "run_name=two", f"debug.nan_steps=[{BAD}]")
+    slow = f"+callbacks.slow._target_={__name__}.SlowDisk"
+    command("xlm_train.commands.train", *common, "run_name=two", f"debug.nan_steps=[{bad}]", slow)
+    assert [e["step"] for e in events(tmp_path / "two", "start")] == [0, 5]
     (tmp_path / "never").mkdir()
-    (tmp_path / "never/excluded.json").write_text(f"[{BAD}]")
+    (tmp_path / "never/excluded.json").write_text(f"[{bad}]")
     command("xlm_train.commands.train", *common, "run_name=never")
-    assert last(tmp_path / "two")["progress"]["skipped"] == [BAD]
+    assert last(tmp_path / "two")["progress"]["skipped"] == [bad]
     assert_same(state(tmp_path / "two"), state(tmp_path / "never"))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from xlm_train.interop.original.params import (
     read_languages,
     to_vocabulary,
 )
-from xlm_train.model.transformer import ModelShape
+from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime.errors import CheckpointError
 from xlm_train.runtime.files import atomic_write, sha256_of
 from xlm_train.text.vocabulary import Vocabulary
@@ -32,6 +32,7 @@ from xlm_train.text.vocabulary import Vocabulary
 COUNTERS = ("epoch", "n_total_iter", "best_metrics", "best_stopping_criterion")
 CHECKPOINT_KEYS = (*COUNTERS, "model", "dico_id2word", "dico_word2id", "dico_counts", "params")
 SUPPORTED = {"encoder_only": True, "gelu_activation": True, "share_inout_emb": True, "asm": False, "use_memory": False}
+POSITIONS = 512  # of every model of the original's
 NO_METRIC = 1e12  # what the original holds as its best perplexity before the first evaluation
 
 
@@ -232,6 +233,55 @@ def export_checkpoint(path: str | Path, content: Mapping[str, Any], with_optimiz
     )
     with atomic_write(path) as file:
         torch.save(_with_numpy_metrics(record), file)
+
+
+def fit_to_original(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Bring a checkpoint's content to the sizes that the original's code fixes: it always has 512 positions.
+
+    Positions that are missing are added: zeros where positions are learned, which training has never reached, else the
+    sinusoids that follow.
+
+    Args:
+        content: Of our checkpoint.
+
+    Returns:
+        Its content, and what was changed.
+
+    Raises:
+        CheckpointError: The original cannot be this model.
+    """
+    shape = ModelShape(**content["shape"])
+    problems = names.unknown_to_original(shape, "the original")
+    if shape.max_positions > POSITIONS:
+        problems.append(
+            f"model.max_positions={shape.max_positions}: the original always has {POSITIONS}; such a model cannot be exported"
+        )
+    if problems:
+        raise CheckpointError(problems)
+    if shape.max_positions == POSITIONS:
+        return dict(content), []
+    name, padded = "position_embeddings.weight", replace(shape, max_positions=POSITIONS)
+    rows = torch.zeros(POSITIONS, shape.dim)
+    if shape.sinusoidal_positions:
+        rows = XLM(replace(padded, n_words=10, n_layers=1)).state_dict()[name]
+
+    def lengthened(tensor: Tensor, more: Tensor) -> Tensor:
+        return torch.cat([tensor, more[len(tensor) :].to(tensor)])
+
+    fitted = {**content, "shape": padded.to_dict(), "model": {**content["model"]}}
+    fitted["model"][name] = lengthened(content["model"][name], rows)
+    adam = content["optimizer"]
+    if adam is not None and adam["state"] and not shape.sinusoidal_positions:
+        number = names.our_trained(shape).index(name)
+        moments = {
+            key: lengthened(value, rows) if key.startswith("exp_avg") else value
+            for key, value in adam["state"][number].items()
+        }
+        fitted["optimizer"] = {**adam, "state": {**adam["state"], number: moments}}
+    return fitted, [
+        f"the original always has {POSITIONS} positions, this model has {shape.max_positions}: those missing were added,"
+        " untrained; keep its windows that short"
+    ]
 
 
 def _own_tensors(theirs: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:

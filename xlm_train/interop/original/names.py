@@ -19,6 +19,7 @@ from xlm_train.runtime.errors import CheckpointError, ConfigError
 
 TIED = "pred_layer.proj.weight"  # the embeddings under a second name
 WITH_VOCABULARY_ROWS = ("embeddings.weight", "output_bias")
+FFN_FACTOR = 4
 _SHOWN = 8
 
 
@@ -41,6 +42,22 @@ def _parts(shape: ModelShape) -> dict[str, list[str]]:
             parts[f"blocks.{n}.ffn.lin2.{end}"] = [f"ffns.{n}.lin2.{end}"]
             parts[f"blocks.{n}.norm2.{end}"] = [f"layer_norm2.{n}.{end}"]
     return parts
+
+
+def unknown_to_original(shape: ModelShape, program: str) -> list[str]:
+    """Say what of a model's sizes the original, and transformers' XLM as it, fixes in its code.
+
+    Args:
+        shape: The model's.
+        program: Whose code, for the message.
+    """
+    width = FFN_FACTOR * shape.dim
+    if shape.ffn_dim == width:
+        return []
+    return [
+        f"model.ffn_dim={shape.ffn_dim}: {program} always has {FFN_FACTOR} x model.dim = {width}; such a model cannot be"
+        " exported"
+    ]
 
 
 def original_order(shape: ModelShape) -> list[str]:

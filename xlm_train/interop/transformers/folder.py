@@ -32,7 +32,6 @@ DEFAULTS = {  # of transformers' XLMConfig, for what a config.json may leave out
     "n_langs": 1, "n_heads": 16, "dropout": 0.1, "attention_dropout": 0.1, "sinusoidal_embeddings": False,
 }  # fmt: skip
 ONLY = {"gelu_activation": True, "asm": False, "is_encoder": True, "tie_word_embeddings": True}  # is supported
-FFN_FACTOR = 4  # transformers' XLM, as the original, has no other
 SPECIAL_IDS = {"bos": BOS, "eos": EOS, "pad": PAD, "unk": UNK, "mask": MASK}
 
 
@@ -53,12 +52,7 @@ def write(folder: Path, content: Mapping[str, Any]) -> list[str]:
         CheckpointError: If transformers' XLM cannot be this model, or the BPE codes are not known.
     """
     shape, text = ModelShape(**content["shape"]), content["text"]
-    problems = []
-    if shape.ffn_dim != FFN_FACTOR * shape.dim:
-        problems.append(
-            f"model.ffn_dim={shape.ffn_dim}: transformers' XLM always has {FFN_FACTOR} x model.dim ="
-            f" {FFN_FACTOR * shape.dim}; such a model cannot be exported"
-        )
+    problems = names.unknown_to_original(shape, "transformers' XLM")
     if not text["codes"]:
         problems.append("the checkpoint holds no BPE codes, which a tokenizer needs: give codes=FILE")
     if problems:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import torch
 
+from xlm_train.evaluation import higher_is_better
 from xlm_train.evaluation.perplexity import WINDOW_SCORES, Score
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import ConfigError, at_least
@@ -112,7 +113,7 @@ class Validation(StepCallback):
         trainer.run.pause("validation", time.perf_counter() - begun)
 
     def _is_better(self, value: float, best: float) -> bool:
-        return value > best if self.monitor.startswith("val/acc") else value < best
+        return value > best if higher_is_better(self.monitor) else value < best
 
     def validate(self, trainer: Trainer, module: LanguageModel) -> dict[str, float]:
         """Score every language: val/loss_L, val/ppl_L, val/acc_L, and the means val/ppl, val/acc. A collective."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from xlm_train.interop.export import export_original
 from xlm_train.interop.original import names, unpickle
 from xlm_train.interop.original.checkpoint import export_checkpoint, import_checkpoint
 from xlm_train.model.transformer import XLM, ModelShape
@@ -211,6 +213,50 @@ def ours(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     }
     checkpoint_file.save(tmp_path / "step-00000003.pt", content)
     return checkpoint_file.load(tmp_path / "step-00000003.pt")
+
+
+@pytest.mark.parametrize("sinusoidal", [False, True])
+def test_missing_positions_are_added(tmp_path: Path, sinusoidal: bool) -> None:
+    """The original's code has 512 and cannot load another number."""
+    content = ours(tmp_path, sinusoidal_positions=sinusoidal, max_positions=16)
+    few = content["shape"]["max_positions"]
+    export_original(content, tmp_path / "out", with_optimizer=True)
+    record = json.loads((tmp_path / "out/export.json").read_text())
+    assert f"this model has {few}: those missing were added" in record["warnings"][0]
+    raw, back = (
+        unpickle.load(tmp_path / "out/checkpoint.pth"),
+        import_checkpoint(tmp_path / "out/checkpoint.pth").content,
+    )
+    assert raw["model"]["position_embeddings.weight"].shape == (512, content["shape"]["dim"])
+    shape = ModelShape(**back["shape"])
+    assert shape.max_positions == 512
+    model, again = XLM(ModelShape(**content["shape"])).eval(), XLM(shape).eval()
+    model.load_state_dict(content["model"])
+    again.load_state_dict(back["model"])
+    tokens = torch.randint(14, shape.n_words, (2, few))
+    found, wanted = (m.logits(m(tokens, 1))[..., : shape.n_words] for m in (again, model))
+    assert torch.equal(found, wanted)
+    added = again.position_embeddings.weight[few:]
+    if sinusoidal:
+        assert torch.equal(added, XLM(shape).position_embeddings.weight[few:])
+    else:
+        assert not added.any()
+        moments = back["optimizer"]["state"][names.our_trained(shape).index("position_embeddings.weight")]
+        assert moments["exp_avg"].shape == (512, shape.dim)
+        assert not moments["exp_avg"][few:].any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_positions": 1024}, "model.max_positions=1024: the original always has 512"),
+        ({"ffn_dim": 24}, "model.ffn_dim=24: the original always has 4 x model.dim"),
+    ],
+)
+def test_a_model_that_the_original_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        export_original(ours(tmp_path, **changes), tmp_path / "out", with_optimizer=True)
+    assert not (tmp_path / "out").exists()
 
 
 SHAPES = {
