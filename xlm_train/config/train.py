@@ -29,6 +29,9 @@ from xlm_train.training.strategy import COMPRESSIONS, SHARDINGS
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from xlm_train.data.corpus import Corpus
+    from xlm_train.data.training_text import TrainingText
+
 
 def _share(value: float) -> str | None:
     return None if 0 <= value <= 1 else "must be from 0 (uniform) to 1 (proportional)"
@@ -49,8 +52,17 @@ class DataConfig:
     path: str
     bptt: Annotated[int, _window]
     slot_streams: Count
+    tokens_per_slot: Count
+    max_len: Count
     slots: Count
     lang_alpha: Annotated[float, _share]
+
+    def text(self, corpus: Corpus, seed: int, float16: bool) -> TrainingText:
+        """The training text of a corpus, as the run reads it: what objectives are made from."""
+        from xlm_train.data.training_text import TrainingText
+
+        names = ("bptt", "slot_streams", "tokens_per_slot", "max_len", "lang_alpha")
+        return TrainingText(corpus, **{name: getattr(self, name) for name in names}, seed=seed, float16=float16)
 
 
 @dataclass(frozen=True)
@@ -181,16 +193,6 @@ class TrainConfig:
     init_optimizer: bool
     verify: str | None
     resolved: dict[str, Any] = field(default_factory=dict, init=False)
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens that a step reads, over all processes."""
-        return self.data.slots * self.data.slot_streams * self.data.bptt
-
-    @property
-    def steps(self) -> int:
-        """Steps of the whole run."""
-        return steps_of(self.resolved["trainer"], self.tokens_per_step)
 
 
 def read_train_config(config: DictConfig) -> TrainConfig:

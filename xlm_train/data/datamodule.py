@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset
 
 from xlm_train.data.corpus import Corpus, TokenStream
 from xlm_train.data.noise import generator_of
-from xlm_train.data.order import Order, Slot, language_shares, slots_of_rank
+from xlm_train.data.order import Order, Slot, Stream, slots_of_rank
 
 
 class Batch(Protocol):
@@ -28,18 +29,32 @@ class Batch(Protocol):
         """Return it in memory that a GPU can read by itself."""
 
 
+class Reader(Protocol):
+    """The half of an objective that reads: see objectives/objective.py."""
+
+    @property
+    def streams(self) -> Sequence[Stream]:
+        """What the order divides into slots."""
+
+    def batch(self, slot: Slot, generator: np.random.Generator) -> Batch:
+        """Make a slot's batch, on the CPU."""
+
+    def texts(self, slot: Slot) -> Sequence[tuple[str, NDArray[np.int64]]]:
+        """List what a slot reads, for a person: the name of each unit and its token ids."""
+
+
 @dataclass(frozen=True)
 class SlotBatch:
     """One slot, ready to train on.
 
     Args:
         number: of the slot within the step, the same on any number of processes.
-        language: id of its language, for the report.
+        stream: number of its stream among the objective's, for the report.
         inputs: what the objective made of it.
     """
 
     number: int
-    language: int
+    stream: int
     inputs: Batch
 
 
@@ -66,9 +81,8 @@ class StepBatches(IterableDataset[StepBatch]):
     workers.
 
     Args:
-        order: which windows make up a step.
+        order: which units make up a step.
         make_batch: what the objective makes of a slot, given its random generator.
-        languages: code -> id.
         numbers: slots of a step that this process takes.
         start: first step.
         pin: hand over pinned memory, for a GPU.
@@ -78,25 +92,24 @@ class StepBatches(IterableDataset[StepBatch]):
         self,
         order: Order,
         make_batch: Callable[[Slot, np.random.Generator], Batch],
-        languages: Mapping[str, int],
         numbers: range,
         start: int = 0,
         pin: bool = False,
     ) -> None:
         self.order = order
         self.make_batch = make_batch
-        self.languages = languages
         self.numbers = numbers
         self.start = start
         self.pin = pin
         self.seconds = 0.0  # spent reading, since somebody set it to 0
+        self._streams = {name: number for number, name in enumerate(order.streams)}
 
     def read(self, step: int) -> StepBatch:
         """Read this process's share of one step."""
         slots = tuple(
             SlotBatch(
                 slot.number,
-                self.languages[slot.language],
+                self._streams[slot.stream],
                 self.make_batch(slot, generator_of(self.order.seed, step, slot.number)),
             )
             for slot in self.order.step(step, self.numbers)
@@ -112,23 +125,6 @@ class StepBatches(IterableDataset[StepBatch]):
             yield batch
 
 
-def order_of(
-    text: Mapping[str, TokenStream], bptt: int, lang_alpha: float, slots: int, slot_streams: int, seed: int
-) -> Order:
-    """Make the order of a run over the training streams of a corpus.
-
-    Args:
-        text: stream of each language, in id order.
-        bptt: tokens of a window.
-        lang_alpha: a language's share is p^lang_alpha over sentences.
-        slots: slots of a global step.
-        slot_streams: windows of a slot.
-        seed: of the order.
-    """
-    shares = language_shares({lang: stream.n_sentences for lang, stream in text.items()}, lang_alpha)
-    return Order({lang: stream.n_windows(bptt) for lang, stream in text.items()}, shares, slots, slot_streams, seed)
-
-
 class CorpusDataModule(pl.LightningDataModule):
     """A corpus in the order of a run.
 
@@ -137,9 +133,10 @@ class CorpusDataModule(pl.LightningDataModule):
 
     Args:
         corpus: what is read.
-        order: which windows make up a step.
-        make_batch: what the objective makes of a slot.
+        reader: the objective that reads it.
+        slots: slots of a global step.
         bptt: tokens of a window.
+        seed: of the order.
         rank: of this process.
         world_size: number of processes.
         pin: hand over pinned memory, for a GPU.
@@ -148,19 +145,20 @@ class CorpusDataModule(pl.LightningDataModule):
     def __init__(
         self,
         corpus: Corpus,
-        order: Order,
-        make_batch: Callable[[Slot, np.random.Generator], Batch],
+        reader: Reader,
+        slots: int,
         bptt: int,
+        seed: int,
         rank: int = 0,
         world_size: int = 1,
         pin: bool = False,
     ) -> None:
         super().__init__()
         self.corpus = corpus
-        self.order = order
-        self.make_batch = make_batch
+        self.reader = reader
+        self.order = Order(reader.streams, slots, seed)
         self.bptt = bptt
-        self.numbers = slots_of_rank(order.slots, rank, world_size)
+        self.numbers = slots_of_rank(slots, rank, world_size)
         self.pin = pin
         self.batches: StepBatches | None = None
 
@@ -171,8 +169,8 @@ class CorpusDataModule(pl.LightningDataModule):
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that a global step reads."""
-        return self.order.slots * self.order.slot_streams * self.bptt
+        """Tokens that a global step reads, on average where slots differ."""
+        return self.order.tokens_per_step
 
     @property
     def validation_streams(self) -> dict[str, TokenStream]:
@@ -183,7 +181,7 @@ class CorpusDataModule(pl.LightningDataModule):
         """Return the batches from the next step on."""
         module: Any = self.trainer.lightning_module if self.trainer is not None else None
         start = 0 if module is None else module.state.step
-        self.batches = StepBatches(self.order, self.make_batch, self.languages, self.numbers, start, self.pin)
+        self.batches = StepBatches(self.order, self.reader.batch, self.numbers, start, self.pin)
         return DataLoader(self.batches, batch_size=None)
 
     def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
