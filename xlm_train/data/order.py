@@ -72,6 +72,7 @@ class Stream:
         units_per_slot: data.slot_streams of windows, 1 of sentence batches.
         tokens_per_slot: Tokens that a slot reads: the mean over a pass, where slots differ.
         share: Of all slots, among the shares of the other streams; they need not sum to 1.
+        padding: Share of padding in what a slot reads, on average.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Stream:
     units_per_slot: int
     tokens_per_slot: float
     share: Fraction
+    padding: float = 0.0
 
 
 @dataclass(frozen=True)
