@@ -82,7 +82,7 @@ def length_orders(manifest: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[st
 
 def files_of(manifest: Mapping[str, Any]) -> dict[str, str]:
     """The checksums of all files of tokens, sentence starts and length orders, by the files' names."""
-    files = {}
+    files: dict[str, str] = {}
     for _, entry in entries(manifest):
         for shard in entry["shards"]:
             files |= {shard["file"]: shard["sha256"], shard["index"]: shard["index_sha256"]}
