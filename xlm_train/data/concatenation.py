@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xlm_train.data.corpus import Corpus
+from xlm_train.data.manifest import languages_of
+from xlm_train.runtime.errors import ConfigError
 from xlm_train.text.vocabulary import EOS, PAD
 
 MULTIPLE = 8  # of float16's fast products
@@ -28,6 +31,41 @@ class PairRows:
     positions_BT: NDArray[np.int64]
     langs_BT: NDArray[np.int64]
     lengths_B: NDArray[np.int64]
+
+    def within(self, max_positions: int) -> PairRows:
+        """Count the padding no further than to the last position that a model has."""
+        return replace(self, positions_BT=np.minimum(self.positions_BT, max_positions - 1))
+
+
+class JoinedPairs:
+    """Pairs of a corpus, joined in the order in which their name has the languages.
+
+    Args:
+        corpus: Opened.
+        split: "train", "valid" or "test".
+        name: As "de-en"; "en-de" are the same pairs, the English side first.
+        languages: Code -> the model's id.
+
+    Raises:
+        ConfigError: It is no name of a pair.
+        CorpusError: The corpus has no such pairs; says how they are prepared.
+    """
+
+    def __init__(self, corpus: Corpus, split: str, name: str, languages: Mapping[str, int]) -> None:
+        if (codes := languages_of(name)) is None:
+            raise ConfigError(f"pairs: {name} does not name two languages, as de-en does")
+        self.pairs = corpus.pairs(split, "-".join(sorted(codes)))
+        self.n = self.pairs.n
+        self._languages = languages[codes[0]], languages[codes[1]]
+        self._step = 1 if codes == self.pairs.languages else -1
+
+    def read(self, numbers: NDArray[np.int64]) -> PairRows:
+        """Read pairs (N,) by number."""
+        return concatenate([pair[:: self._step] for pair in self.pairs.read(numbers)], self._languages)
+
+    def lengths(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Count the tokens (N, 2) of both sides of pairs (N,), in alphabetical order of languages."""
+        return np.stack([side.lengths(numbers) for side in self.pairs.sides], axis=1)
 
 
 def concatenate(pairs: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]], languages: tuple[int, int]) -> PairRows:
