@@ -81,9 +81,7 @@ def fit(config: TrainConfig, corpus: Corpus, run: RunContext) -> tuple[str, int]
         gc.collect()  # the attempt's model and its gradient buffers, before the next one's are made
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        run.control_group.highest(
-            0
-        )  # all wait for the first process, whose last checkpoint is whole now: all find the same
+        run.control_group.highest(0)  # wait for the first process, whose last checkpoint is whole now: all find the same
 
 
 def assemble(
@@ -93,7 +91,7 @@ def assemble(
     reading, settings, run.stop_reason = config.data, config.trainer, None
 
     float16 = settings.precision == "16-mixed"
-    text = reading.text(corpus, config.seed, float16)
+    text = reading.text(corpus, config.seed, config.model.max_positions, float16)
     objective = instantiate(config.objective, _convert_="all")(text)
     pin = settings.accelerator != "cpu" and torch.cuda.is_available()
     data = CorpusDataModule(corpus, objective, reading.slots, reading.bptt, config.seed, rank(), processes(), pin)
@@ -128,6 +126,12 @@ def assemble(
         f"{counted(reading.slots, 'slot')} = {data.tokens_per_step:,} tokens a step, "
         + (f"from step {start.step:,} of {module.stop:,}" if start.step else f"{module.stop:,} steps")
     )
+    for stream in data.order.streams.values():
+        if stream.padding:
+            log(
+                f"{stream.name}: {stream.n_units:,} batches a pass, {stream.tokens_per_slot:,.0f} tokens each and"
+                f" {stream.padding:.1%} of padding"
+            )
     for warning in advice(config.resolved, data.tokens_per_step):
         log(f"warning: {warning}")
     run.folder.begin()

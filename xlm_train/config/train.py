@@ -59,12 +59,13 @@ class DataConfig:
     slots: Count
     lang_alpha: Annotated[float, _share]
 
-    def text(self, corpus: Corpus, seed: int, float16: bool) -> TrainingText:
+    def text(self, corpus: Corpus, seed: int, max_positions: int, float16: bool) -> TrainingText:
         """The training text of a corpus, as the run reads it: what objectives are made from."""
         from xlm_train.data.training_text import TrainingText
 
         names = ("bptt", "slot_streams", "tokens_per_slot", "max_len", "lang_alpha")
-        return TrainingText(corpus, **{name: getattr(self, name) for name in names}, seed=seed, float16=float16)
+        values = {name: getattr(self, name) for name in names}
+        return TrainingText(corpus, **values, seed=seed, max_positions=max_positions, float16=float16)
 
 
 @dataclass(frozen=True)

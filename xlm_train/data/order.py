@@ -72,6 +72,7 @@ class Stream:
         units_per_slot: data.slot_streams of windows, 1 of sentence batches.
         tokens_per_slot: Tokens that a slot reads: the mean over a pass, where slots differ.
         share: Of all slots, among the shares of the other streams; they need not sum to 1.
+        padding: Share of padding in what a slot reads, on average.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Stream:
     units_per_slot: int
     tokens_per_slot: float
     share: Fraction
+    padding: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -208,13 +210,13 @@ def permute(index: NDArray[np.int64], n: int, key: tuple[int, str, int]) -> NDAr
         value = result[outside]
         left, right = value >> np.uint64(half), value & mask
         for round_key in keys:
-            left, right = right, left ^ (_mix(right + round_key) & mask)
+            left, right = right, left ^ (mix(right + round_key) & mask)
         result[outside] = (left << np.uint64(half)) | right
         outside = result >= np.uint64(n)
     return result.astype(np.int64)
 
 
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finaliser of splitmix64 (Steele et al. 2014): every output bit depends on every input bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from xlm_train.data.corpus import Corpus
 from xlm_train.data.order import Slot, Stream, language_shares
+from xlm_train.data.sentences import SentenceBatches
+from xlm_train.runtime.errors import ConfigError
 from xlm_train.text.vocabulary import Vocabulary
 
 
@@ -26,6 +28,7 @@ class TrainingText:
         max_len: Longest sentence that is read, in tokens, eos not counted.
         lang_alpha: A language's share of the slots is p^lang_alpha over sentences.
         seed: Of the order.
+        max_positions: Positions that the model has.
         float16: Whether the model runs in float16, whose products want multiples of 8.
     """
 
@@ -36,6 +39,7 @@ class TrainingText:
     max_len: int = 100
     lang_alpha: float = 0.0
     seed: int = 0
+    max_positions: int = 512
     float16: bool = False
 
     @property
@@ -75,3 +79,25 @@ class TrainingText:
         """The same, each window (bptt,) with its name."""
         names = [f"window {unit} of pass {number}" for unit, number in zip(slot.units, slot.passes, strict=True)]
         return list(zip(names, self.windows(slot), strict=True))
+
+    def sentence_batches(self, name: str, stream: str, side_by_side: bool = False) -> SentenceBatches:
+        """Make the batches of a language's sentences ("de"), or of pairs ("de-en").
+
+        Args:
+            name: Of the text.
+            stream: Name of the stream that reads it: streams of one text have orders of their own.
+            side_by_side: As of `SentenceBatches`.
+
+        Raises:
+            CorpusError: The corpus has no such text, or does not list it by length.
+            ConfigError: No sentence is short enough, or the model has too few positions for the longest allowed.
+        """
+        if self.max_len + 2 > self.max_positions:
+            raise ConfigError(
+                f"data.max_len={self.max_len} with eos on both ends is longer than model.max_positions={self.max_positions}:"
+                f" data.max_len={self.max_positions - 2} is the longest"
+            )
+        order = self.corpus.length_order("train", name)
+        return SentenceBatches(
+            stream, order.classes, order.numbers, self.tokens_per_slot, self.max_len, self.seed, side_by_side
+        )
