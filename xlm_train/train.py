@@ -81,7 +81,7 @@ def fit(config: TrainConfig, corpus: Corpus, run: RunContext) -> tuple[str, int]
         gc.collect()  # the attempt's model and its gradient buffers, before the next one's are made
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        run.control_group.highest(0)  # wait for the first process, whose last checkpoint is whole now: all find the same
+        run.control_group.highest(0)  # all wait for the first process, whose last checkpoint is whole now
 
 
 def assemble(

@@ -84,5 +84,8 @@ class TranslationLM(MaskedLM):
         """Make one row of two tokens, the second one hidden, with all that a pair's row has."""
         positions = torch.tensor([[0, 1]])
         return replace(
-            super().empty_batch(), langs=torch.zeros_like(positions), lengths_B=torch.tensor([2]), positions_BT=positions
+            super().empty_batch(),
+            langs=torch.zeros_like(positions),
+            lengths_B=torch.tensor([2]),
+            positions_BT=positions,
         )
