@@ -125,10 +125,8 @@ def peak_memory(shape: ModelShape, parameters: int, setting: Setting) -> dict[st
     widened = min(chunk, WIDENED_ELEMENTS) if mixed and not setting.gpu else chunk  # logits in float32
     loss_work = chunk * (low if mixed else 0) + 4 * widened + 4 * tokens * D
     if mixed:
-        vocabulary += (
-            (2 if setting.gpu else 1) * low * rows * D
-        )  # its low-precision copy; on a GPU a product of its size
-        vocabulary += low * tokens * D  # inputs
+        copies = 2 if setting.gpu else 1  # in low precision: of the matrix, and on a GPU a product of its size
+        vocabulary += copies * low * rows * D + low * tokens * D  # and the inputs
     # the last block backward: gradients of its inner widths and of one weight
     backward_work = tokens * (2 * shape.ffn_dim * low + 2 * 4 * D) + 4 * D * shape.ffn_dim
 
