@@ -20,7 +20,12 @@ def test_a_run_says_once_that_others_have_its_cores(corpus_folder: Path, tmp_pat
     core = min(os.sched_getaffinity(0))
     words = [
         *("experiment=smoke", f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "run_name=busy"),
-        *("trainer.max_steps=100000", "trainer.max_hours=0.005", "callbacks.metrics.every_n_steps=20"),
+        *(
+            "trainer.threads=2",
+            "trainer.max_steps=100000",
+            "trainer.max_hours=0.005",
+            "callbacks.metrics.every_n_steps=20",
+        ),
         "callbacks.validation.every_n_steps=100000",
     ]
     with subprocess.Popen(["taskset", "--cpu-list", str(core), sys.executable, "-c", LOOP]) as loop:
@@ -34,7 +39,7 @@ def test_a_run_says_once_that_others_have_its_cores(corpus_folder: Path, tmp_pat
     assert result.returncode == 75, result.stderr
     warnings = [line for line in result.stderr.splitlines() if line.startswith("warning: other programs use")]
     assert len(warnings) == 1
-    assert "of the 1 cores" in warnings[0]
-    assert "trainer.threads=1" in warnings[0]
+    assert "of 1 core: for " in warnings[0]
+    assert "; trainer.threads=1 keeps out of their way" in warnings[0]
     events = [json.loads(line) for line in (tmp_path / "busy/events.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events].count("busy_cores") == 1

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from xlm_train.plan.estimate import parameter_shapes
 from xlm_train.plan.memory import peak_memory, setting_of
-from xlm_train.runtime.console import log
+from xlm_train.runtime.console import compact, log
 from xlm_train.runtime.errors import OutOfMemory
 from xlm_train.runtime.memory import Memory, is_out_of_memory, memory_of
 
@@ -87,8 +87,11 @@ def out_of_memory_named(config: dict[str, Any], run: RunContext) -> Iterator[Non
         if not is_out_of_memory(error):
             raise
         when = "before the first step" if run.state is None else f"at step {run.state.step + 1:,}"
-        asked = re.search(r"[Tt]r(?:ied|ying) to allocate ([\d.]+ \w+)", str(error))
-        amount = f" (asked for {asked[1]} more)" if asked else ""
+        asked = re.search(r"[Tt]ried to allocate ([\d.]+) (\w+)", str(error))
+        amount = ""
+        if asked:
+            more = f"{compact(int(asked[1]))}B" if asked[2] == "bytes" else f"{asked[1]} {asked[2]}"
+            amount = f" (asked for {more} more)"
         raise OutOfMemory(f"out of memory {when}, with {slot_text(config)}{amount}. {ways_out(config)}") from error
 
 

@@ -6,7 +6,9 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from xlm_train.runtime.console import log
+import torch
+
+from xlm_train.runtime.console import counted, log
 from xlm_train.runtime.cores import CoreUse, CoreWatch
 from xlm_train.runtime.device import Stopwatch
 from xlm_train.runtime.errors import at_least
@@ -77,10 +79,11 @@ class Stragglers(StepCallback):
         if was_kept and self._was_kept:
             self._watch = None
             fewer = max(1, use.cores - math.ceil(use.others))
+            advice = f"; trainer.threads={fewer} keeps out of their way (from the next start on; sums are rounded otherwise then)"
             log(
-                f"warning: other programs use {use.others:.1f} of the {use.cores} cores: for {use.waited:.0%} of the time"
-                f" this run waited for one. Steps take longer until they end; trainer.threads={fewer} keeps out of their way"
-                " (from the next start on; sums are rounded otherwise then)"
+                f"warning: other programs use {use.others:.1f} of {counted(use.cores, 'core')}: for {use.waited:.0%} of the"
+                " time this run waited for one. Steps take longer until they end"
+                + (advice if fewer < torch.get_num_threads() else "")
             )
             trainer.run.folder.record("busy_cores", step, others=use.others, waited=use.waited)
 
