@@ -89,7 +89,7 @@ def assemble(
 
     float16 = settings.precision == "16-mixed"
     text = reading.text(corpus, config.seed, config.model.max_positions, float16)
-    objective = instantiate(config.objective)(text)
+    objective = instantiate(config.objective, _convert_="all")(text)
     pin = settings.accelerator != "cpu" and torch.cuda.is_available()
     data = CorpusDataModule(corpus, objective, reading.slots, reading.bptt, config.seed, rank(), processes(), pin)
 
@@ -123,12 +123,8 @@ def assemble(
         f"{counted(reading.slots, 'slot')} = {data.tokens_per_step:,} tokens a step, "
         + (f"from step {start.step:,} of {module.stop:,}" if start.step else f"{module.stop:,} steps")
     )
-    for stream in data.order.streams.values():
-        if stream.padding:
-            log(
-                f"{stream.name}: {stream.n_units:,} batches a pass, {stream.tokens_per_slot:,.0f} tokens each and"
-                f" {stream.padding:.1%} of padding"
-            )
+    for line in data.order.batches():
+        log(line)
     for warning in advice(config.resolved, data.tokens_per_step):
         log(f"warning: {warning}")
     run.folder.begin()
