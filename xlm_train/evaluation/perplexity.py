@@ -176,9 +176,9 @@ def masked_sums(
         The sums (3,) of `score_windows`.
     """
     targets, chosen = tokens_BT[chosen_BT].to(device), chosen_BT.flatten().nonzero().squeeze(1).to(device)
-    langs, lengths_B, positions_BT = (
-        x.to(device) if isinstance(x, Tensor) else x for x in (langs, lengths_B, positions_BT)
-    )
+    langs = langs.to(device) if isinstance(langs, Tensor) else langs
+    lengths_B = None if lengths_B is None else lengths_B.to(device)
+    positions_BT = None if positions_BT is None else positions_BT.to(device)
     seen_BT = tokens_BT.masked_fill(chosen_BT, MASK).to(device)
     hidden = model(seen_BT, langs, lengths_B, causal=False, positions_BT=positions_BT).flatten(0, 1)
     losses, correct = _predict(model, hidden.index_select(0, chosen), targets)
@@ -275,7 +275,7 @@ def _batches(
 
 @contextlib.contextmanager
 def without_dropout(model: XLM) -> Iterator[None]:
-    """Put a model into evaluation mode meanwhile."""
+    """Put a model into evaluation mode, and afterwards back into the mode in which it was."""
     was_training = model.training
     model.eval()
     try:
