@@ -126,12 +126,8 @@ def assemble(
         f"{counted(reading.slots, 'slot')} = {data.tokens_per_step:,} tokens a step, "
         + (f"from step {start.step:,} of {module.stop:,}" if start.step else f"{module.stop:,} steps")
     )
-    for stream in data.order.streams.values():
-        if stream.padding:
-            log(
-                f"{stream.name}: {stream.n_units:,} batches a pass, {stream.tokens_per_slot:,.0f} tokens each and"
-                f" {stream.padding:.1%} of padding"
-            )
+    for line in data.order.batches():
+        log(line)
     for warning in advice(config.resolved, data.tokens_per_step):
         log(f"warning: {warning}")
     run.folder.begin()

@@ -143,8 +143,12 @@ def objective_problems(entry: Mapping[str, Any], key: str = "objective") -> list
     return problems
 
 
-def reading_problems(entry: Mapping[str, Any], text: TrainingText) -> list[str]:
-    """Tell whether an objective can be made and finds its text in the corpus; nothing is read."""
+def reading_problems(entry: Mapping[str, Any], text: TrainingText) -> tuple[list[str], list[str]]:
+    """Tell whether an objective can be made and finds its text in the corpus; nothing is read.
+
+    Returns:
+        The names of the streams that it reads, and the problems.
+    """
     import hydra.utils
 
     try:
@@ -153,13 +157,14 @@ def reading_problems(entry: Mapping[str, Any], text: TrainingText) -> list[str]:
     except Exception as error:  # whatever a user's class raises, it is this entry that must change
         cause = error.__cause__ or error
         if isinstance(cause, ConfigError):
-            return [f"objective.{problem}" for problem in cause.problems]
-        return cause.problems if isinstance(cause, UserError) else [f"objective: {entry['_target_']}: {cause}"]
+            return [], [
+                problem if problem.startswith("data.") else f"objective.{problem}" for problem in cause.problems
+            ]
+        return [], cause.problems if isinstance(cause, UserError) else [f"objective: {entry['_target_']}: {cause}"]
     try:
-        Order(made.streams, slots=1, seed=0)
+        return list(Order(made.streams, slots=1, seed=0).streams), []
     except UserError as error:
-        return error.problems
-    return []
+        return [], error.problems
 
 
 def with_shipped_callbacks(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -254,6 +254,7 @@ def _corpus_problems(values: dict[str, Any], readable: bool) -> list[str]:
         readable: Nothing else is wrong with it, so that the objective can be made.
     """
     from xlm_train.data.corpus import Corpus
+    from xlm_train.data.datamodule import validation_texts
 
     path = values.get("data", {}).get("path")
     if not isinstance(path, str) or not Path(path).is_dir():
@@ -262,13 +263,13 @@ def _corpus_problems(values: dict[str, Any], readable: bool) -> list[str]:
         corpus = Corpus(path)
     except CorpusError as error:
         return error.problems
-    problems = []
+    streams, problems = list(corpus.languages), []
     if readable:
         config = _build(values)
-        problems = reading_problems(config.objective, config.data.text(corpus, config.seed, float16=False))
+        text = config.data.text(corpus, config.seed, config.model.max_positions, float16=False)
+        streams, problems = reading_problems(config.objective, text)
     monitor = (_entries(values, "callbacks").get("validation") or {}).get("monitor")
-    validated = [language for language in corpus.languages if corpus.has("valid", language)]
-    if monitor is not None and validated and not problems:
+    if monitor is not None and not problems and (validated := validation_texts(corpus, streams)):
         from xlm_train.training.callbacks.validation import metrics_of
 
         if monitor not in (names := metrics_of(validated)):

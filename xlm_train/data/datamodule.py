@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
@@ -14,7 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset
 
+from xlm_train.data.concatenation import JoinedPairs
 from xlm_train.data.corpus import Corpus, TokenStream
+from xlm_train.data.manifest import languages_of
 from xlm_train.data.noise import generator_of
 from xlm_train.data.order import Order, Slot, Stream, slots_of_rank
 
@@ -125,6 +127,24 @@ class StepBatches(IterableDataset[StepBatch]):
             yield batch
 
 
+def validation_texts(corpus: Corpus, streams: Collection[str]) -> dict[str, TokenStream | JoinedPairs]:
+    """Find the text to score a run on: of each language and pair that it reads, as far as there is some.
+
+    Args:
+        corpus: Opened.
+        streams: What the run reads. A name that is neither a language nor a pair is read from all languages.
+    """
+    codes = {name: languages_of(name) or () for name in streams}
+    pairs = {
+        name: "-".join(sorted(both)) for name, both in codes.items() if both and {*both} <= corpus.languages.keys()
+    }
+    texts: dict[str, TokenStream | JoinedPairs] = {}
+    if len(pairs) < len(streams):
+        texts = {lang: corpus.stream("valid", lang) for lang in corpus.languages if corpus.has("valid", lang)}
+    found = [name for name, pair in pairs.items() if pair in corpus.pair_names("valid")]
+    return texts | {name: JoinedPairs(corpus, "valid", name, corpus.languages) for name in found}
+
+
 class CorpusDataModule(pl.LightningDataModule):
     """A corpus in the order of a run.
 
@@ -173,9 +193,9 @@ class CorpusDataModule(pl.LightningDataModule):
         return self.order.tokens_per_step
 
     @property
-    def validation_streams(self) -> dict[str, TokenStream]:
-        """The validation text of each language that has some."""
-        return {lang: self.corpus.stream("valid", lang) for lang in self.languages if self.corpus.has("valid", lang)}
+    def validation_texts(self) -> dict[str, TokenStream | JoinedPairs]:
+        """The validation text of each language and pair that is read."""
+        return validation_texts(self.corpus, self.order.streams)
 
     def train_dataloader(self) -> DataLoader[StepBatch]:
         """Return the batches from the next step on."""

@@ -134,6 +134,14 @@ class Order:
         shares = sum(stream.share for stream in streams)
         return round(self.slots * sum(s.share / shares * Fraction(s.tokens_per_slot) for s in streams))
 
+    def batches(self) -> list[str]:
+        """Describe the streams that are read in batches of like lengths, for a person."""
+        return [
+            f"{s.name}: {s.n_units:,} batches a pass, {s.tokens_per_slot:,.0f} tokens each, {s.padding:.1%} of a batch padding"
+            for s in self.streams.values()
+            if s.padding
+        ]
+
     def slots_before(self, step: int) -> dict[str, int]:
         """Count the slots that each stream has had in steps 0 .. step-1, in closed form."""
         counts: dict[str, int] = {}

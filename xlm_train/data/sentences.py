@@ -62,11 +62,11 @@ class SentenceBatches:
         kept = ((sides > 2) & (sides <= max_len + 2)).all(axis=1) & (counts > 0)
         lengths, counts, starts, sides = lengths[kept], counts[kept], starts[kept], sides[kept]
         if not len(lengths):
-            raise ConfigError(f"{name}: the training corpus has no sentence of 1 to data.max_len={max_len} tokens")
+            raise ConfigError(f"data.max_len={max_len}: {name} has no training sentence of 1 to {max_len} tokens")
         if (longest := int(lengths.max())) >= tokens:
             raise ConfigError(
-                f"{name}: data.tokens_per_slot={tokens} must be more than the {longest} tokens of the longest; or set"
-                f" data.max_len below {max_len}"
+                f"data.tokens_per_slot={tokens}: must be more than the {longest} tokens of the longest sentence of {name};"
+                f" or set data.max_len below {max_len}"
             )
         if side_by_side:
             longer, difference = sides.max(axis=1), sides[:, 0] - sides[:, -1]

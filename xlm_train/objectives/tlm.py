@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from xlm_train.data.concatenation import JoinedPairs, rounded
 from xlm_train.data.order import Slot, Stream
+from xlm_train.data.sentences import SentenceBatches
 from xlm_train.data.training_text import TrainingText
 from xlm_train.objectives.masked import MaskedBatch, MaskedLM, masked
 
@@ -49,7 +51,15 @@ class TranslationLM(MaskedLM):
         # where there are none, the error names what the corpus's own languages would be
         names = pairs or text.corpus.pair_names("train") or ["-".join(sorted(text.languages)[:2])]
         self.pairs = {name: JoinedPairs(text.corpus, "train", name, text.languages) for name in names}
-        self.batches = {name: text.sentence_batches(joined.pairs.name, name) for name, joined in self.pairs.items()}
+
+    @cached_property
+    def batches(self) -> dict[str, SentenceBatches]:
+        """The batches of each pair.
+
+        Raises:
+            ConfigError: `data.tokens_per_slot` or `data.max_len` fits neither the text nor the model.
+        """
+        return {name: self.text.sentence_batches(joined.pairs.name, name) for name, joined in self.pairs.items()}
 
     @property
     def streams(self) -> Sequence[Stream]:

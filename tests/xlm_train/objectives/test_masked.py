@@ -21,7 +21,6 @@ from xlm_train.data.corpus import Corpus
 from xlm_train.data.datamodule import CorpusDataModule, SlotBatch, StepBatch
 from xlm_train.data.training_text import TrainingText
 from xlm_train.evaluation.perplexity import Score, score_masked_windows
-from xlm_train.interop.original.names import to_ours
 from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.objectives.clm import CausalLM
 from xlm_train.objectives.masked import MaskedBatch, MaskedLM
@@ -35,21 +34,6 @@ from xlm_train.training.optim import OriginalAdam
 @pytest.fixture(scope="module")
 def text(corpus_folder: Path) -> TrainingText:
     return TrainingText(Corpus(corpus_folder), bptt=32, slot_streams=4, seed=3)
-
-
-@pytest.fixture(scope="module")
-def first_model(shared: Path) -> Callable[..., XLM]:
-    """load(ops) -> the encoder of goldens/mt at its start, in evaluation mode."""
-
-    def load(ops: str = "fast") -> XLM:
-        shape = ModelShape(n_words=6142, dim=64, n_layers=2, n_heads=4, ffn_dim=256, dropout=0.0, attention_dropout=0.0)
-        model = XLM(shape, ops=ops)
-        with np.load(shared / "goldens/mt/init_encoder.npz") as arrays:
-            state = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        model.load_state_dict(to_ours(state, shape, "init"))
-        return model.eval()
-
-    return load
 
 
 def as_batch(x: Any, chosen: Any, targets: Any, langs: Any, lengths: Any, positions: Any = None) -> MaskedBatch:
