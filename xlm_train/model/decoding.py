@@ -98,7 +98,7 @@ class CachedTexts:
     """
 
     def __init__(self, model: XLM, language: int, n_texts: int, context: int, longest: int) -> None:
-        from xlm_train.model.transformer import KeyValueCache
+        from xlm_train.model.cache import KeyValueCache
 
         self.model = model
         self.language = language
@@ -132,7 +132,7 @@ class CachedTexts:
         """Fill the cache rows again with texts, which stand at positions 0 and on."""
         import torch
 
-        from xlm_train.model.transformer import KeyValueCache
+        from xlm_train.model.cache import KeyValueCache
 
         longest = max(len(text) for text in texts)
         if not longest:
