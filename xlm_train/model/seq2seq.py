@@ -9,7 +9,7 @@ Source: Lample & Conneau 2019, section 3.4 and 5.1; behaviour checked against ou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from xlm_train.model.transformer import PAD, XLM, SourceKeys
 from xlm_train.runtime.errors import ConfigError
 
 SHARE = ("none", "embeddings")  # the values of model.share
+SIDES = ("encoder", "decoder")  # their names are prefixes in a state dict
 
 
 class Seq2Seq(nn.Module):
@@ -110,3 +111,13 @@ def predictions(lengths_B: Tensor) -> Tensor:
     """
     length = int(lengths_B.max()) - 1
     return (torch.arange(length, device=lengths_B.device) < lengths_B[:, None] - 1).flatten().nonzero()[:, 0]
+
+
+def is_seq2seq(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is a translation model's and not a language model's."""
+    return "decoder.embeddings.weight" in state
+
+
+def side_of(state: Mapping[str, Tensor], side: str) -> dict[str, Tensor]:
+    """The state dict of a translation model's `encoder` or `decoder`, by its own names."""
+    return {name.removeprefix(f"{side}."): value for name, value in state.items() if name.startswith(f"{side}.")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from xlm_train.interop.original.names import to_ours
 from xlm_train.model.cache import AlignedCache
 from xlm_train.model.decoding import Sampling
-from xlm_train.model.seq2seq import Seq2Seq
+from xlm_train.model.seq2seq import Seq2Seq, pad, predictions
 from xlm_train.model.transformer import ModelShape
 from xlm_train.model.translation import Beam, translate
 from xlm_train.runtime.errors import ConfigError
@@ -46,20 +47,27 @@ def test_all_360_translations_are_the_originals(complete: Path) -> None:
     assert compared == 360
 
 
+def sentences(random: np.random.Generator, lengths: Iterable[int]) -> list[list[int]]:
+    return [[EOS, *random.integers(14, 40, n).tolist(), EOS] for n in lengths]
+
+
 @pytest.fixture(scope="module")
 def model() -> Seq2Seq:
+    """One that has half learnt to copy: it is unsure of words and of where to end."""
     torch.manual_seed(5)
-    model = Seq2Seq(ModelShape(n_words=40, dim=24, n_layers=2, n_heads=3, ffn_dim=48, max_positions=32, dropout=0.3))
-    for parameter in model.parameters():  # larger than the usual weights: translations that do not just repeat a word
-        parameter.data += 0.4 * torch.randn_like(parameter)
-    model.decoder.output_bias.data[EOS] += 7.0  # that end at different lengths
+    model = Seq2Seq(ModelShape(n_words=40, dim=24, n_layers=2, n_heads=3, ffn_dim=48, max_positions=32, dropout=0.1))
+    random, optimizer = np.random.default_rng(1), torch.optim.Adam(model.parameters(), lr=0.005)
+    for _ in range(150):
+        tokens, lengths = pad(sentences(random, random.integers(1, 15, 32)))
+        model.loss(model.encode(tokens, 0, lengths), tokens, 1, predictions(lengths)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
     return model
 
 
 @pytest.fixture(scope="module")
 def sources() -> list[list[int]]:
-    random = np.random.default_rng(2)
-    return [[EOS, *random.integers(14, 40, n).tolist(), EOS] for n in (3, 9, 1, 14, 6, 2, 11, 5)]
+    return sentences(np.random.default_rng(2), (3, 9, 1, 14, 6, 2, 11, 5))
 
 
 @torch.no_grad()

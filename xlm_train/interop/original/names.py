@@ -173,7 +173,7 @@ def _name_problems(found: Mapping[str, Tensor], expected: set[str], where: str) 
     unknown = sorted(found.keys() - expected - {TIED})
     problems = []
     if any("encoder_attn" in name or "layer_norm15" in name for name in unknown):
-        problems.append(f"{where}: is the decoder of an encoder-decoder: only a single language model is supported")
+        problems.append(f"{where}: is the decoder of a translation model, where a language model was expected")
     for names, what in ((missing, "lacks"), (unknown, "has parameters that this model does not have:")):
         if names:
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
