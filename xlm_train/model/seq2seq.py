@@ -64,7 +64,7 @@ class Seq2Seq(nn.Module):
         visible = None
         if lengths_B is not None:
             visible = (torch.arange(tokens_BS.shape[1], device=tokens_BS.device) < lengths_B[:, None])[:, None, None]
-        return [block.source_attention.keys(states_BSD, visible) for block in self.decoder.blocks]
+        return self.decoder.source_keys(states_BSD, visible)
 
     def forward(
         self,

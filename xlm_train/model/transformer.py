@@ -34,6 +34,11 @@ class SourceKeys(NamedTuple):
     v_BHSE: Tensor
     visible_B11S: Tensor | None
 
+    def select(self, rows: Tensor) -> SourceKeys:
+        """Of these sentences only."""
+        visible = None if self.visible_B11S is None else self.visible_B11S[rows]
+        return SourceKeys(self.k_BHSE[rows], self.v_BHSE[rows], visible)
+
 
 class Attention(nn.Module):
     """Multi-head self-attention with one fused query/key/value product."""
@@ -247,6 +252,10 @@ class XLM(nn.Module):
         if self.recompute and self.training:
             return [functools.partial(checkpoint, block, use_reentrant=False) for block in self.blocks]
         return list(self.blocks)
+
+    def source_keys(self, states_BSD: Tensor, visible_B11S: Tensor | None) -> list[SourceKeys]:
+        """What each block reads of a source, whose states an encoder gave."""
+        return [block.source_attention.keys(states_BSD, visible_B11S) for block in self.blocks]  # type: ignore[union-attr, operator]
 
     def _layers_of(self, source: Sequence[SourceKeys] | None) -> Sequence[SourceKeys | None]:
         return [None] * len(self.blocks) if source is None else source

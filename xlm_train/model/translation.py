@@ -49,7 +49,7 @@ def translate(
     sources: Sequence[Sequence[int]],
     source_language: int | None,
     target_language: int | None,
-    max_length: int,
+    max_length: int | Sequence[int],
     search: Sampling | Beam | None = None,
 ) -> list[list[int]]:
     """Translate sentences, all of them together; the model's mode is left as it was.
@@ -61,7 +61,7 @@ def translate(
         sources: Ids, eos first and last.
         source_language: The model's id of it.
         target_language: The model's id of it.
-        max_length: Ids of a translation at most, both eos included; at least 2.
+        max_length: Ids of a translation at most, both eos included; at least 2. One for all, or one a sentence.
         search: Default greedy. Sampling draws from its seed and the sentence itself.
 
     Returns:
@@ -70,8 +70,10 @@ def translate(
     Raises:
         ConfigError: `max_length` is more than the model's positions, or less than 2.
     """
-    if not 2 <= max_length <= model.shape.max_positions:
-        raise ConfigError(f"max_length={max_length}: must be from 2 to {model.shape.max_positions}, the positions")
+    limits = [max_length] * len(sources) if isinstance(max_length, int) else list(max_length)
+    for limit in limits:
+        if not 2 <= limit <= model.shape.max_positions:
+            raise ConfigError(f"max_length={limit}: must be from 2 to {model.shape.max_positions}, the positions")
     search = Sampling() if search is None else search
     device = model.decoder.embeddings.weight.device
     with torch.inference_mode(), _evaluating(model):
@@ -79,11 +81,11 @@ def translate(
         padded = bool((lengths_B < tokens_BS.shape[1]).any())
         lengths = lengths_B.to(device) if padded else None
         source = model.encode(tokens_BS.to(device), source_language, lengths)
+        width = search.size if isinstance(search, Beam) else 1
+        reader = _Reader(model, source, target_language, width, max(limits))
         if isinstance(search, Beam):
-            reader = _Reader(model, source, target_language, search.size, max_length)
-            return _search(reader, len(sources), max_length, search)
-        reader = _Reader(model, source, target_language, 1, max_length)
-        return _go_on(reader, sources, max_length, search)
+            return _search(reader, limits, search)
+        return _go_on(reader, sources, limits, search)
 
 
 @contextmanager
@@ -121,27 +123,33 @@ class _Reader:
         """Go on with these sentences only, whose rows were at `rows`."""
         if len(sentences) < len(self.source[0].k_BHSE):
             kept = torch.tensor(sentences, device=self.source[0].k_BHSE.device)
-            self.source = [SourceKeys(*(t if t is None else t[kept] for t in layer)) for layer in self.source]
+            self.source = [layer.select(kept) for layer in self.source]
         self.cache.select(rows)
 
 
-def _go_on(reader: _Reader, sources: Sequence[Sequence[int]], max_length: int, sampling: Sampling) -> list[list[int]]:
+def _go_on(
+    reader: _Reader, sources: Sequence[Sequence[int]], limits: Sequence[int], sampling: Sampling
+) -> list[list[int]]:
     """One word after the other. The last place is eos's, whatever would have come."""
     noise = [text_noise(sampling.seed, source, 0) for source in sources]
     texts = [[EOS] for _ in sources]
     active = list(range(len(sources)))
-    for _ in range(max_length - 2):
+    while True:
+        going = [
+            place
+            for place, row in enumerate(active)
+            if len(texts[row]) < limits[row] - 1 and (len(texts[row]) == 1 or texts[row][-1] != EOS)
+        ]
+        if len(going) < len(active):
+            active = [active[place] for place in going]
+            if active:
+                reader.select(going, going)
+        if not active:
+            return [text if len(text) > 1 and text[-1] == EOS else [*text, EOS] for text in texts]
         logits = reader.next_logits([texts[row][-1] for row in active])
         uniform = torch.tensor([noise[row].random() for row in active], dtype=torch.float64, device=logits.device)
         for row, word in zip(active, choose(logits, sampling, uniform).tolist(), strict=True):
             texts[row].append(word)
-        going = [place for place, row in enumerate(active) if texts[row][-1] != EOS]
-        if len(going) < len(active):
-            active = [active[place] for place in going]
-            if not active:
-                break
-            reader.select(going, going)
-    return [text if len(text) > 1 and text[-1] == EOS else [*text, EOS] for text in texts]
 
 
 @dataclass
@@ -150,11 +158,13 @@ class _Sentence:
 
     Attributes:
         number: Among the sources.
+        limit: Ids of its translation at most.
         texts: What its beams hold.
         closed: Heap of (score, minus the number of its closing, ids without the closing eos); the worst comes first.
     """
 
     number: int
+    limit: int
     texts: list[list[int]]
     closed: list[tuple[float, int, list[int]]] = field(default_factory=list)
     n_closed: int = 0
@@ -168,34 +178,34 @@ class _Sentence:
         else:
             heapq.heappushpop(self.closed, entry)
 
-    def is_done(self, best: float, max_length: int, beam: Beam) -> bool:
+    def is_done(self, best: float, beam: Beam) -> bool:
         """Nothing that goes on can still be better, the best of it having the log-probability `best`."""
         if len(self.closed) < beam.size:
             return False
-        return beam.early_stopping or self.closed[0][0] >= best / (max_length - 1) ** beam.length_penalty
+        return beam.early_stopping or self.closed[0][0] >= best / (self.limit - 1) ** beam.length_penalty
 
     def result(self) -> list[int]:
         """The best closed translation."""
         return [*max(self.closed)[2], EOS]
 
 
-def _search(reader: _Reader, n_sentences: int, max_length: int, beam: Beam) -> list[list[int]]:
+def _search(reader: _Reader, limits: Sequence[int], beam: Beam) -> list[list[int]]:
     """Follow the `size` most likely beginnings of each sentence."""
     k = beam.size
-    sentences = [_Sentence(number, [[EOS]] * k) for number in range(n_sentences)]
+    sentences = [_Sentence(number, limit, [[EOS]] * k) for number, limit in enumerate(limits)]
     results: list[list[int]] = [[] for _ in sentences]
-    scores = torch.zeros(n_sentences, k, device=reader.source[0].k_BHSE.device)
+    scores = torch.zeros(len(sentences), k, device=reader.source[0].k_BHSE.device)
     scores[:, 1:] = -1e9  # at first all beams of a sentence are the same: only one may go on
-    for length in range(1, max_length):
+    while sentences:
         logits = reader.next_logits([text[-1] for sentence in sentences for text in sentence.texts])
         values, beams, words = (found.tolist() for found in _best(logits, scores))
         going, rows, kept = [], [], []
         for place, sentence in enumerate(sentences):
-            if sentence.is_done(values[place][0], max_length, beam):
+            if sentence.is_done(values[place][0], beam):
                 continue
             texts: list[list[int]] = []
             for value, origin, word in zip(values[place], beams[place], words[place], strict=True):
-                if word == EOS or length + 1 == max_length:
+                if word == EOS or len(sentence.texts[origin]) + 1 == sentence.limit:
                     sentence.close(sentence.texts[origin], value, beam)
                 else:
                     texts.append([*sentence.texts[origin], word])
@@ -208,11 +218,10 @@ def _search(reader: _Reader, n_sentences: int, max_length: int, beam: Beam) -> l
                 going.append(place)
         for place in {*range(len(sentences))} - {*going}:
             results[sentences[place].number] = sentences[place].result()
-        if not going:
-            break
         sentences = [sentences[place] for place in going]
-        scores = torch.tensor(kept, device=scores.device).view(-1, k)
-        reader.select(going, rows)
+        if sentences:
+            scores = torch.tensor(kept, device=scores.device).view(-1, k)
+            reader.select(going, rows)
     return results
 
 
