@@ -131,7 +131,7 @@ def bare(corpus: str) -> Callable[[], None]:
         for _ in range(STEPS):
             slots = batches[count % len(batches)]
             for slot in slots:
-                (model.next_token_loss(slot.inputs.tokens_BT, slot.language) / len(slots)).backward()
+                (model.next_token_loss(slot.inputs.tokens_BT, slot.inputs.language) / len(slots)).backward()
             update(parameters, optimizer, config.trainer.clip_norm)
             count += 1
 

@@ -23,8 +23,10 @@ import numpy as np
 
 from benchmarks.turns import report, table
 from xlm_train.data.corpus import Corpus
-from xlm_train.data.datamodule import StepBatches, order_of
+from xlm_train.data.datamodule import StepBatches
 from xlm_train.data.manifest import FORMAT, VERSION
+from xlm_train.data.order import Order
+from xlm_train.data.training_text import TrainingText
 from xlm_train.objectives.clm import CausalLM
 from xlm_train.runtime import checkpoint_file
 
@@ -64,9 +66,8 @@ def make_corpus(folder: Path, tokens: int) -> Path:
 def loader(folder: Path) -> StepBatches:
     """Opens a corpus for one process at the demo's shape."""
     corpus = Corpus(folder)
-    text = {language: corpus.stream("train", language) for language in corpus.languages}
-    order = order_of(text, BPTT, lang_alpha=0.0, slots=SLOTS, slot_streams=SLOT_STREAMS, seed=0)
-    return StepBatches(order, CausalLM(text, corpus.languages, BPTT).batch, corpus.languages, range(SLOTS))
+    objective = CausalLM(TrainingText(corpus, BPTT, SLOT_STREAMS))
+    return StepBatches(Order(objective.streams, SLOTS, seed=0), objective.batch, range(SLOTS))
 
 
 def reading(reader: StepBatches) -> Callable[[], Any]:

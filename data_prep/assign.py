@@ -1,69 +1,116 @@
-"""Tokenised text to its splits: held-out sets taken from training text, duplicates and overlap counted or left out."""
+"""Tokenised text to its splits: held-out sets taken from training text, duplicates and overlap counted or left out.
+
+A pair is held out, repeated and left out as one, by the hash of both its sides.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import select, stages
 from data_prep.settings import Settings
-from data_prep.text import UNITS, Text, Texts
-from data_prep.work import Work, load
+from data_prep.text import UNITS, PairText, PairTexts, Text, Texts
+from data_prep.work import Work, load, load_json
 from xlm_train.runtime.console import Progress, waiting
 from xlm_train.runtime.errors import UserError
 
-
-def hold_out(settings: Settings, work: Work, texts: Texts) -> None:
-    """Move sentences from the training text to the splits that are not given: all copies leave it, one is kept."""
-    if not settings.held_out:
-        return
-    with waiting("hold out", f"{settings.holdout.sentences:,} sentences each for {' and '.join(settings.held_out)}"):
-        for language in settings.languages:
-            _hold_out(settings, work, texts, language)
+Selectable = Text | PairText
 
 
-def _hold_out(settings: Settings, work: Work, texts: Texts, language: str) -> None:
-    splits = settings.held_out
-    train = texts["train", language]
+def leave_out_empty(pairs: PairTexts) -> None:
+    """Leave out pairs of which a side is empty, in every split; count them, and those of twice the same text."""
+    for pair in pairs.values():
+        pair.counts["dropped"]["empty"] = sum(
+            pair.drop(number, np.flatnonzero(pair.hashes(number) == select.EMPTY)) for number in range(len(pair.pieces))
+        )
+        pair.counts["identical"] = sum(load_json(paired, "counts")["identical"] for paired in pair.paired)
+
+
+def hold_out(settings: Settings, work: Work, texts: Texts, pairs: PairTexts) -> None:
+    """Move sentences and pairs from training text to splits that are not given: all copies leave it, one is kept."""
+    wanted: list[tuple[Selectable, Sequence[str]]] = []
+    wanted += [(texts["train", language], settings.held_out) for language in settings.trained]
+    wanted += [(pairs["train", pair], splits) for pair, splits in settings.held_out_pairs.items()]
+    for train, splits in wanted:
+        if splits:
+            with waiting("hold out", f"{settings.holdout.sentences:,} each of {train.name} for {' and '.join(splits)}"):
+                for split, sides in zip(splits, _hold_out(settings, work, train, splits), strict=True):
+                    if isinstance(train, Text):
+                        texts[split, train.language] = sides[0]
+                    else:
+                        pairs[split, train.pair] = _held_pairs(work, sides)
+
+
+def _hold_out(settings: Settings, work: Work, train: Selectable, splits: Sequence[str]) -> list[list[Text]]:
+    """For each split the text of each side that is held out for it."""
     numbers = range(len(train.pieces))
     wanted = [settings.holdout.sentences] * len(splits)
     sets = select.held_out((train.hashes(number) for number in numbers), wanted, settings.seed)
     if len(sets[-1]) < wanted[-1] or not _has_more_than(train, sets):
+        what = "sentences" if isinstance(train, Text) else "pairs"
+        key = f"{{}}.{train.language}" if isinstance(train, Text) else f"pairs.{train.pair}.{{}}"
         raise UserError(
-            f"holdout.sentences={settings.holdout.sentences}: train.{language} has too few different sentences "
+            f"holdout.sentences={settings.holdout.sentences}: {train.name} has too few different {what} "
             f"to hold out that many for {' and '.join(splits)}; lower it, or give "
-            f"{' and '.join(f'{split}.{language}' for split in splits)}"
+            f"{' and '.join(key.format(split) for split in splits)}"
         )
     train.counts["held_out"] = 0
+    held = []
     for split, hashes in zip(splits, sets, strict=True):
-        texts[split, language] = held = Text(split, language, inputs=train.inputs)
-        out = work.path(
-            "held_out",
-            [piece.name for piece in train.pieces],
-            split,
-            splits,
-            settings.holdout.sentences,
-            settings.seed,
-        )
+        sides = [Text(split, side.language, side.pair, given=False, inputs=side.inputs) for side in train.sides]
+        sources = [piece.name for side in train.sides for piece in side.pieces]
+        outs = [
+            work.path("held_out", sources, side.name, split, splits, settings.holdout.sentences, settings.seed)
+            for side in train.sides
+        ]
+        there = all(out.exists() for out in outs)
         first = select.FirstSeen(hashes)
-        taken: list[str] = []
-        characters: list[NDArray[np.uint32]] = []
-        in_order: list[select.Hashes] = []
+        taken: list[_Taken] = [_Taken() for _ in sides]
         for number in numbers:
             own = train.hashes(number)
             chosen = first.lines(own)
             train.counts["held_out"] += train.drop(number, np.flatnonzero(select.is_among(own, hashes)))
-            if len(chosen) and not out.exists():
-                lines = stages.read_lines(train.pieces[number])
-                taken += [lines[line] for line in chosen]
-                characters.append(load(train.pieces[number], "characters")[chosen])
-                in_order.append(own[chosen])
-        if not out.exists():
-            stages.write_lines(out, taken, np.concatenate(in_order), np.concatenate(characters))
-        held.add(out, len(hashes), int(load(out, "text_size")))
+            if len(chosen) and not there:
+                for lines, side in zip(taken, train.sides, strict=True):
+                    lines.add(side, number, chosen)
+        for side, out, lines in zip(sides, outs, taken, strict=True):
+            if not there:
+                stages.write_lines(out, lines.lines, np.concatenate(lines.hashes), np.concatenate(lines.characters))
+            side.add(out, len(hashes), int(load(out, "text_size")))
+        held.append(sides)
+    return held
 
 
-def _has_more_than(train: Text, sets: list[select.Hashes]) -> bool:
+class _Taken:
+    """Lines gathered from pieces of a text."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.hashes: list[select.Hashes] = []
+        self.characters: list[NDArray[np.uint32]] = []
+
+    def add(self, text: Text, number: int, chosen: NDArray[np.int64]) -> None:
+        """Take some lines of a piece."""
+        lines = stages.read_lines(text.pieces[number])
+        self.lines += [lines[line] for line in chosen]
+        self.hashes.append(text.hashes(number)[chosen])
+        self.characters.append(load(text.pieces[number], "characters")[chosen])
+
+
+def _held_pairs(work: Work, sides: Sequence[Text]) -> PairText:
+    """Pairs that were held out."""
+    held = PairText((sides[0], sides[1]), counts={"dropped": {"too_long": 0, "empty": 0}})
+    job = held.job(work, 0)
+    if not job.out.exists():
+        stages.pair_lines(job)
+    held.counts["identical"] = load_json(job.out, "counts")["identical"]
+    return held
+
+
+def _has_more_than(train: Selectable, sets: list[select.Hashes]) -> bool:
     """Whether the training text has any sentence outside of some sets."""
     taken = np.sort(np.concatenate(sets))
     for number in range(len(train.pieces)):
@@ -73,56 +120,86 @@ def _has_more_than(train: Text, sets: list[select.Hashes]) -> bool:
     return False
 
 
-def leave_out(settings: Settings, texts: Texts) -> None:
-    """Count duplicates, and training sentences that the given test sets have too; leave them out where asked to."""
-    progress = Progress("select", sum(sum(text.bytes) for text in texts.values()), UNITS)
-    for key, text in texts.items():
+def leave_out(settings: Settings, texts: Texts, pairs: PairTexts) -> None:
+    """Count duplicates, and training text that the test sets have too; leave them out where asked to."""
+    every: list[Selectable] = [*texts.values(), *pairs.values()]
+    progress = Progress("select", sum(sum(text.bytes) for text in every), UNITS)
+    overlap = Overlap(settings, every)
+    for text in every:
         numbers = range(len(text.pieces))
         counter = select.DuplicateCounter()
         for number in numbers:
             counter.add(text.hashes(number))
             progress.add(text.bytes[number], text.bytes[number] / 1e6, text.lines[number])
         text.counts |= {"duplicates": counter.duplicates, "duplicates_exact": counter.exact}
-        gone = {"too_long": text.dropped_lines.long_lines, "duplicates": 0, "test_overlap": 0}
-        if key[0] == "train":
-            gone["test_overlap"] = _overlap(settings, texts, text)
+        gone = text.counts.setdefault("dropped", {"too_long": 0})
+        gone |= {"duplicates": 0, "test_overlap": 0}
+        if text.split == "train":
+            gone["test_overlap"] = overlap.leave_out(text)
             if settings.deduplicate:
                 with waiting("select", f"repeated lines of {text.name}"):
                     for number, lines in select.repeated_lines(text.hashes, text.lines):
                         gone["duplicates"] += text.drop(number, lines)
-            if not any(text.n_kept(number) for number in numbers):
-                raise UserError(f"{text.name}: no line is left of it")
-        text.counts["dropped"] = gone
+        if not any(text.n_kept(number) for number in numbers):
+            raise UserError(f"{text.name}: no line is left of it")
+    overlap.tell()
     progress.end()
 
 
-def _overlap(settings: Settings, texts: Texts, train: Text) -> int:
-    """Compare a language's given valid and test sets with its training text. Returns how many lines were left out."""
-    given = [
-        text
-        for key, text in texts.items()
-        if key in settings.sources and key[0] != "train" and key[1] == train.language
-    ]
-    if not given:
-        return 0
-    sets = {
-        text.split: np.unique(np.concatenate([text.hashes(number) for number in range(len(text.pieces))]))
-        for text in given
-    }
-    sets = {split: hashes[hashes != select.EMPTY] for split, hashes in sets.items()}
-    together = np.unique(np.concatenate(list(sets.values())))
-    seen = np.zeros(len(together), dtype=bool)
-    lines_in_both = gone = 0
-    for number in range(len(train.pieces)):
-        own = train.hashes(number)
-        found = np.flatnonzero(select.is_among(own, together))
-        lines_in_both += len(found)
-        seen[np.searchsorted(together, own[found])] = True
-        if settings.remove_test_overlap:
-            gone += train.drop(number, found)
-    train.counts["overlap"] = {"lines_in_valid_or_test": lines_in_both, "removed": settings.remove_test_overlap}
-    shared = together[seen]
-    for text in given:
-        lines = sum(int(select.is_among(text.hashes(number), shared).sum()) for number in range(len(text.pieces)))
-        text.counts["overlap"] = {"lines_in_train": lines}
-    return gone
+class Overlap:
+    """Valid and test sets compared with training text, language by language.
+
+    A set that was held out of a text is compared with all training text but that. A training pair is in both where one
+    of its sides is.
+
+    Args:
+        settings: What was asked for.
+        every: All text.
+    """
+
+    def __init__(self, settings: Settings, every: Sequence[Selectable]) -> None:
+        self.remove = settings.remove_test_overlap
+        self.compared: set[str] = set()  # languages that there is training text of
+        has_pairs = bool(settings.pair_sources)
+        self.sides = [
+            side for text in every if text.split != "train" and (text.given or has_pairs) for side in text.sides
+        ]
+        by_language: dict[str, list[Text]] = {}
+        for side in self.sides:
+            by_language.setdefault(side.language, []).append(side)
+        self.sets = {language: _distinct(sides) for language, sides in by_language.items()}
+        self.seen = {language: np.zeros(len(found), dtype=bool) for language, found in self.sets.items()}
+
+    def leave_out(self, train: Selectable) -> int:
+        """Compare training text. Returns how many of its lines were left out."""
+        sides = [side for side in train.sides if side.language in self.sets]
+        if not sides:
+            return 0
+        self.compared |= {side.language for side in sides}
+        in_both = gone = 0
+        for number in range(len(train.pieces)):
+            found = np.zeros(train.lines[number], dtype=bool)
+            kept = train.kept(number)
+            for side in sides:
+                own, known = side.hashes(number), self.sets[side.language]
+                mine = select.is_among(own, known) & (True if kept is None else kept)
+                self.seen[side.language][np.searchsorted(known, own[mine])] = True
+                found |= mine
+            in_both += int(found.sum())
+            if self.remove:
+                gone += train.drop(number, np.flatnonzero(found))
+        train.counts["overlap"] = {"lines_in_valid_or_test": in_both, "removed": self.remove}
+        return gone
+
+    def tell(self) -> None:
+        """Count in each valid and test set how many of its lines training text has."""
+        for side in (side for side in self.sides if side.language in self.compared):
+            shared = self.sets[side.language][self.seen[side.language]]
+            lines = sum(int(select.is_among(side.hashes(n), shared).sum()) for n in range(len(side.pieces)))
+            side.counts["overlap"] = {"lines_in_train": lines}
+
+
+def _distinct(texts: Sequence[Text]) -> select.Hashes:
+    """Sorted hashes of the sentences of some texts."""
+    found = np.unique(np.concatenate([text.hashes(n) for text in texts for n in range(len(text.pieces))]))
+    return found[found != select.EMPTY]

@@ -12,9 +12,11 @@ from typing import Any
 from data_prep import learn_bpe
 from data_prep.distributed import check_executor
 from data_prep.sources import sources_of
+from data_prep.sources.pairs import AlignedInputs, PairSource, pair_sources_of
 from data_prep.sources.parquet import ParquetFile
-from xlm_train.config.schema import Rule
-from xlm_train.data.manifest import SPLITS
+from xlm_train.config.schema import Rule, near
+from xlm_train.data.manifest import LANGUAGE, SPLITS, languages_of
+from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import UserError
 from xlm_train.text.bpe_codes import BpeCodes, as_piece, read_limit
 from xlm_train.text.files import Source, TextFile
@@ -22,7 +24,6 @@ from xlm_train.text.vocabulary import SPECIALS, Vocabulary
 
 Key = tuple[str, str]  # split, language
 
-LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})?")
 OURS = re.compile(r"manifest\.json|codes|vocab(\..+)?|report\.html|(train|valid|test)\..+\.npy")
 AGREEMENT = 0.9  # share of a vocabulary's entries that its codes must be able to make
 TEXT_PER_BYTE = {".gz": 2.7, ".bz2": 3.6, ".xz": 3.8, ".zst": 3.0, ".parquet": 1.8}  # typical for sentences
@@ -102,10 +103,60 @@ def _given_twice(sources: Mapping[Key, Sequence[Source]]) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def _text_problems(train: Any, valid: Any, test: Any, codes: str | None, vocab: str | None) -> Iterator[str]:
-    if not _languages(train, valid, test):
+def open_pairs(given: Mapping[str, Mapping[str, Any]]) -> tuple[dict[Key, Sequence[PairSource]], list[str]]:
+    """Open the inputs of parallel text.
+
+    Args:
+        given: For each pair the inputs by split.
+
+    Returns:
+        The sources by split and pair, the pair's languages in alphabetical order; and what is wrong with them.
+    """
+    sources: dict[Key, Sequence[PairSource]] = {}
+    problems: list[str] = []
+    for written, splits in given.items():
+        languages = languages_of(written)
+        if languages is None:
+            problems.append(f"pairs.{written}: is not two different language codes, as de-en or en-pt-BR")
+            continue
+        ordered = (min(languages), max(languages))
+        name = "-".join(ordered)
+        if name != written:
+            log(
+                f"pairs.{written} is named {name} in the corpus, its languages in alphabetical order; the sides are swapped"
+            )
+        for split, value in splits.items():
+            key = f"pairs.{written}.{split}"
+            if split not in SPLITS:
+                problems.append(f"{key}: there is no split '{split}'{near(split, SPLITS) or ' (train, valid or test)'}")
+            elif (split, name) in sources:
+                problems.append(f"{key}: is given twice: as {name} and as {'-'.join(ordered[::-1])}")
+            elif value is not None:
+                sources[split, name], wrong = pair_sources_of(key, value, ordered, name != written)
+                problems += wrong
+    return sources, problems + _pairs_given_twice(sources)
+
+
+def _pairs_given_twice(sources: Mapping[Key, Sequence[PairSource]]) -> list[str]:
+    problems = []
+    owners: dict[Any, str] = {}
+    for (split, pair), entries in sources.items():
+        for source in entries:
+            for one in source.sides if isinstance(source, AlignedInputs) else [source]:
+                key = f"pairs.{pair}.{split}"
+                if one in owners:
+                    problems.append(f"{key}: {source.names[0]} is given twice (also in {owners[one]})")
+                owners[one] = key
+    return problems
+
+
+def _text_problems(
+    train: Any, valid: Any, test: Any, pairs: Any, codes: str | None, vocab: str | None
+) -> Iterator[str]:
+    paired = {split for splits in pairs.values() if isinstance(splits, dict) for split in splits}
+    if not _languages(train, valid, test) and not paired:
         yield "no text is given: train.LANG=[FILE, ...] for each language"
-    elif not _languages(train) and not (codes and vocab):
+    elif not _languages(train) and "train" not in paired and not (codes and vocab):
         yield (
             "no training text is given: give train.LANG=[FILE, ...] for each language, or codes=FILE and vocab=FILE to "
             "prepare other text for a model that was trained with them"
@@ -161,9 +212,11 @@ def _engine_problems(engine: str, codes: str | None, vocab: str | None) -> list[
     return [] if codes or vocab else _problems_of("", learn_bpe.check_engine, engine)
 
 
-def _language_vocab_problems(given: Mapping[str, str | None], codes: str | None, *splits: Any) -> Iterator[str]:
+def _language_vocab_problems(
+    given: Mapping[str, str | None], codes: str | None, pairs: Any, *splits: Any
+) -> Iterator[str]:
     files = {language: path_of(file) for language, file in given.items() if file is not None}
-    languages = _languages(*splits)
+    languages = sorted({*_languages(*splits), *(code for pair in pairs for code in languages_of(pair) or ())})
     if files:
         for language in languages:
             if language not in files:
@@ -177,9 +230,9 @@ def _language_vocab_problems(given: Mapping[str, str | None], codes: str | None,
         yield from _problems_of(key, read_limit, path) or _problems_of(key, Vocabulary.from_file, path)
 
 
-def disk_problems(out: Path, sources: Mapping[Key, Sequence[Source]]) -> list[str]:
+def disk_problems(out: Path, inputs: Sequence[Sequence[Source | PairSource]]) -> list[str]:
     """What is wrong where the text, by its estimated size, needs more room than the disk of `out` has."""
-    text_bytes = sum(_text_bytes(source) for entries in sources.values() for source in entries)
+    text_bytes = sum(_text_bytes(source) for sources in inputs for source in sources)
     there = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) if out.is_dir() else 0
     needed = int(text_bytes * DISK_PER_TEXT_BYTE) - there
     free = shutil.disk_usage(
@@ -194,19 +247,21 @@ def disk_problems(out: Path, sources: Mapping[Key, Sequence[Source]]) -> list[st
     ]
 
 
-def _text_bytes(source: Source) -> int:
+def _text_bytes(source: Source | PairSource) -> int:
     """Estimate of the decompressed size; 0 where nothing is known."""
-    path = getattr(source, "path", None)
+    if isinstance(source, AlignedInputs):
+        return sum(map(_text_bytes, source.sides))
+    path = getattr(getattr(source, "source", source), "path", None)
     return int((source.size or 0) * (TEXT_PER_BYTE.get(path.suffix, 1.0) if path else 1.0))
 
 
 RULES = (
     Rule(("out",), _out_problems),
-    Rule((*SPLITS, "codes", "vocab"), _text_problems),
+    Rule((*SPLITS, "pairs", "codes", "vocab"), _text_problems),
     Rule(("parallel", "valid", "test"), _parallel_problems),
     Rule(("bpe.vocab_limit",), _limit_problems),
     Rule(("codes", "vocab"), _codes_problems),
     Rule(("bpe.engine", "codes", "vocab"), _engine_problems),
-    Rule(("language_vocab", "codes", *SPLITS), _language_vocab_problems),
+    Rule(("language_vocab", "codes", "pairs", *SPLITS), _language_vocab_problems),
     Rule(("executor", "slurm"), lambda executor, slurm: _problems_of("", check_executor, executor, slurm)),
 )

@@ -14,7 +14,7 @@ from typing import Any
 from data_prep import fastbpe, statistics
 from data_prep.binarise import Binarised
 from data_prep.settings import Key, Settings
-from data_prep.text import BpeFiles, Text, Texts
+from data_prep.text import BpeFiles, PairTexts, Text, Texts
 from data_prep.work import load, load_json
 from xlm_train.data.manifest import FORMAT, SPLITS, VERSION, lineage
 from xlm_train.runtime.errors import UserError
@@ -44,8 +44,10 @@ def describe(
     settings: Settings,
     tools: Mapping[str, str],
     texts: Texts,
+    pairs: PairTexts,
     encoded: Mapping[Key, Sequence[Path]],
     corpus: Mapping[Key, Binarised],
+    orders: Mapping[str, Mapping[str, Any]],
     bpe: BpeFiles,
 ) -> dict[str, Any]:
     """The manifest of a finished corpus, as it is written.
@@ -53,9 +55,11 @@ def describe(
     Args:
         settings: What was asked for.
         tools: Versions, as `tools` gives them.
-        texts: Tokenised text by split and language.
-        encoded: Its work files of ids, piece by piece.
-        corpus: Its shards.
+        texts: Tokenised text, sides of pairs too.
+        pairs: The pairs.
+        encoded: Work files of ids of each text, piece by piece.
+        corpus: The shards of each text.
+        orders: The length order of each text that is no side of a pair, and of all pairs, by name.
         bpe: Codes and vocabularies.
 
     Raises:
@@ -71,11 +75,21 @@ def describe(
             "no vocabulary limit: there is neither training text nor language_vocab.LANG=FILE to know each language's own "
             "vocabulary from; the original's recipe limits validation and test sets (bpe.vocab_limit=[] is without)"
         )
-    for key in sorted(texts, key=lambda key: (SPLITS.index(key[0]), key[1])):
-        text = texts[key]
-        raw, entry = _counts(settings, text, encoded[key], corpus[key])
-        warnings += statistics.warnings_for(text.name, text.language, raw, entry)
-        splits.setdefault(text.split, {})[text.language] = entry
+    for text in sorted(texts.values(), key=lambda text: (SPLITS.index(text.split), text.language)):
+        if text.pair is None:
+            raw, entry = _counts(text, encoded[text.key], corpus[text.key])
+            warnings += statistics.warnings_for(text.name, text.language, raw, entry)
+            splits.setdefault(text.split, {})[text.language] = entry | {"bylength": orders[text.name]}
+    described: dict[str, dict[str, Any]] = {}
+    for pair in sorted(pairs.values(), key=lambda pair: (SPLITS.index(pair.split), pair.pair)):
+        sides = {}
+        for side in pair.sides:
+            raw, sides[side.language] = _counts(side, encoded[side.key], corpus[side.key])
+            warnings += statistics.warnings_for(side.name, side.language, raw, pair.counts | sides[side.language])
+        of_pairs = {"sentences": sides[pair.languages[0]]["sentences"], "lines": sum(pair.lines), **pair.counts}
+        warnings += statistics.pair_warnings(pair.name, of_pairs)
+        described.setdefault(pair.split, {})[pair.pair] = of_pairs | {"sides": sides, "bylength": orders[pair.name]}
+        splits.setdefault(pair.split, {})
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -88,6 +102,7 @@ def describe(
             language: {"file": f"vocab.{language}", "sha256": sha256_of(path)} for language, path in bpe.limits.items()
         },
         "splits": splits,
+        **({"pairs": described} if described else {}),
         "parallel": {split: list(settings.languages) for split in settings.parallel},
         "text": {"lowercase": settings.lowercase, "remove_accents": settings.remove_accents},
         "settings": settings.that_shape_the_corpus(),
@@ -99,9 +114,9 @@ def describe(
 
 
 def _counts(
-    settings: Settings, text: Text, encoded: Sequence[Path], binarised: Binarised
+    text: Text, encoded: Sequence[Path], binarised: Binarised
 ) -> tuple[statistics.RawCounts | None, dict[str, Any]]:
-    """Of one split and language: counts of its raw text (None: held out, it has none of its own), manifest entry."""
+    """Of one text: counts of its raw text (None: held out, it has none of its own), manifest entry."""
     raw = statistics.RawCounts()
     characters = words = unknown = 0
     special: Counter[str] = Counter()
@@ -115,7 +130,6 @@ def _counts(
         special.update(made["special_words"])
     if not binarised.sentences:
         raise UserError(f"{text.name}: no line is left of it")
-    own = text.split not in settings.held_out
     pieces = binarised.tokens - binarised.sentences
     entry = {
         "sentences": binarised.sentences,
@@ -130,9 +144,9 @@ def _counts(
         "empty": raw.empty,
         **text.counts,
         "special_words": dict(special),
-        "raw": {**raw.totals(), "bom": text.dropped_lines.bom} if own else None,
+        "raw": {**raw.totals(), "bom": text.dropped_lines.bom} if text.given else None,
         "scripts": statistics.script_shares(raw.scripts),
         "shards": binarised.shards,
         "inputs": text.inputs,
     }
-    return (raw if own else None), entry
+    return (raw if text.given else None), entry

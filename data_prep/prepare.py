@@ -7,7 +7,6 @@ folder and finds them there after a restart.
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,18 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep import learn_bpe, manifest, report, select, stages, statistics
-from data_prep.assign import hold_out, leave_out
+from data_prep.assign import hold_out, leave_out, leave_out_empty
 from data_prep.binarise import Binarised, binarise
 from data_prep.distributed import workers_for
 from data_prep.publish import finished_corpus, locked, publish
+from data_prep.reading import check_aligned, tokenise
 from data_prep.settings import Key, Settings, read_settings
-from data_prep.text import UNITS, BpeFiles, Text, Texts
+from data_prep.text import UNITS, BpeFiles, PairText, PairTexts, Text, Texts
 from data_prep.work import Work, Workers
 from xlm_train.config.command import command
+from xlm_train.data.sentence_files import Pairs, open_sentences, write_length_order
 from xlm_train.runtime.console import Progress, log, waiting
-from xlm_train.runtime.errors import EXIT_INTERRUPTED, UserError
-from xlm_train.text.files import ReadStats
-from xlm_train.text.lines import cut as cut_lines
+from xlm_train.runtime.errors import EXIT_INTERRUPTED
+from xlm_train.runtime.files import read_json, write_json
 from xlm_train.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -72,87 +72,42 @@ def prepare(settings: Settings) -> dict[str, Any]:
         if finished is not None:
             log(f"{settings.folder} holds exactly this corpus already: nothing to do")
             return finished
+        check_aligned(settings)
         work = Work(folder, tools)
-        texts = tokenise(settings, work, workers)
-        hold_out(settings, work, texts)
-        leave_out(settings, texts)
-        codes = get_codes(settings, work, workers, texts)
-        free = {key: text for key, text in texts.items() if key[0] == "train" or key[0] not in settings.limited}
+        texts, pairs = tokenise(settings, work, workers)
+        compare_sides(work, workers, pairs)
+        hold_out(settings, work, texts, pairs)
+        leave_out(settings, texts, pairs)
+        every = texts | {side.key: side for pair in pairs.values() for side in pair.sides}
+        codes = get_codes(settings, work, workers, every)
+        free = {key: text for key, text in every.items() if key[0] == "train" or key[0] not in settings.limited}
         cut = cut_up("cut", work, workers, free, codes, None)
-        bpe = get_vocabularies(settings, work, codes, cut)
-        limited = {key: text for key, text in texts.items() if key[0] in settings.limited}
+        bpe = get_vocabularies(settings, work, codes, every, cut)
+        limited = {key: text for key, text in every.items() if key[0] in settings.limited}
         cut |= cut_up("cut again", work, workers, limited, codes, bpe.limits)
-        encoded = encode(work, workers, texts, cut, bpe)
-        corpus, shards = binarise_all(settings, work, texts, encoded, bpe)
-        result = manifest.describe(settings, tools, texts, encoded, corpus, bpe)
+        encoded = encode(work, workers, every, cut, bpe)
+        corpus, shards = binarise_all(settings, work, every, encoded, bpe)
+        orders = order_by_length(shards, texts, pairs, corpus)
+        result = manifest.describe(settings, tools, every, pairs, encoded, corpus, orders, bpe)
         files = bpe.files() | {"report.html": work.copy("report", report.page(result, corpus).encode())}
         publish(settings, result, shards, files)
     show(settings, result)
     return result
 
 
-# ---- 1. tokenise
+# ---- 1. pairs
 
 
-def tokenise(settings: Settings, work: Work, workers: Workers) -> Texts:
-    """Read every source once, cut it into pieces, tokenise those that are not tokenised yet."""
-    texts = {key: Text(*key) for key in settings.sources}
-    sizes = [source.size for sources in settings.sources.values() for source in sources]
-    workers.ahead(stages.tokenise_piece, functools.partial(jobs_to_tokenise, settings, work))
-    total = None if None in sizes else sum(size for size in sizes if size)
-    progress = Progress("tokenise", total, UNITS)
+def compare_sides(work: Work, workers: Workers, pairs: PairTexts) -> None:
+    """Compare the two sides of every pair, and leave out pairs of which one is empty."""
 
-    def missing() -> Iterator[stages.TokeniseJob]:
-        for job, done in pieces_to_tokenise(settings, work, texts):
-            size = len(job.piece.data)
-            if job.out.exists():
-                progress.skip(done, size / 1e6)
-            else:
-                yield job
-                progress.add(done, size / 1e6, job.piece.data.count(b"\n"))
+    def jobs() -> Iterator[Sized]:
+        for pair in pairs.values():
+            for number, size in enumerate(pair.bytes):
+                yield Sized(pair.job(work, number), size, pair.lines[number])
 
-    for _ in workers.map(stages.tokenise_piece, missing()):
-        pass
-    progress.end()
-    for text in texts.values():
-        if text.dropped_lines.long_lines and text.split in settings.parallel:
-            raise UserError(
-                f"{text.name}: line {text.dropped_lines.first_long_line} is longer than max_line_bytes="
-                f"{settings.max_line_bytes}; parallel text cannot leave lines out: "
-                f"raise max_line_bytes, or take {text.split} out of parallel"
-            )
-    for split in settings.parallel:
-        lines = {text.name: sum(text.lines) for text in texts.values() if text.split == split}
-        if len(set(lines.values())) > 1:
-            raise UserError(
-                f"parallel={split}: not line-aligned: "
-                + ", ".join(f"{name} has {n:,} lines" for name, n in lines.items())
-            )
-    return texts
-
-
-def pieces_to_tokenise(settings: Settings, work: Work, texts: Texts) -> Iterator[tuple[stages.TokeniseJob, int]]:
-    """All pieces of all sources in order, as jobs, with the bytes of the source each took; fills `texts` on the way."""
-    for (split, language), sources in settings.sources.items():
-        text = texts[split, language]
-        shaped_by = (language, settings.lowercase, settings.remove_accents, settings.decode_errors)
-        for source in sources:
-            stats = ReadStats()
-            done = 0
-            for piece in cut_lines(
-                source.chunks(stats), settings.piece_bytes, settings.max_line_bytes, text.dropped_lines
-            ):
-                out = work.path("tokenised", hashlib.sha256(piece.data).hexdigest(), *shaped_by)
-                text.add(out, piece.data.count(b"\n"), len(piece.data))
-                yield stages.TokeniseJob(out, piece, source.name, *shaped_by), stats.done - done
-                done = stats.done
-            text.inputs.append({"path": source.name, "bytes": stats.done, "sha256": stats.sha256})
-
-
-def jobs_to_tokenise(settings: Settings, work: Work) -> Iterator[stages.TokeniseJob]:
-    """The same without anything to fill: for a task elsewhere."""
-    for job, _ in pieces_to_tokenise(settings, work, {key: Text(*key) for key in settings.sources}):
-        yield job
+    run("pair", stages.pair_lines, jobs(), sum(sum(pair.bytes) for pair in pairs.values()), workers)
+    leave_out_empty(pairs)
 
 
 # ---- 2. codes and vocabularies
@@ -162,8 +117,10 @@ def get_codes(settings: Settings, work: Work, workers: Workers, texts: Texts) ->
     """The file of BPE codes: the given one, or learned from a sample of the training text."""
     if settings.codes_file:
         return work.copy("codes", settings.codes_file.read_bytes())
-    train = [texts["train", language] for language in settings.learning_order]
-    sentences = {text.language: sum(map(text.n_kept, range(len(text.pieces)))) for text in train}
+    train = [text for language in settings.learning_order for text in learned_from(texts, language)]
+    sentences: Counter[str] = Counter()
+    for text in train:
+        sentences[text.language] += sum(map(text.n_kept, range(len(text.pieces))))
     shares = (
         select.sample_shares(sentences, settings.bpe.alpha, settings.bpe.sample_sentences)
         if settings.bpe.sample == "alpha"
@@ -172,14 +129,14 @@ def get_codes(settings: Settings, work: Work, workers: Workers, texts: Texts) ->
     counted: list[Path] = []
 
     def jobs() -> Iterator[Sized]:
+        first = dict.fromkeys(settings.learning_order, 0)
         for text in train:
-            first = 0
             for number in range(len(text.pieces)):
-                sample = None if shares is None else (first, shares[text.language], settings.seed)
+                sample = None if shares is None else (first[text.language], shares[text.language], settings.seed)
                 counted.append(work.path("words", text.identity(number), sample))
                 job = stages.WordsJob(counted[-1], text.selection(number), sample)
                 yield Sized(job, text.bytes[number], text.lines[number])
-                first += text.n_kept(number)
+                first[text.language] += text.n_kept(number)
 
     run("words", stages.count_piece_words, jobs(), sum(sum(text.bytes) for text in train), workers)
     path = work.path("codes", [file.name for file in counted], settings.bpe.n_codes, settings.bpe.engine, suffix="")
@@ -189,6 +146,15 @@ def get_codes(settings: Settings, work: Work, workers: Workers, texts: Texts) ->
         with waiting("learn", what):
             learn_bpe.learn(counts, settings.bpe.n_codes, settings.bpe.engine).write(path)
     return path
+
+
+def learned_from(texts: Texts, language: str) -> list[Text]:
+    """The training text that codes and vocabulary learn a language from: text by itself, else its sides of pairs.
+
+    As in the original's recipe, where parallel text is encoded with what monolingual text taught.
+    """
+    found = [text for text in texts.values() if text.split == "train" and text.language == language]
+    return [text for text in found if text.pair is None] or found
 
 
 def cut_up(
@@ -222,12 +188,14 @@ def cut_up(
     return made
 
 
-def get_vocabularies(settings: Settings, work: Work, codes: Path, cut: Mapping[Key, list[Path]]) -> BpeFiles:
+def get_vocabularies(
+    settings: Settings, work: Work, codes: Path, texts: Texts, cut: Mapping[Key, list[Path]]
+) -> BpeFiles:
     """The joint vocabulary and each language's own, beside the codes: the given ones, or of all training text."""
     counts = {
-        language: stages.total(files)
-        for (split, language), files in cut.items()
-        if split == "train" and not (settings.vocab_file and settings.language_vocab_files)
+        language: stages.total(file for text in learned_from(texts, language) for file in cut[text.key])
+        for language in settings.learning_order
+        if not (settings.vocab_file and settings.language_vocab_files)
     }
     own = {language: Vocabulary.from_counts(found).to_text().encode() for language, found in counts.items()}
     own |= {language: file.read_bytes() for language, file in settings.language_vocab_files.items()}
@@ -284,6 +252,24 @@ def binarise_all(
     return corpus, folder
 
 
+def order_by_length(
+    folder: Path, texts: Texts, pairs: PairTexts, corpus: Mapping[Key, Binarised]
+) -> dict[str, dict[str, Any]]:
+    """The length order of every text and of all pairs, beside the shards; the manifest's entries, by the text's name."""
+    every: list[Text | PairText] = [*texts.values(), *pairs.values()]
+    progress = Progress("order", sum(corpus[text.sides[0].key].sentences for text in every), {"sentences": 0})
+    orders = {}
+    for text in every:
+        record = folder / f"{text.name}.bylength.json"
+        if not record.exists():
+            sides = [open_sentences(folder, corpus[side.key].shards) for side in text.sides]
+            ordered = Pairs(text.languages, (sides[0], sides[1])) if isinstance(text, PairText) else sides[0]
+            write_json(record, write_length_order(folder, text.name, ordered, lambda n: progress.add(n, n)))
+        orders[text.name] = read_json(record)
+    progress.end()
+    return orders
+
+
 @dataclass(frozen=True)
 class Sized:
     """A job of a stage, and the raw text it stands for."""
@@ -319,7 +305,7 @@ def run(name: str, function: Callable[[Any], None], jobs: Iterable[Sized], total
 
 def show(settings: Settings, result: dict[str, Any]) -> None:
     """The statistics as a table, what looks wrong, and where things are."""
-    print(statistics.table(statistics.rows(result["splits"])))
+    print(statistics.table(statistics.rows(result)))
     for warning in result["warnings"]:
         print(f"warning: {warning}")
     words = result["vocabulary"]["entries"]

@@ -19,6 +19,8 @@ from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import atomic_write, fsync_folder, read_json, sha256_of, write_json
 from xlm_train.text.files import ReadStats
 
+SHOWN = 4  # differences that a message names
+
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
@@ -56,8 +58,12 @@ def finished_corpus(settings: Settings, tools: Mapping[str, str]) -> dict[str, A
         settings: What is asked for.
         tools: Versions of all that shapes the bytes.
 
+    Returns:
+        None where there is none, or a damaged one, or one of an earlier version that lacks files; or one made otherwise
+        that may be replaced.
+
     Raises:
-        UserError: The folder's manifest.json is of something else.
+        UserError: The folder's manifest.json is of something else, or its corpus was made otherwise.
     """
     path = settings.folder / manifest.FILE
     if not path.exists():
@@ -65,44 +71,86 @@ def finished_corpus(settings: Settings, tools: Mapping[str, str]) -> dict[str, A
     found = read_json(path)
     if not isinstance(found, dict) or found.get("format") != manifest.FORMAT:
         raise UserError(f"out={settings.folder}: its manifest.json is not of a binarised corpus; name another folder")
-    same = (
-        found.get("settings") == settings.that_shape_the_corpus()
-        and {name: found["tools"][name] for name in found["tools"] if name != "python"} == tools
-        and found["text"] == {"lowercase": settings.lowercase, "remove_accents": settings.remove_accents}
-        and all(
-            _checksum(given) in (None, found[kind]["sha256"])
-            for kind, given in (("codes", settings.codes_file), ("vocabulary", settings.vocab_file))
-            if given
-        )
-        and all(
-            _checksum(given) == found["language_vocabularies"].get(language, {}).get("sha256")
-            for language, given in settings.language_vocab_files.items()
-        )
-    )
-    if not same:
+    differences = _other_request(found, settings, tools) or _other_inputs(found, settings)
+    if differences and settings.overwrite:
         return None
-    made = {(split, language) for split, per_language in found["splits"].items() for language in per_language}
-    if made != settings.sources.keys() | {
-        (split, language) for split in settings.held_out for language in settings.languages
-    }:
+    if differences:
+        more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+        raise UserError(
+            f"out={settings.folder}: holds a finished corpus (lineage {found['lineage'][:12]}) that was made otherwise: "
+            f"{'; '.join(differences[:SHOWN])}{more}. Name another folder, or replace it with overwrite=true"
+        )
+    files = {entry["file"]: entry["sha256"] for entry in (found["codes"], found["vocabulary"])}
+    files |= {entry["file"]: entry["sha256"] for entry in found["language_vocabularies"].values()}
+    files |= manifest.files_of(found)
+    ordered = {name for name, _ in manifest.length_orders(found)} == _texts(found)
+    if not ordered or any(_checksum(settings.folder / name) != known for name, known in files.items()):
         return None
-    for (split, language), sources in settings.sources.items():
-        log(f"comparing {split}.{language} with what {settings.folder} was made from")
-        entry = found["splits"].get(split, {}).get(language)
+    shutil.rmtree(settings.folder / ".work", ignore_errors=True)
+    return found
+
+
+def _texts(found: Mapping[str, Any]) -> set[str]:
+    """The names of all texts and pairs of a manifest, as `train.de` and `train.de-en`."""
+    parts = (found["splits"], found.get("pairs", {}))
+    return {f"{split}.{name}" for part in parts for split, texts in part.items() for name in texts}
+
+
+def _other_request(found: Mapping[str, Any], settings: Settings, tools: Mapping[str, str]) -> list[str]:
+    """In what a corpus was made with other settings, tools or files than these."""
+    was = _flat(found["settings"]) | {f"version of {name}": v for name, v in found["tools"].items() if name != "python"}
+    now = _flat(settings.that_shape_the_corpus()) | {f"version of {name}": v for name, v in tools.items()}
+    differences = [
+        f"{key}: {was.get(key)} then, {now.get(key)} now" for key in {**was, **now} if was.get(key) != now.get(key)
+    ]
+    given = {"codes": (settings.codes_file, found["codes"]), "vocab": (settings.vocab_file, found["vocabulary"])} | {
+        f"language_vocab.{language}": (file, found["language_vocabularies"].get(language, {"sha256": None}))
+        for language, file in settings.language_vocab_files.items()
+    }
+    differences += [
+        f"{key}: another file" for key, (file, old) in given.items() if file and _checksum(file) != old["sha256"]
+    ]
+    asked = {f"{split}.{name}" for split, name in (*settings.sources, *settings.pair_sources)}
+    asked |= {f"{split}.{language}" for split in settings.held_out for language in settings.trained}
+    asked |= {f"{split}.{pair}" for pair, splits in settings.held_out_pairs.items() for split in splits}
+    differences += [f"{name}: not there then" for name in sorted(asked - _texts(found))]
+    return differences + [f"{name}: not there now" for name in sorted(_texts(found) - asked)]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping by dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _other_inputs(found: Mapping[str, Any], settings: Settings) -> list[str]:
+    """Of which texts a corpus was made from other inputs than these; reads the inputs."""
+    entries = dict(manifest.entries(found))
+    differences = []
+    for (split, name), sources in settings.sources.items():
+        log(f"comparing {split}.{name} with what {settings.folder} was made from")
         checksums = []
         for source in sources:
             stats = ReadStats()
             for _ in source.chunks(stats):
                 pass
             checksums.append(stats.sha256)
-        if entry is None or [known["sha256"] for known in entry["inputs"]] != checksums:
-            return None
-    small = {entry["file"]: entry["sha256"] for entry in (found["codes"], found["vocabulary"])}
-    small |= {entry["file"]: entry["sha256"] for entry in found["language_vocabularies"].values()}
-    if any(_checksum(settings.folder / name) != known for name, known in (small | _shards(found)).items()):
-        return None
-    shutil.rmtree(settings.folder / ".work", ignore_errors=True)
-    return found
+        if [known["sha256"] for known in entries[f"{split}.{name}"]["inputs"]] != checksums:
+            differences.append(f"{split}.{name}: other text")
+    for (split, name), pair_sources in settings.pair_sources.items():
+        log(f"comparing {split}.{name} with what {settings.folder} was made from")
+        readings = []
+        for pair_source in pair_sources:
+            readings.append(pair_source.reading())
+            for _ in pair_source.pieces(settings.piece_bytes, settings.max_line_bytes, readings[-1]):
+                pass
+        for side, language in enumerate(manifest.languages_of(name) or ()):
+            known = [entry["sha256"] for entry in entries[f"{split}.{name}.{language}"]["inputs"]]
+            if known != [reading.stats[side].sha256 for reading in readings]:
+                differences.append(f"{split}.{name}.{language}: other text")
+    return differences
 
 
 def publish(settings: Settings, result: dict[str, Any], folder: Path, files: Mapping[str, Path]) -> None:
@@ -122,7 +170,7 @@ def publish(settings: Settings, result: dict[str, Any], folder: Path, files: Map
         UserError: A shard was changed meanwhile.
     """
     out = settings.folder
-    shards = _shards(result)
+    shards = manifest.files_of(result)
     lost = [
         name for name, checksum in shards.items() if not (folder / name).exists() and _checksum(out / name) != checksum
     ]
@@ -145,17 +193,6 @@ def publish(settings: Settings, result: dict[str, Any], folder: Path, files: Map
     fsync_folder(out)
     write_json(out / manifest.FILE, result)
     shutil.rmtree(folder if settings.keep_work else out / ".work")
-
-
-def _shards(found: Mapping[str, Any]) -> dict[str, str]:
-    """Checksums of all shard files of a manifest, by name."""
-    return {
-        name: checksum
-        for per_language in found["splits"].values()
-        for entry in per_language.values()
-        for shard in entry["shards"]
-        for name, checksum in ((shard["file"], shard["sha256"]), (shard["index"], shard["index_sha256"]))
-    }
 
 
 def _checksum(path: Path) -> str | None:

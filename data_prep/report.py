@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from data_prep.binarise import Binarised
 from data_prep.settings import Key
 from data_prep.statistics import rows
+from xlm_train.data.manifest import entries
 from xlm_train.report.html import PALETTE, Table, document
 
 WIDTH, HEIGHT = 560, 180
@@ -28,7 +29,7 @@ svg { font-size: 11px; max-width: 100%; height: auto; overflow: visible; fill: v
 
 def page(manifest: Mapping[str, Any], corpus: Mapping[Key, Binarised]) -> str:
     """The page of a finished corpus. The same corpus gives the same page."""
-    table = rows(manifest["splits"])
+    table = rows(manifest)
     body = [
         "<h1>Corpus report</h1>",
         f"<p>{manifest['vocabulary']['entries']:,} vocabulary entries, {manifest['codes']['merges']:,} BPE codes, "
@@ -36,24 +37,19 @@ def page(manifest: Mapping[str, Any], corpus: Mapping[Key, Binarised]) -> str:
         *(f'<p class="warning">{escape(warning)}</p>' for warning in manifest["warnings"]),
         Table("", list(table[0]), [list(row.values()) for row in table]).html(),
         "<h2>Scripts</h2><p>Share of all characters of the raw text.</p>",
-        _scripts(manifest["splits"]),
+        _scripts(manifest),
         "<h2>Lengths</h2><p>Sentences by number of BPE tokens; a bar over several lengths shows their mean.</p>",
         '<div class="plots">',
         *(_histogram(".".join(key), corpus[key].lengths) for key in corpus),
         "</div>",
         "<h2>Inputs</h2>",
-        _inputs(manifest["splits"]),
+        _inputs(manifest),
     ]
     return document("Corpus report", "\n".join(body), STYLE)
 
 
-def _scripts(splits: Mapping[str, Mapping[str, Any]]) -> str:
-    shares = {
-        f"{split}.{language}": entry["scripts"]
-        for split, per_language in splits.items()
-        for language, entry in per_language.items()
-        if entry["scripts"]
-    }
+def _scripts(manifest: Mapping[str, Any]) -> str:
+    shares = {name: entry["scripts"] for name, entry in entries(manifest) if entry["scripts"]}
     most = {name: max(share.get(name, 0) for share in shares.values()) for share in shares.values() for name in share}
     names = sorted(most, key=lambda name: (-most[name], name))
     colour = {name: f"var(--c{number % len(PALETTE)})" for number, name in enumerate(names)}
@@ -92,11 +88,10 @@ def _histogram(name: str, counts: NDArray[np.int64]) -> str:
     return f"<figure><figcaption>{escape(name)}</figcaption>{drawing}</figure>"
 
 
-def _inputs(splits: Mapping[str, Mapping[str, Any]]) -> str:
+def _inputs(manifest: Mapping[str, Any]) -> str:
     lines = [
-        (f"{split}.{language}", entry["path"], f"{entry['bytes']:,}", entry["sha256"])
-        for split, per_language in splits.items()
-        for language, counts in per_language.items()
-        for entry in counts["inputs"]
+        (name, source["path"], f"{source['bytes']:,}", source["sha256"])
+        for name, entry in entries(manifest)
+        for source in entry["inputs"]
     ]
     return Table("", ["of", "input", "bytes", "sha256"], lines).html()

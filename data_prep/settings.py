@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from data_prep.checks import RULES, Key, disk_problems, open_sources, path_of
+from data_prep.checks import RULES, Key, disk_problems, open_pairs, open_sources, path_of
 from data_prep.distributed import EXECUTORS
 from data_prep.learn_bpe import ENGINES
+from data_prep.sources.pairs import PairSource
 from xlm_train.config.schema import build, check_fields, check_rules, one_of, resolve
-from xlm_train.data.manifest import SPLITS
+from xlm_train.data.manifest import SPLITS, languages_of
 from xlm_train.runtime.errors import ConfigError
 from xlm_train.text.files import Source
 
@@ -28,6 +29,13 @@ def by_language(key: str) -> Callable[[Any], str | None]:
     """Check of a field: a mapping by language code; `key` names the field in the message."""
     wrong = f"which language? give {key}.en=... (any language code)"
     return lambda value: None if isinstance(value, dict) else wrong
+
+
+def by_pair(value: Any) -> str | None:
+    """Check of the field `pairs`: a mapping by pair and split."""
+    if isinstance(value, dict) and all(isinstance(splits, dict) for splits in value.values()):
+        return None
+    return "which pair and split? give 'pairs.de-en.train=[FILE.de,FILE.en]' (any language codes)"
 
 
 @dataclass(frozen=True)
@@ -55,12 +63,14 @@ class Settings:
 
     Attributes:
         sources: The opened inputs, by split and language.
+        pair_sources: Those of parallel text, by split and pair.
     """
 
     out: str
     train: Annotated[Any, by_language("train")]
     valid: Annotated[Any, by_language("valid")]
     test: Annotated[Any, by_language("test")]
+    pairs: Annotated[Any, by_pair]
     raw: str
     parallel: list[str]
     codes: str | None
@@ -81,9 +91,11 @@ class Settings:
     slurm: dict[str, Any]
     piece_bytes: Annotated[int, whole(1, 1 << 30)]
     shard_tokens: Annotated[int, whole(1, 1 << 40)]
+    overwrite: bool
     keep_work: bool
     check_disk: bool
     sources: Mapping[Key, Sequence[Source]] = field(init=False)
+    pair_sources: Mapping[Key, Sequence[PairSource]] = field(init=False)
 
     @property
     def folder(self) -> Path:
@@ -108,18 +120,38 @@ class Settings:
     @property
     def languages(self) -> list[str]:
         """All languages, in the order of their ids."""
-        return sorted({language for _, language in self.sources})
+        of_pairs = {language for _, pair in self.pair_sources for language in languages_of(pair) or ()}
+        return sorted({language for _, language in self.sources} | of_pairs)
 
     @property
     def learning_order(self) -> list[str]:
-        """Languages in the order given: fastBPE breaks ties between pairs by what it reads first."""
+        """Languages with training text in the order given: fastBPE breaks ties between pairs by what it reads first.
+
+        Those of parallel text come last.
+        """
+        of_pairs = [
+            language for split, pair in self.pair_sources if split == "train" for language in languages_of(pair) or ()
+        ]
+        return list(dict.fromkeys([*self.trained, *of_pairs]))
+
+    @property
+    def trained(self) -> list[str]:
+        """Languages with training text by itself, not of pairs, in the order given."""
         return [language for split, language in self.sources if split == "train"]
 
     @property
     def held_out(self) -> tuple[str, ...]:
         """Splits that are not given and so come from the training text."""
         given = {split for split, _ in self.sources}
-        return tuple(split for split in SPLITS if split not in given) if self.learning_order else ()
+        return tuple(split for split in SPLITS if split not in given) if self.trained else ()
+
+    @property
+    def held_out_pairs(self) -> dict[str, tuple[str, ...]]:
+        """The same of each pair that there is training text of."""
+        found = {}
+        for pair in sorted({pair for split, pair in self.pair_sources if split == "train"}):
+            found[pair] = tuple(split for split in SPLITS if (split, pair) not in self.pair_sources)
+        return found
 
     @property
     def limited(self) -> list[str]:
@@ -130,6 +162,7 @@ class Settings:
         """All settings that can change a byte of the corpus; the rest only changes how it is made."""
         learned = self.codes_file is None
         drawn = learned and self.bpe.sample == "alpha"
+        held_out = self.held_out or any(self.held_out_pairs.values())
         return {
             "bpe": {
                 "n_codes": self.bpe.n_codes if learned else None,
@@ -147,13 +180,15 @@ class Settings:
             "remove_accents": self.remove_accents,
             "decode_errors": self.decode_errors,
             "max_line_bytes": self.max_line_bytes,
-            "holdout": {"splits": list(self.held_out), "sentences": self.holdout.sentences if self.held_out else None},
+            "holdout": {"splits": list(self.held_out), "sentences": self.holdout.sentences if held_out else None},
             "deduplicate": self.deduplicate,
             "remove_test_overlap": self.remove_test_overlap,
             "parallel": sorted(set(self.parallel)),
             "seed": self.seed,
             "shard_tokens": self.shard_tokens,
-        }
+        } | (
+            {"pairs": {pair: list(splits) for pair, splits in self.held_out_pairs.items()}} if self.pair_sources else {}
+        )
 
 
 def read_settings(config: DictConfig) -> Settings:
@@ -169,17 +204,18 @@ def read_settings(config: DictConfig) -> Settings:
 
     values, problems = resolve(cast(dict[str, Any], OmegaConf.to_container(config)))
     _plain(values, ("parallel",), list)
-    _plain(values, ("language_vocab", "slurm"), dict)
+    _plain(values, ("pairs", "language_vocab", "slurm"), dict)
     _plain(values.get("bpe"), ("vocab_limit",), list)
     good, wrong = check_fields(Settings, values)
     sources, wrong_sources = open_sources({split: good.get(split) or {} for split in SPLITS})
-    problems += [*wrong, *wrong_sources, *check_rules(RULES, good)]
+    pair_sources, wrong_pairs = open_pairs(good.get("pairs") or {})
+    problems += [*wrong, *wrong_sources, *wrong_pairs, *check_rules(RULES, good)]
     if not problems and values["check_disk"]:
-        problems = disk_problems(path_of(values["out"]), sources)
+        problems = disk_problems(path_of(values["out"]), [*sources.values(), *pair_sources.values()])
     if problems:
         raise ConfigError(problems)
     settings = build(Settings, values)
-    settings.sources = sources
+    settings.sources, settings.pair_sources = sources, pair_sources
     return settings
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.select import Hashes, sampled_copies, sentence_hashes
+from data_prep.select import EMPTY, Hashes, mix, sampled_copies, sentence_hashes
 from data_prep.statistics import RawCounts
 from data_prep.work import compress, decompress, load, save
 from xlm_train.runtime.errors import TextError
@@ -65,7 +65,8 @@ def tokenise_piece(job: TokeniseJob) -> None:
     except UnicodeDecodeError as error:
         line, offset = job.piece.locate(error.start)
         raise TextError(
-            f"{job.source}: line {line:,}, byte {offset:,}: byte 0x{raw[error.start]:02x} is not UTF-8 "
+            f"{job.source}: line {line:,}{'' if offset is None else f', byte {offset:,}'}: "
+            f"byte 0x{raw[error.start]:02x} is not UTF-8 "
             f"({error.reason}); decode_errors=replace goes on and counts such places"
         ) from error
     lines = text.split("\n")
@@ -77,6 +78,28 @@ def tokenise_piece(job: TokeniseJob) -> None:
     counts = RawCounts.of(raw, text, int((hashes == 0).sum()), tokenised[:SAMPLE_LINES])
     del text, lines
     save(job.out, hashes=hashes, characters=characters, counts=asdict(counts), **_packed(tokenised))
+
+
+@dataclass(frozen=True)
+class PairJob:
+    """The two sides of a piece of parallel text.
+
+    Args:
+        out: The work file.
+        sides: The work files of `tokenise_piece`.
+    """
+
+    out: Path
+    sides: tuple[Path, Path]
+
+
+def pair_lines(job: PairJob) -> None:
+    """Work file: a hash of each pair, EMPTY where a side has no word; and how many pairs have twice the same text."""
+    first, second = (load(side, "hashes") for side in job.sides)
+    has_words = [np.array([bool(line.strip()) for line in read_lines(side)], dtype=bool) for side in job.sides]
+    both = has_words[0] & has_words[1]
+    hashes = np.where(both, np.maximum(mix(first, seed=1) ^ mix(second, seed=2), np.uint64(1)), EMPTY)
+    save(job.out, hashes=hashes, counts={"identical": int((both & (first == second)).sum())})
 
 
 def write_lines(path: Path, lines: list[str], hashes: Hashes, characters: NDArray[np.uint32]) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xlm_train.data.manifest import entries
+
 SCRIPTS = (
     "Latin",
     "Cyrillic",
@@ -59,6 +61,7 @@ FOREIGN_SCRIPT = 0.05  # of all letters
 UNKNOWN_RATE = 0.01
 LONG_DROPPED = 0.0001
 EMPTY_SHARE = 0.2
+IDENTICAL_SHARE = 0.1
 OVERLAP_SHARE = 0.05
 
 
@@ -250,6 +253,22 @@ def warnings_for(key: str, language: str, raw: RawCounts | None, counts: Mapping
     return found
 
 
+def pair_warnings(key: str, counts: Mapping[str, Any]) -> list[str]:
+    """What looks wrong in parallel text beyond its sides.
+
+    Args:
+        key: Split and pair, as `train.de-en`.
+        counts: Its entry of the manifest.
+    """
+    found = []
+    lines = max(counts["lines"], 1)
+    if counts["identical"] > IDENTICAL_SHARE * lines:
+        found.append(f"{key}: {counts['identical'] / lines:.0%} of the pairs have the same text on both sides")
+    if counts["dropped"]["empty"] > EMPTY_SHARE * lines:
+        found.append(f"{key}: {counts['dropped']['empty'] / lines:.0%} of the pairs had an empty side and were dropped")
+    return found
+
+
 LATIN_LANGUAGES = frozenset(FUNCTION_WORDS) - {"ru"}
 
 
@@ -266,26 +285,32 @@ def _language_warning(key: str, language: str, raw: RawCounts) -> list[str]:
     return []
 
 
-def rows(splits: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, str]]:
-    """The statistics of a manifest's splits as cells by column title, one row a split and language."""
-    return [
-        {
-            "": f"{split}.{language}",
-            "lines": f"{entry['lines']:,}",
-            "sentences": f"{entry['sentences']:,}",
-            "words": f"{entry['words']:,}",
-            "tokens": f"{entry['tokens']:,}",
-            "tokens/word": f"{entry['tokens_per_word']:.3f}",
-            "unknown": f"{entry['unknown_rate']:.4%}",
-            "length p50/p95/max": "{p50}/{p95}/{p100}".format(**entry["length"]),
-            "duplicates": ("" if entry["duplicates_exact"] else "~") + f"{entry['duplicates']:,}",
-            "empty": f"{entry['empty']:,}",
-            "dropped": f"{sum(entry['dropped'].values()):,}",
-            "script": _main_script(entry["scripts"]),
-        }
-        for split, per_language in splits.items()
-        for language, entry in per_language.items()
-    ]
+def rows(manifest: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The statistics of a manifest as cells by column title, one row a split and language, or a side of pairs."""
+    of_pairs = {
+        f"{split}.{name}.{language}": pair
+        for split, pairs in manifest.get("pairs", {}).items()
+        for name, pair in pairs.items()
+        for language in pair["sides"]
+    }
+    return [_row(name, {**of_pairs.get(name, {}), **entry}) for name, entry in entries(manifest)]
+
+
+def _row(name: str, entry: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "": name,
+        "lines": f"{entry['lines']:,}",
+        "sentences": f"{entry['sentences']:,}",
+        "words": f"{entry['words']:,}",
+        "tokens": f"{entry['tokens']:,}",
+        "tokens/word": f"{entry['tokens_per_word']:.3f}",
+        "unknown": f"{entry['unknown_rate']:.4%}",
+        "length p50/p95/max": "{p50}/{p95}/{p100}".format(**entry["length"]),
+        "duplicates": ("" if entry["duplicates_exact"] else "~") + f"{entry['duplicates']:,}",
+        "empty": f"{entry['empty']:,}",
+        "dropped": f"{sum(entry['dropped'].values()):,}",
+        "script": _main_script(entry["scripts"]),
+    }
 
 
 def table(cells: Sequence[Mapping[str, str]]) -> str:

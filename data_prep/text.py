@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from data_prep.select import Hashes
 from data_prep.settings import Key
-from data_prep.stages import Selection
-from data_prep.work import load
+from data_prep.stages import PairJob, Selection
+from data_prep.work import Work, load
+from xlm_train.data.manifest import languages_of
 from xlm_train.runtime.files import digest
 from xlm_train.text.lines import DroppedLines
 
@@ -22,11 +23,13 @@ UNITS = {"MB": 1, "lines": 0}
 
 @dataclass
 class Text:
-    """The tokenised text of one split and language: its work files, and which of their lines stay.
+    """The tokenised text of one language in one split, or one side of its pairs: work files, and which lines stay.
 
     Args:
         split: As `train`.
         language: Its code.
+        pair: The pair it is a side of, as `de-en`; None: it is text by itself.
+        given: Whether the user gave it; it was held out otherwise.
         pieces: The work files.
         lines: Of each piece.
         bytes: Of raw text of each piece.
@@ -38,6 +41,8 @@ class Text:
 
     split: str
     language: str
+    pair: str | None = None
+    given: bool = True
     pieces: list[Path] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
     bytes: list[int] = field(default_factory=list)
@@ -48,8 +53,18 @@ class Text:
 
     @property
     def name(self) -> str:
-        """Split and language, as `train.en`."""
-        return f"{self.split}.{self.language}"
+        """Split and language, as `train.en`; of a side `train.de-en.en`."""
+        return ".".join(filter(None, (self.split, self.pair, self.language)))
+
+    @property
+    def key(self) -> Key:
+        """Of `Texts`: split and language; of a side (`train`, `de-en.en`)."""
+        return self.split, self.name.partition(".")[2]
+
+    @property
+    def sides(self) -> tuple[Text, ...]:
+        """Itself: text by itself has one side."""
+        return (self,)
 
     def add(self, piece: Path, lines: int, size: int) -> None:
         """Add a piece: its work file, its lines and the bytes of its raw text."""
@@ -97,7 +112,92 @@ class Text:
         return digest(self.pieces[number].name, None if bits is None else bits.tobytes().hex())
 
 
+@dataclass
+class PairText:
+    """The tokenised pairs of two languages in one split.
+
+    Args:
+        sides: Of each language, in alphabetical order; piece by piece as many lines.
+        paired: Work files of `stages.pair_lines`, one a piece.
+        counts: Of pairs, for the manifest.
+    """
+
+    sides: tuple[Text, Text]
+    paired: list[Path] = field(default_factory=list)
+    counts: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def named(split: str, pair: str) -> PairText:
+        """No pairs yet."""
+        first, second = (Text(split, language, pair) for language in languages_of(pair) or ())
+        return PairText((first, second))
+
+    def job(self, work: Work, number: int) -> PairJob:
+        """What compares the sides of a piece; its work file is remembered."""
+        first, second = (side.pieces[number] for side in self.sides)
+        self.paired.append(work.path("paired", first.name, second.name))
+        return PairJob(self.paired[-1], (first, second))
+
+    @property
+    def split(self) -> str:
+        """As `train`."""
+        return self.sides[0].split
+
+    @property
+    def name(self) -> str:
+        """Split and pair, as `train.de-en`."""
+        return f"{self.split}.{self.pair}"
+
+    @property
+    def pair(self) -> str:
+        """As `de-en`."""
+        return "-".join(self.languages)
+
+    @property
+    def languages(self) -> tuple[str, str]:
+        """Of the two sides."""
+        return self.sides[0].language, self.sides[1].language
+
+    @property
+    def given(self) -> bool:
+        """Whether the user gave it."""
+        return self.sides[0].given
+
+    @property
+    def pieces(self) -> list[Path]:
+        """Of the first side: there are as many of the second."""
+        return self.sides[0].pieces
+
+    @property
+    def lines(self) -> list[int]:
+        """Pairs of each piece."""
+        return self.sides[0].lines
+
+    @property
+    def bytes(self) -> list[int]:
+        """Of raw text of each piece, both sides together."""
+        return [sum(sizes) for sizes in zip(*(side.bytes for side in self.sides), strict=True)]
+
+    def hashes(self, number: int) -> Hashes:
+        """Hashes of the pairs of a piece; EMPTY where a side is empty."""
+        return load(self.paired[number], "hashes")
+
+    def drop(self, number: int, lines: NDArray[np.int64]) -> int:
+        """Leave out some pairs of a piece, both sides. Returns how many of them had stayed till now."""
+        self.sides[1].drop(number, lines)
+        return self.sides[0].drop(number, lines)
+
+    def kept(self, number: int) -> NDArray[np.bool_] | None:
+        """Which pairs of a piece stay; None: all."""
+        return self.sides[0].kept(number)
+
+    def n_kept(self, number: int) -> int:
+        """How many pairs of a piece stay."""
+        return self.sides[0].n_kept(number)
+
+
 Texts = dict[Key, Text]
+PairTexts = dict[Key, PairText]  # by split and pair
 
 
 @dataclass(frozen=True)

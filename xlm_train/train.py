@@ -11,9 +11,9 @@ import torch
 from hydra.utils import instantiate
 
 from xlm_train.config.renamed import with_new_names
-from xlm_train.config.train import IDENTITY, TrainConfig
+from xlm_train.config.train import IDENTITY, TrainConfig, steps_of
 from xlm_train.data.corpus import Corpus
-from xlm_train.data.datamodule import CorpusDataModule, order_of
+from xlm_train.data.datamodule import CorpusDataModule
 from xlm_train.model.transformer import XLM, count_parameters
 from xlm_train.report import leave_report
 from xlm_train.report.recipe import advice
@@ -72,7 +72,7 @@ def fit(config: TrainConfig, corpus: Corpus, run: RunContext) -> tuple[str, int]
             trainer.fit(module, data, ckpt_path=newest)
             return run.conclude(module.state, module.stop), module.state.step
         except NonFiniteOrSpike as error:
-            roll_back(error, module.detector, run.folder, corpus, data.order, data.bptt, newest)
+            roll_back(error, module.detector, run.folder, data, newest)
         except SystemExit as error:  # what Lightning makes of a second SIGINT
             raise KeyboardInterrupt from error
         del trainer, module, data
@@ -87,11 +87,11 @@ def assemble(
     """Put the parts of one attempt together, and find the checkpoint that it resumes."""
     reading, settings, run.stop_reason = config.data, config.trainer, None
 
-    text = {lang: corpus.stream("train", lang) for lang in corpus.languages}
-    order = order_of(text, reading.bptt, reading.lang_alpha, reading.slots, reading.slot_streams, config.seed)
-    objective = instantiate(config.objective)(text, corpus.languages, reading.bptt)
+    float16 = settings.precision == "16-mixed"
+    text = reading.text(corpus, config.seed, config.model.max_positions, float16)
+    objective = instantiate(config.objective, _convert_="all")(text)
     pin = settings.accelerator != "cpu" and torch.cuda.is_available()
-    data = CorpusDataModule(corpus, order, objective.batch, reading.bptt, rank(), processes(), pin)
+    data = CorpusDataModule(corpus, objective, reading.slots, reading.bptt, config.seed, rank(), processes(), pin)
 
     shape = config.model.shape(corpus.n_words, len(corpus.languages))
     start = find_start(run.folder, config.init_from, config.init_optimizer, corpus, shape.to_dict())
@@ -102,11 +102,11 @@ def assemble(
         objective,
         make_optimizer if settings.sharding is None else sharded(make_optimizer),
         unwrapped(instantiate(config.schedule)),
-        stop=config.steps,
+        stop=steps_of(config.resolved["trainer"], data.tokens_per_step),
         slots=reading.slots,
         clip_norm=settings.clip_norm,
         seed=config.seed,
-        float16=settings.precision == "16-mixed",
+        float16=float16,
         excluded=run.folder.excluded,
         nan_steps=config.debug.nan_steps,
         provenance={
@@ -114,14 +114,17 @@ def assemble(
             "text": corpus.text,
             "lineage": {"corpus": corpus.lineage, "parents": start.parents},
             "config": config.resolved,
+            "evaluation": objective.evaluation,
         },
         start=start,
     )
     log(
         f"run {run.folder.path}: {count_parameters(module.model):,} parameters, {counted(processes(), 'process')}, "
-        f"{order.slots} slots x {order.slot_streams} streams x {data.bptt} tokens = {data.tokens_per_step:,} tokens a step, "
+        f"{counted(reading.slots, 'slot')} = {data.tokens_per_step:,} tokens a step, "
         + (f"from step {start.step:,} of {module.stop:,}" if start.step else f"{module.stop:,} steps")
     )
+    for line in data.order.batches():
+        log(line)
     for warning in advice(config.resolved, data.tokens_per_step):
         log(f"warning: {warning}")
     run.folder.begin()

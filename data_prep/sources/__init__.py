@@ -37,14 +37,14 @@ def sources_of(key: str, value: Any, language: str) -> tuple[list[Source], list[
     problems: list[str] = []
     for entry in inputs:
         try:
-            sources += _open(entry, language)
+            sources += open_input(entry, language)
         except ValueError as error:
             problems.append(f"{key}: {error}")
     problems += [f"{key}: {problem}" for source in sources for problem in source.check()]
     return sources, problems
 
 
-def _open(entry: Any, language: str) -> list[Source]:
+def open_input(entry: Any, language: str) -> list[Source]:
     """The sources of one input; ValueError with what is wrong."""
     if isinstance(entry, Mapping):
         keys = set(entry)
@@ -65,7 +65,7 @@ def _open(entry: Any, language: str) -> list[Source]:
         found = sorted(glob.glob(str(path)))  # noqa: PTH207 (the pattern may be absolute)
         if not found:
             raise ValueError(f"{path}: no file has such a name")
-        return [source for name in found for source in _open(name, language)]
+        return [source for name in found for source in open_input(name, language)]
     if not path.exists():
         raise ValueError(f"{path}: there is no such file")
     kinds: dict[str, type[ParquetFile | SgmFile]] = {".parquet": ParquetFile, ".sgm": SgmFile}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,25 @@ class HubDataset:
 
     def check(self) -> list[str]:
         """Problems that opening it and its first row show."""
+        return self._check(
+            lambda value: (
+                None if isinstance(value, str) else f"column '{self.column}' holds {type(value).__name__}, not text"
+            )
+        )
+
+    def check_translations(self, languages: tuple[str, str]) -> list[str]:
+        """The same where the column is to hold a text of each language."""
+
+        def wrong(value: Any) -> str | None:
+            found = list(value) if isinstance(value, Mapping) else []
+            if set(languages) <= set(found):
+                return None
+            has = f"texts of {', '.join(found)}" if found else type(value).__name__
+            return f"column '{self.column}' holds {has}, not texts of {' and '.join(languages)}"
+
+        return self._check(wrong)
+
+    def _check(self, wrong: Callable[[Any], str | None]) -> list[str]:
         try:
             rows = self._open()
             first = next(iter(rows), None)
@@ -58,17 +77,32 @@ class HubDataset:
             return [f"{self.name}: is empty"]
         if self.column not in first:
             return [f"{self.name}: has no column '{self.column}', but {', '.join(first)}"]
-        if not isinstance(first[self.column], str):
-            return [f"{self.name}: column '{self.column}' holds {type(first[self.column]).__name__}, not text"]
-        return []
+        problem = wrong(first[self.column])
+        return [f"{self.name}: {problem}"] if problem else []
 
     def chunks(self, stats: ReadStats) -> Iterator[bytes]:
         """The text, some rows at a time."""
+        for rows in self._columns():
+            data = lines_of(row.encode("utf-8", "surrogatepass") for row in rows if row)
+            stats.add(data)
+            yield data
+
+    def translations(self, languages: tuple[str, str], stats: ReadStats) -> Iterator[list[tuple[bytes, bytes]]]:
+        """The texts of two languages, some rows at a time."""
+        for rows in self._columns():
+            pairs = [
+                tuple(((row or {}).get(code) or "").encode("utf-8", "surrogatepass") for code in languages)
+                for row in rows
+            ]
+            for first, second in pairs:
+                stats.add(first + b"\t" + second + b"\n")
+            yield [(first, second) for first, second in pairs]
+
+    def _columns(self) -> Iterator[list[Any]]:
+        """The column, some rows at a time."""
         try:
             for batch in self._open().select_columns([self.column]).iter(batch_size=BATCH_ROWS):
-                data = lines_of(row.encode("utf-8", "surrogatepass") for row in batch[self.column] if row)
-                stats.add(data)
-                yield data
+                yield batch[self.column]
         except Exception as error:
             raise TextError(
                 f"{self.name}: reading stopped: {type(error).__name__}: {str(error).splitlines()[0]}"

@@ -1,10 +1,11 @@
-"""Text in a column of a parquet file."""
+"""Text in a column of a parquet file, or texts of several languages."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from xlm_train.runtime.errors import TextError
 from xlm_train.text.files import CHUNK_BYTES, ReadStats
@@ -36,6 +37,23 @@ class ParquetFile:
 
     def check(self) -> list[str]:
         """Problems that the file's description of itself shows."""
+        return self._check(lambda kind: None if _is_text(kind) else f"column '{self.column}' holds {kind}, not text")
+
+    def check_translations(self, languages: tuple[str, str]) -> list[str]:
+        """The same where the column is to hold a text of each language."""
+
+        def wrong(kind: Any) -> str | None:
+            names = [field.name for field in kind] if str(kind).startswith("struct") else []
+            lacking = [code for code in languages if code not in names]
+            if lacking:
+                return f"column '{self.column}' holds {kind}: no text of {' and '.join(lacking)} by that name"
+            return next(
+                (f"column '{self.column}.{code}' holds {kind.field(code).type}, not text"
+                 for code in languages if not _is_text(kind.field(code).type)), None)  # fmt: skip
+
+        return self._check(wrong)
+
+    def _check(self, wrong: Callable[[Any], str | None]) -> list[str]:
         try:
             import pyarrow
             import pyarrow.parquet
@@ -45,9 +63,8 @@ class ParquetFile:
             with pyarrow.parquet.ParquetFile(self.path) as file:
                 if self.column not in file.schema_arrow.names:
                     return [f"{self.path}: has no column '{self.column}', but {', '.join(file.schema_arrow.names)}"]
-                kind = file.schema_arrow.field(self.column).type
-                if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-                    return [f"{self.path}: column '{self.column}' holds {kind}, not text"]
+                if problem := wrong(file.schema_arrow.field(self.column).type):
+                    return [f"{self.path}: {problem}"]
                 if file.metadata.num_rows == 0:
                     return [f"{self.path}: is empty: it has no rows"]
         except pyarrow.ArrowInvalid as error:
@@ -58,6 +75,18 @@ class ParquetFile:
 
     def chunks(self, stats: ReadStats) -> Iterator[bytes]:
         """The text, some rows at a time; what is hashed is the file."""
+        for column in self._columns(stats):
+            yield lines_of(_as_bytes(column))
+
+    def translations(self, languages: tuple[str, str], stats: ReadStats) -> Iterator[list[tuple[bytes, bytes]]]:
+        """The texts of two languages, some rows at a time; what is hashed is the file."""
+        for column in self._columns(stats):
+            fields = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
+            first, second = (_as_bytes(fields[code]) for code in languages)
+            yield [(one or b"", other or b"") for one, other in zip(first, second, strict=True)]
+
+    def _columns(self, stats: ReadStats) -> Iterator[Any]:
+        """The column, some rows at a time."""
         import pyarrow
         import pyarrow.parquet
 
@@ -68,8 +97,7 @@ class ParquetFile:
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=[self.column], use_threads=False):
                     rows += len(batch)
                     stats.done = before.st_size * rows // file.metadata.num_rows
-                    # As bytes: bad UTF-8 is counted later.
-                    yield lines_of(batch.column(0).cast(pyarrow.large_binary()).to_pylist())
+                    yield batch.column(0)
             with open(self.path, "rb") as whole:
                 while data := whole.read(CHUNK_BYTES):
                     stats.digest.update(data)
@@ -79,6 +107,18 @@ class ParquetFile:
         stats.done = before.st_size
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise TextError(f"{self.path}: changed while it was read; run again when it is complete")
+
+
+def _is_text(kind: Any) -> bool:
+    return str(kind) in ("string", "large_string")
+
+
+def _as_bytes(column: Any) -> list[bytes | None]:
+    """Texts as bytes: bad UTF-8 is counted later."""
+    import pyarrow
+
+    found: list[bytes | None] = column.cast(pyarrow.large_binary()).to_pylist()
+    return found
 
 
 def lines_of(rows: Iterable[bytes | None]) -> bytes:

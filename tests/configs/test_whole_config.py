@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY, command
 from xlm_train.config import parts, renamed
 from xlm_train.config.overrides import check_overrides, compose
 from xlm_train.config.renamed import renamings, with_new_names
-from xlm_train.config.train import TrainConfig, from_resolved, problems_of, read_train_config
+from xlm_train.config.train import TrainConfig, from_resolved, problems_of, read_train_config, steps_of
 from xlm_train.model.transformer import ModelShape
 from xlm_train.runtime.errors import ConfigError
 
@@ -140,8 +140,8 @@ def test_a_mistyped_key_does_not_hide_the_rest(corpus_folder: Path) -> None:
 
 def test_typed_values(corpus_folder: Path) -> None:
     config = read_train_config(compose("train", words(corpus_folder, "trainer.max_tokens=1000"), None))
-    assert (config.data.slots, config.tokens_per_step, config.trainer.world_size) == (2, 256, 1)
-    assert config.steps == 4  # 1,000 tokens in whole steps of 256
+    assert (config.data.slots, config.trainer.world_size) == (2, 1)
+    assert steps_of(config.resolved["trainer"], 256) == 4  # 1,000 tokens in whole steps of 256
     assert config.model.shape(100, 2) == ModelShape(
         100, 2, dim=32, n_layers=2, n_heads=2, ffn_dim=128, max_positions=64, vocab_multiple=8
     )

@@ -222,7 +222,9 @@ def test_a_split_taken_away_makes_another_corpus(tmp_path: Path, texts: dict[str
     del texts["train"]
     run(tmp_path / "out", texts, **files)
     del texts["test"]
-    assert set(run(tmp_path / "out", texts, **files)["splits"]) == {"valid"}
+    with pytest.raises(UserError, match=r"test\.de: not there now; test\.en: not there now"):
+        run(tmp_path / "out", texts, **files)
+    assert set(run(tmp_path / "out", texts, **files, overwrite=True)["splits"]) == {"valid"}
 
 
 def test_text_without_training_text_needs_codes_and_vocabulary(
@@ -654,7 +656,7 @@ def test_a_corpus_stays_whole_until_its_successor_is(tmp_path: Path, texts: dict
 
         def work(writes: int = writes) -> None:
             killed_after(writes)
-            run(out, texts, bpe__n_codes=30, keep_work=True)
+            run(out, texts, bpe__n_codes=30, keep_work=True, overwrite=True)
 
         status = in_child(work)
         if (out / "manifest.json").exists():
@@ -720,7 +722,7 @@ def test_only_what_depends_on_a_change_is_redone(tmp_path: Path, texts: dict[str
     def made(**changes: Any) -> dict[str, int]:
         """How many new work files a run makes, by stage."""
         before = {path: path.stat().st_mtime_ns for path in out.glob(".work/*/*")}
-        run(out, texts, keep_work=True, **changes)
+        run(out, texts, keep_work=True, overwrite=True, **changes)
         after = {path: path.stat().st_mtime_ns for path in out.glob(".work/*/*")}
         assert all(after[path] == when for path, when in before.items() if path in after and path.suffix == ".npz")
         new = Counter(path.parent.name for path in after if path not in before)
@@ -765,13 +767,13 @@ def test_a_full_disk_is_an_error_and_harms_nothing(
 
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        run(out, texts, bpe__n_codes=50)
+        run(out, texts, bpe__n_codes=50, overwrite=True)
 
     assert os.waitstatus_to_exitcode(in_child(work)) == 3
     assert "cannot be written" in capfd.readouterr().err
     assert files_of(out) == before
     assert not list(out.rglob("*.tmp"))
-    run(out, texts, bpe__n_codes=50)
+    run(out, texts, bpe__n_codes=50, overwrite=True)
 
 
 def test_a_worker_that_dies_is_an_error(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import golden_pieces
+from xlm_train.data.sentence_files import Pairs, open_sentences, write_length_order
 
 CorpusMaker = Callable[..., Path]
 CheckpointMaker = Callable[..., Path]
@@ -27,6 +28,7 @@ def make_corpus() -> CorpusMaker:
     """make(folder, vocab text, codes text, {split: {language: [sentence ids, without eos]}}, languages) -> folder.
 
     Writes the corpus format by its description, not with data_prep: two shards a stream, where there are two sentences.
+    `pairs` is {split: {"de-en": {language: [sentence ids, without eos]}}}.
     """
 
     def make(
@@ -36,37 +38,55 @@ def make_corpus() -> CorpusMaker:
         splits: Mapping[str, Mapping[str, Sequence[Sequence[int]]]],
         languages: Mapping[str, int] | None = None,
         counts: Mapping[str, int] | None = None,
+        pairs: Mapping[str, Mapping[str, Mapping[str, Sequence[Sequence[int]]]]] | None = None,
     ) -> Path:
         folder.mkdir(parents=True)
         (folder / "vocab").write_text(vocab, encoding="utf-8", newline="")
         (folder / "codes").write_text(codes, encoding="utf-8", newline="")
-        described: dict[str, Any] = {}
+
+        def described(name: str, sentences: Sequence[Sequence[int]]) -> dict[str, Any]:
+            half = max(1, len(sentences) // 2)
+            shards = []
+            for number, part in enumerate(p for p in (sentences[:half], sentences[half:]) if p):
+                stem = f"{name}.{number:05d}"
+                tokens = np.concatenate([[*ids, EOS] for ids in part]).astype(np.uint16)
+                starts = np.cumsum([0, *(len(ids) + 1 for ids in part[:-1])]).astype(np.int64)
+                np.save(folder / f"{stem}.npy", tokens)
+                np.save(folder / f"{stem}.idx.npy", starts)
+                files = {"file": f"{stem}.npy", "index": f"{stem}.idx.npy"}
+                hashes = {
+                    "sha256": _sha256(folder / f"{stem}.npy"),
+                    "index_sha256": _sha256(folder / f"{stem}.idx.npy"),
+                }
+                shards.append({**files, **hashes, "tokens": len(tokens), "sentences": len(part)})
+            return {
+                "sentences": len(sentences),
+                "tokens": sum(shard["tokens"] for shard in shards),
+                "unknown": sum(list(ids).count(3) for ids in sentences),
+                "words": sum(map(len, sentences)),
+                "characters": 5 * sum(map(len, sentences)),
+                "shards": shards,
+                "inputs": [],
+                **(counts or {}),
+            }
+
+        def ordered(name: str, sides: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+            texts = [open_sentences(folder, side["shards"]) for _, side in sorted(sides.items())]
+            text = texts[0] if len(texts) == 1 else Pairs((*sorted(sides),), (texts[0], texts[1]))  # type: ignore[arg-type]
+            return write_length_order(folder, name, text)
+
+        made: dict[str, Any] = {split: {} for split in splits}
         for split, texts in splits.items():
             for language, sentences in texts.items():
-                half = max(1, len(sentences) // 2)
-                shards = []
-                for number, part in enumerate(p for p in (sentences[:half], sentences[half:]) if p):
-                    name = f"{split}.{language}.{number:05d}"
-                    tokens = np.concatenate([[*ids, EOS] for ids in part]).astype(np.uint16)
-                    starts = np.cumsum([0, *(len(ids) + 1 for ids in part[:-1])]).astype(np.int64)
-                    np.save(folder / f"{name}.npy", tokens)
-                    np.save(folder / f"{name}.idx.npy", starts)
-                    files = {"file": f"{name}.npy", "index": f"{name}.idx.npy"}
-                    hashes = {
-                        "sha256": _sha256(folder / f"{name}.npy"),
-                        "index_sha256": _sha256(folder / f"{name}.idx.npy"),
-                    }
-                    shards.append({**files, **hashes, "tokens": len(tokens), "sentences": len(part)})
-                described.setdefault(split, {})[language] = {
-                    "sentences": len(sentences),
-                    "tokens": sum(shard["tokens"] for shard in shards),
-                    "unknown": sum(list(ids).count(3) for ids in sentences),
-                    "words": sum(map(len, sentences)),
-                    "characters": 5 * sum(map(len, sentences)),
-                    "shards": shards,
-                    "inputs": [],
-                    **(counts or {}),
-                }
+                entry = described(f"{split}.{language}", sentences)
+                made[split][language] = {**entry, "bylength": ordered(f"{split}.{language}", {language: entry})}
+        made_pairs: dict[str, Any] = {split: {} for split in pairs or {}}
+        for split, per_pair in (pairs or {}).items():
+            for pair, texts in per_pair.items():
+                sides = {code: described(f"{split}.{pair}.{code}", lines) for code, lines in texts.items()}
+                order = ordered(f"{split}.{pair}", sides)
+                n_pairs = next(iter(sides.values()))["sentences"]
+                made_pairs[split][pair] = {"sentences": n_pairs, "sides": sides, "bylength": order}
         manifest = {
             "format": "xlm_train.corpus",
             "version": 1,
@@ -78,11 +98,12 @@ def make_corpus() -> CorpusMaker:
                 "entries": 14 + len(vocab.splitlines()),
             },
             "codes": {"file": "codes", "sha256": _sha256(folder / "codes"), "merges": len(codes.splitlines())},
-            "splits": described,
+            "splits": made,
+            "pairs": made_pairs,
             "text": {"lowercase": False, "remove_accents": False},
             "settings": {},
             "tools": {},
-            "lineage": hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
+            "lineage": hashlib.sha256(json.dumps([made, made_pairs], sort_keys=True).encode()).hexdigest(),
         }
         (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
         return folder
@@ -219,11 +240,10 @@ def golden_seq2seq(shared: Path) -> Callable[..., Any]:
             vocab_multiple=vocab_multiple,
         )  # fmt: skip
         model = Seq2Seq(shape)
-        with np.load(shared / "goldens/mt/init.npz") as arrays:
-            for name, side in (("encoder", model.encoder), ("decoder", model.decoder)):
-                theirs = {key.removeprefix(f"{name}."): arrays[key] for key in arrays.files if key.startswith(name)}
-                tensors = {key: torch.from_numpy(array) for key, array in theirs.items()}
-                side.load_state_dict(to_ours(tensors, shape, name, reads_source=name == "decoder"))
+        for name, side in (("encoder", model.encoder), ("decoder", model.decoder)):
+            with np.load(shared / f"goldens/mt/init_{name}.npz") as arrays:
+                tensors = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+            side.load_state_dict(to_ours(tensors, shape, name, reads_source=name == "decoder"))
         return model.eval()
 
     return load

@@ -74,6 +74,7 @@ def main(settings: GenerateConfig) -> int:
     else:
         prompts = [line for block in read_lines(str(settings.prompts_file)) for line in block]
     trained = open_checkpoint(settings.checkpoint, settings.device, settings.bptt)
+    trained.require_causal("continuing a text")
     trained.text.language(settings.lang)
     for number, prompt in enumerate(prompts, start=1):
         if unknown := trained.text.encode(prompt.split("\n"), settings.lang).unknown:

@@ -48,7 +48,7 @@ class ImportConfig:
     [
         "xlm-import file=checkpoint.pth out=DIR codes=codes_ende",
         "xlm-import file=xlm-clm-ende-1024 out=DIR bptt=256   (a folder from the hub)",
-        "xlm-import file=data/processed out=CORPUS codes=codes_ende   (train.en.pth, train.de.pth, ...)",
+        "xlm-import file=data/processed out=CORPUS codes=codes_ende   (train.en.pth, train.de-en.de.pth, ...)",
     ],
     read=functools.partial(read_config, ImportConfig),
 )
@@ -68,7 +68,7 @@ def main(settings: ImportConfig) -> int:
     files = binarised.files_in(file) if file.is_dir() and not is_transformers else {}
     if file.is_dir() and not is_transformers and not files:
         raise ConfigError(
-            f"file={file}: has neither a config.json (transformers) nor SPLIT.LANG.pth files (the original's text);"
+            f"file={file}: has neither a config.json (transformers) nor SPLIT.LANG.pth or SPLIT.PAIR.LANG.pth files (the original's text);"
             " for a checkpoint, name the .pth itself"
         )
     if file.is_file():

@@ -10,11 +10,15 @@ import pkgutil
 import typing
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from xlm_train.config.overrides import config_folder
 from xlm_train.config.schema import UNKNOWN, fits, near, words_of
-from xlm_train.runtime.errors import UserError
+from xlm_train.data.order import Order
+from xlm_train.runtime.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from xlm_train.data.training_text import TrainingText
 
 LOGGER_PACKAGES = {"WandbLogger": "wandb", "TensorBoardLogger": "tensorboard"}
 
@@ -123,6 +127,44 @@ def optimizer_problems(good: Mapping[str, Any], unresolved: Mapping[str, Any], o
         except Exception as error:  # whatever a swapped-in class raises, it is this section that must change
             problems.append(f"{section}: {entry['_target_']}: {error}")
     return problems
+
+
+def objective_problems(entry: Mapping[str, Any], key: str = "objective") -> list[str]:
+    """Tell whether an objective and the parts that it may have exist and take their arguments."""
+    target, problems = part_problems(entry, key)
+    if target is not None:
+        problems += _type_problems(target, entry, key)
+    parts = entry.get("parts")
+    for name, part in parts.items() if isinstance(parts, dict) else ():
+        if isinstance(part, dict):
+            problems += objective_problems(part, f"{key}.parts.{name}")
+        else:
+            problems.append(f"{key}.parts.{name}={part}: must be an objective, as in configs/objective")
+    return problems
+
+
+def reading_problems(entry: Mapping[str, Any], text: TrainingText) -> tuple[list[str], list[str]]:
+    """Tell whether an objective can be made and finds its text in the corpus; nothing is read.
+
+    Returns:
+        The names of the streams that it reads, and the problems.
+    """
+    import hydra.utils
+
+    try:
+        make = hydra.utils.instantiate(entry, _convert_="all")
+        made = make(text)
+    except Exception as error:  # whatever a user's class raises, it is this entry that must change
+        cause = error.__cause__ or error
+        if isinstance(cause, ConfigError):
+            return [], [
+                problem if problem.startswith("data.") else f"objective.{problem}" for problem in cause.problems
+            ]
+        return [], cause.problems if isinstance(cause, UserError) else [f"objective: {entry['_target_']}: {cause}"]
+    try:
+        return list(Order(made.streams, slots=1, seed=0).streams), []
+    except UserError as error:
+        return [], error.problems
 
 
 def with_shipped_callbacks(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -14,6 +14,8 @@ MODULES = {
 }
 # Keys that configs did not have: what was done then.
 ADDED = {
+    "data.tokens_per_slot": 2000,
+    "data.max_len": 100,
     "model.ops": "fast",
     "objective": {"_target_": "xlm_train.objectives.clm.CausalLM", "_partial_": True},
 }

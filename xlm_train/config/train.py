@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from xlm_train.config.parts import (
     callback_problems,
     logger_problems,
+    objective_problems,
     optimizer_problems,
-    part_problems,
+    reading_problems,
     with_shipped_callbacks,
 )
 from xlm_train.config.renamed import renamings, with_new_names
@@ -28,6 +29,9 @@ from xlm_train.training.strategy import COMPRESSIONS, SHARDINGS
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from xlm_train.data.corpus import Corpus
+    from xlm_train.data.training_text import TrainingText
 
 
 def _share(value: float) -> str | None:
@@ -49,8 +53,18 @@ class DataConfig:
     path: str
     bptt: Annotated[int, _window]
     slot_streams: Count
+    tokens_per_slot: Count
+    max_len: Count
     slots: Count
     lang_alpha: Annotated[float, _share]
+
+    def text(self, corpus: Corpus, seed: int, max_positions: int, float16: bool) -> TrainingText:
+        """The training text of a corpus, as the run reads it: what objectives are made from."""
+        from xlm_train.data.training_text import TrainingText
+
+        names = ("bptt", "slot_streams", "tokens_per_slot", "max_len", "lang_alpha")
+        values = {name: getattr(self, name) for name in names}
+        return TrainingText(corpus, **values, seed=seed, max_positions=max_positions, float16=float16)
 
 
 @dataclass(frozen=True)
@@ -182,16 +196,6 @@ class TrainConfig:
     verify: str | None
     resolved: dict[str, Any] = field(default_factory=dict, init=False)
 
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens that a step reads, over all processes."""
-        return self.data.slots * self.data.slot_streams * self.data.bptt
-
-    @property
-    def steps(self) -> int:
-        """Steps of the whole run."""
-        return steps_of(self.resolved["trainer"], self.tokens_per_step)
-
 
 def read_train_config(config: DictConfig) -> TrainConfig:
     """Check a composed config and the corpus it names.
@@ -203,8 +207,7 @@ def read_train_config(config: DictConfig) -> TrainConfig:
         ConfigError: With everything that is wrong.
     """
     values, problems = _checked(config, tell=True)
-    monitor = (_entries(values, "callbacks").get("validation") or {}).get("monitor")
-    if problems := [*problems, *corpus_problems(values.get("data", {}).get("path"), monitor)]:
+    if problems := [*problems, *_corpus_problems(values, readable=not problems)]:
         raise ConfigError(problems)
     return _build(values)
 
@@ -239,31 +242,32 @@ def steps_of(settings: Mapping[str, Any], tokens_per_step: int) -> int:
     return int(min(limits))
 
 
-def corpus_problems(path: Any, monitor: str | None = None) -> list[str]:
-    """Tell whether the corpus can be opened and has training text in each of its languages; reads no text.
+def _corpus_problems(values: dict[str, Any], readable: bool) -> list[str]:
+    """Tell whether the corpus can be opened, has what the objective reads, and what is monitored; reads no text.
 
     Nothing is said of a path that is no folder: `problems_of` does.
 
     Args:
-        path: The corpus's folder.
-        monitor: The metric that is to decide, which a validation of this corpus must give.
+        values: The resolved config.
+        readable: Nothing else is wrong with it, so that the objective can be made.
     """
     from xlm_train.data.corpus import Corpus
+    from xlm_train.data.datamodule import validation_texts
 
+    path = values.get("data", {}).get("path")
     if not isinstance(path, str) or not Path(path).is_dir():
         return []
     try:
         corpus = Corpus(path)
     except CorpusError as error:
         return error.problems
-    problems = []
-    for language in corpus.languages:
-        try:
-            corpus.stream("train", language)
-        except CorpusError as error:
-            problems += error.problems
-    validated = [language for language in corpus.languages if corpus.has("valid", language)]
-    if monitor is not None and validated and not problems:
+    streams, problems = list(corpus.languages), []
+    if readable:
+        config = _build(values)
+        text = config.data.text(corpus, config.seed, config.model.max_positions, float16=False)
+        streams, problems = reading_problems(config.objective, text)
+    monitor = (_entries(values, "callbacks").get("validation") or {}).get("monitor")
+    if monitor is not None and not problems and (validated := validation_texts(corpus, streams)):
         from xlm_train.training.callbacks.validation import metrics_of
 
         if monitor not in (names := metrics_of(validated)):
@@ -301,7 +305,7 @@ def _checked(config: DictConfig, tell: bool = False) -> tuple[dict[str, Any], li
     problems += wrong + _model_problems(values.get("model"), good) + check_rules(RULES, good)
     problems += optimizer_problems(good, complete, others=bool(problems))
     if "objective" in good:
-        problems += part_problems(good["objective"], "objective")[1]
+        problems += objective_problems(good["objective"])
     problems += callback_problems(_entries(values, "callbacks"), _entries(complete, "callbacks"), problems)
     problems += logger_problems(good.get("logger", {}))
     return values, problems

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xlm_train.data.manifest import FILE, FORMAT, VERSION
+from xlm_train.data.manifest import FILE, FORMAT, VERSION, entries, files_of, languages_of, length_orders
+from xlm_train.data.sentence_files import LengthOrder, Pairs, Sentences, is_length_order_of
 from xlm_train.runtime.errors import CorpusError
 from xlm_train.runtime.files import read_json, sha256_of
 from xlm_train.text.vocabulary import EOS
@@ -151,23 +152,50 @@ class Corpus:
             self.languages: dict[str, int] = dict(sorted(self.manifest["languages"].items(), key=lambda item: item[1]))
             self.n_words = int(self.manifest["vocabulary"]["entries"])
             self.lineage = str(self.manifest["lineage"])
-            self._streams = self._open()
+            self._open()
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise CorpusError(f"{self.path / FILE}: is damaged: {type(error).__name__}: {error}") from error
 
-    def _open(self) -> dict[tuple[str, str], TokenStream]:
+    def _open(self) -> None:
+        """Map all files: cost and memory do not depend on their sizes."""
         problems: list[str] = []
-        streams = {}
+        self._streams: dict[tuple[str, str], TokenStream] = {}
+        self._sentences: dict[str, Sentences] = {}
+        self._pairs: dict[tuple[str, str], Pairs] = {}
+        self._orders: dict[str, LengthOrder] = {}
+        shards: dict[str, list[Shard]] = {}
+        for name, entry in entries(self.manifest):
+            shards[name], mapped, start = [], [], 0
+            for shard in entry["shards"]:
+                tokens = self._map(shard["file"], np.dtype(self.manifest["dtype"]), (shard["tokens"],), problems)
+                starts = self._map(shard["index"], np.dtype(np.int64), (shard["sentences"],), problems)
+                if tokens is not None and starts is not None and len(tokens):
+                    shards[name].append(Shard(self.path / shard["file"], tokens, start))
+                    mapped.append((tokens, starts))
+                    start += len(tokens)
+            self._sentences[name] = Sentences(mapped)
         for split, languages in self.manifest["splits"].items():
             for language, statistics in languages.items():
-                shards, start = [], 0
-                for entry in statistics["shards"]:
-                    tokens = self._map(entry["file"], np.dtype(self.manifest["dtype"]), entry["tokens"], problems)
-                    self._map(entry["index"], np.dtype(np.int64), entry["sentences"], problems)
-                    if tokens is not None and len(tokens):
-                        shards.append(Shard(self.path / entry["file"], tokens, start))
-                        start += len(tokens)
-                streams[split, language] = TokenStream(language, split, shards, statistics)
+                stream = TokenStream(language, split, shards[f"{split}.{language}"], statistics)
+                self._streams[split, language] = stream
+        for split, pairs in self.manifest.get("pairs", {}).items():
+            for name, pair in pairs.items():
+                first, second = sorted(pair["sides"])
+                sides = (self._sentences[f"{split}.{name}.{first}"], self._sentences[f"{split}.{name}.{second}"])
+                self._pairs[split, name] = Pairs((first, second), sides)
+                if not problems and sides[0].n != sides[1].n:
+                    problems.append(
+                        f"{self.path / FILE}: {split}.{name} is not aligned: {sides[0].n:,} sentences of {first}, "
+                        f"{sides[1].n:,} of {second}"
+                    )
+        for name, entry in length_orders(self.manifest):
+            columns = 3 if tuple(name.split(".", 1)) in self._pairs else 2
+            text = self._ordered(name)
+            dtype = np.dtype(np.uint32 if text.n < 1 << 32 else np.int64)
+            numbers = self._map(entry["file"], dtype, (text.n,), [] if problems else problems)
+            classes = self._map(entry["classes"], np.dtype(np.int64), (entry["n_classes"], columns), problems)
+            if numbers is not None and classes is not None:
+                self._orders[name] = LengthOrder(numbers, classes)
         for name in ("vocabulary", "codes"):
             file = self.path / self.manifest[name]["file"]
             if not file.is_file():
@@ -176,9 +204,8 @@ class Corpus:
                 problems.append(f"{file}: is not the {name} this corpus was made with (its checksum differs)")
         if problems:
             raise CorpusError(problems)
-        return streams
 
-    def _map(self, name: str, dtype: np.dtype[Any], length: int, problems: list[str]) -> NDArray[Any] | None:
+    def _map(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], problems: list[str]) -> NDArray[Any] | None:
         file = self.path / name
         try:
             array: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -187,10 +214,10 @@ class Corpus:
         except (ValueError, OSError, EOFError) as error:
             problems.append(f"{file}: is truncated or not a .npy file ({error})")
         else:
-            if array.ndim == 1 and array.dtype == dtype and len(array) == length:
+            if array.dtype == dtype and array.shape == shape:
                 return array.view(np.ndarray)  # still mapped; np.memmap does a dozen things more at every slice
             problems.append(
-                f"{file}: holds {array.shape} {array.dtype}, the manifest says ({length},) {dtype}: a file of another corpus?"
+                f"{file}: holds {array.shape} {array.dtype}, the manifest says {shape} {dtype}: a file of another corpus?"
             )
         return None
 
@@ -231,22 +258,85 @@ class Corpus:
         stream = self._streams.get((split, language))
         return stream is not None and stream.n_tokens > 0
 
+    def sentences(self, split: str, language: str) -> Sentences:
+        """Return the sentences of one language in one split, by number.
+
+        Raises:
+            CorpusError: the corpus has no such text.
+        """
+        self.stream(split, language)
+        return self._sentences[f"{split}.{language}"]
+
+    def pairs(self, split: str, name: str) -> Pairs:
+        """Return the pairs of two languages in one split, by number.
+
+        Args:
+            split: "train", "valid" or "test".
+            name: both languages in alphabetical order, as "de-en".
+
+        Raises:
+            CorpusError: the corpus has no such pairs; says how they are prepared.
+        """
+        found = self._pairs.get((split, name))
+        if found is None:
+            have = ", ".join(f"{s}.{pair}" for s, pair in self._pairs) or "none"
+            raise CorpusError(
+                f"{self.path}: has no parallel text {split}.{name} (it has {have}); prepare it with it: xlm-prep ... "
+                f"'pairs.{name}.{split}=[{','.join(f'FILE.{code}' for code in languages_of(name) or ('1', '2'))}]'"
+            )
+        return found
+
+    def pair_names(self, split: str) -> list[str]:
+        """The names of all pairs in one split, as "de-en"."""
+        return [name for found, name in self._pairs if found == split]
+
+    def length_order(self, split: str, name: str) -> LengthOrder:
+        """Return the order by length of a text's sentences or pairs.
+
+        Args:
+            split: "train", "valid" or "test".
+            name: a language or a pair, as "de" or "de-en".
+
+        Raises:
+            CorpusError: the corpus was made before there were such files, or has no such text.
+        """
+        found = self._orders.get(f"{split}.{name}")
+        if found is None:
+            self.stream(split, name) if name in self.languages else self.pairs(split, name)
+            raise CorpusError(
+                f"{self.path}: does not list its sentences by length, as batches of sentences need: it was made by an "
+                "earlier version; run the same xlm-prep again (or xlm-import into a new folder)"
+            )
+        return found
+
+    def _ordered(self, name: str) -> Sentences | Pairs:
+        """What a length order is of."""
+        split, _, text = name.partition(".")
+        return self._pairs.get((split, text)) or self._sentences[name]
+
     def verify(self) -> None:
-        """Compare every shard with its checksum, and its ids with the vocabulary; reads all bytes.
+        """Compare every file with its checksum, ids with the vocabulary, length orders with the text; reads all bytes.
 
         Raises:
             CorpusError: with all differences.
         """
-        problems = []
-        for (split, language), stream in self._streams.items():
-            for entry in self.manifest["splits"][split][language]["shards"]:
-                for file, checksum in ((entry["file"], entry["sha256"]), (entry["index"], entry["index_sha256"])):
-                    if sha256_of(self.path / file) != checksum:
-                        problems.append(
-                            f"{self.path / file}: its checksum differs from the manifest's: damaged or replaced"
-                        )
-            for shard in stream.shards:
-                if int(shard.tokens.max()) >= self.n_words:
-                    problems.append(f"{shard.path}: has token ids beyond the vocabulary's {self.n_words} entries")
+        damaged = {name for name, known in files_of(self.manifest).items() if sha256_of(self.path / name) != known}
+        problems = [
+            f"{self.path / name}: its checksum differs from the manifest's: damaged or replaced"
+            for name in sorted(damaged)
+        ]
+        for _, entry in entries(self.manifest):
+            for shard in entry["shards"]:
+                tokens = np.load(self.path / shard["file"], mmap_mode="r")
+                if len(tokens) and int(tokens.max()) >= self.n_words:
+                    problems.append(
+                        f"{self.path / shard['file']}: has token ids beyond the vocabulary's {self.n_words} entries"
+                    )
+        for name, order in self._orders.items():
+            entry = dict(length_orders(self.manifest))[name]
+            if damaged.isdisjoint((entry["file"], entry["classes"])) and not is_length_order_of(
+                order, self._ordered(name)
+            ):
+                problems.append(f"{self.path / entry['file']}: does not list the sentences of {name} by their lengths")
         if problems:
             raise CorpusError(problems)

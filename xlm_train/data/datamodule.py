@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset
 
+from xlm_train.data.concatenation import JoinedPairs
 from xlm_train.data.corpus import Corpus, TokenStream
+from xlm_train.data.manifest import languages_of
 from xlm_train.data.noise import generator_of
-from xlm_train.data.order import Order, Slot, language_shares, slots_of_rank
+from xlm_train.data.order import Order, Slot, Stream, slots_of_rank
 
 
 class Batch(Protocol):
@@ -28,18 +31,32 @@ class Batch(Protocol):
         """Return it in memory that a GPU can read by itself."""
 
 
+class Reader(Protocol):
+    """The half of an objective that reads: see objectives/objective.py."""
+
+    @property
+    def streams(self) -> Sequence[Stream]:
+        """What the order divides into slots."""
+
+    def batch(self, slot: Slot, generator: np.random.Generator) -> Batch:
+        """Make a slot's batch, on the CPU."""
+
+    def texts(self, slot: Slot) -> Sequence[tuple[str, NDArray[np.int64]]]:
+        """List what a slot reads, for a person: the name of each unit and its token ids."""
+
+
 @dataclass(frozen=True)
 class SlotBatch:
     """One slot, ready to train on.
 
     Args:
         number: of the slot within the step, the same on any number of processes.
-        language: id of its language, for the report.
+        stream: number of its stream among the objective's, for the report.
         inputs: what the objective made of it.
     """
 
     number: int
-    language: int
+    stream: int
     inputs: Batch
 
 
@@ -66,9 +83,8 @@ class StepBatches(IterableDataset[StepBatch]):
     workers.
 
     Args:
-        order: which windows make up a step.
+        order: which units make up a step.
         make_batch: what the objective makes of a slot, given its random generator.
-        languages: code -> id.
         numbers: slots of a step that this process takes.
         start: first step.
         pin: hand over pinned memory, for a GPU.
@@ -78,25 +94,24 @@ class StepBatches(IterableDataset[StepBatch]):
         self,
         order: Order,
         make_batch: Callable[[Slot, np.random.Generator], Batch],
-        languages: Mapping[str, int],
         numbers: range,
         start: int = 0,
         pin: bool = False,
     ) -> None:
         self.order = order
         self.make_batch = make_batch
-        self.languages = languages
         self.numbers = numbers
         self.start = start
         self.pin = pin
         self.seconds = 0.0  # spent reading, since somebody set it to 0
+        self._streams = {name: number for number, name in enumerate(order.streams)}
 
     def read(self, step: int) -> StepBatch:
         """Read this process's share of one step."""
         slots = tuple(
             SlotBatch(
                 slot.number,
-                self.languages[slot.language],
+                self._streams[slot.stream],
                 self.make_batch(slot, generator_of(self.order.seed, step, slot.number)),
             )
             for slot in self.order.step(step, self.numbers)
@@ -112,21 +127,22 @@ class StepBatches(IterableDataset[StepBatch]):
             yield batch
 
 
-def order_of(
-    text: Mapping[str, TokenStream], bptt: int, lang_alpha: float, slots: int, slot_streams: int, seed: int
-) -> Order:
-    """Make the order of a run over the training streams of a corpus.
+def validation_texts(corpus: Corpus, streams: Collection[str]) -> dict[str, TokenStream | JoinedPairs]:
+    """Find the text to score a run on: of each language and pair that it reads, as far as there is some.
 
     Args:
-        text: stream of each language, in id order.
-        bptt: tokens of a window.
-        lang_alpha: a language's share is p^lang_alpha over sentences.
-        slots: slots of a global step.
-        slot_streams: windows of a slot.
-        seed: of the order.
+        corpus: Opened.
+        streams: What the run reads. A name that is neither a language nor a pair is read from all languages.
     """
-    shares = language_shares({lang: stream.n_sentences for lang, stream in text.items()}, lang_alpha)
-    return Order({lang: stream.n_windows(bptt) for lang, stream in text.items()}, shares, slots, slot_streams, seed)
+    codes = {name: languages_of(name) or () for name in streams}
+    pairs = {
+        name: "-".join(sorted(both)) for name, both in codes.items() if both and {*both} <= corpus.languages.keys()
+    }
+    texts: dict[str, TokenStream | JoinedPairs] = {}
+    if len(pairs) < len(streams):
+        texts = {lang: corpus.stream("valid", lang) for lang in corpus.languages if corpus.has("valid", lang)}
+    found = [name for name, pair in pairs.items() if pair in corpus.pair_names("valid")]
+    return texts | {name: JoinedPairs(corpus, "valid", name, corpus.languages) for name in found}
 
 
 class CorpusDataModule(pl.LightningDataModule):
@@ -137,9 +153,10 @@ class CorpusDataModule(pl.LightningDataModule):
 
     Args:
         corpus: what is read.
-        order: which windows make up a step.
-        make_batch: what the objective makes of a slot.
+        reader: the objective that reads it.
+        slots: slots of a global step.
         bptt: tokens of a window.
+        seed: of the order.
         rank: of this process.
         world_size: number of processes.
         pin: hand over pinned memory, for a GPU.
@@ -148,19 +165,20 @@ class CorpusDataModule(pl.LightningDataModule):
     def __init__(
         self,
         corpus: Corpus,
-        order: Order,
-        make_batch: Callable[[Slot, np.random.Generator], Batch],
+        reader: Reader,
+        slots: int,
         bptt: int,
+        seed: int,
         rank: int = 0,
         world_size: int = 1,
         pin: bool = False,
     ) -> None:
         super().__init__()
         self.corpus = corpus
-        self.order = order
-        self.make_batch = make_batch
+        self.reader = reader
+        self.order = Order(reader.streams, slots, seed)
         self.bptt = bptt
-        self.numbers = slots_of_rank(order.slots, rank, world_size)
+        self.numbers = slots_of_rank(slots, rank, world_size)
         self.pin = pin
         self.batches: StepBatches | None = None
 
@@ -171,19 +189,19 @@ class CorpusDataModule(pl.LightningDataModule):
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that a global step reads."""
-        return self.order.slots * self.order.slot_streams * self.bptt
+        """Tokens that a global step reads, on average where slots differ."""
+        return self.order.tokens_per_step
 
     @property
-    def validation_streams(self) -> dict[str, TokenStream]:
-        """The validation text of each language that has some."""
-        return {lang: self.corpus.stream("valid", lang) for lang in self.languages if self.corpus.has("valid", lang)}
+    def validation_texts(self) -> dict[str, TokenStream | JoinedPairs]:
+        """The validation text of each language and pair that is read."""
+        return validation_texts(self.corpus, self.order.streams)
 
     def train_dataloader(self) -> DataLoader[StepBatch]:
         """Return the batches from the next step on."""
         module: Any = self.trainer.lightning_module if self.trainer is not None else None
         start = 0 if module is None else module.state.step
-        self.batches = StepBatches(self.order, self.make_batch, self.languages, self.numbers, start, self.pin)
+        self.batches = StepBatches(self.order, self.reader.batch, self.numbers, start, self.pin)
         return DataLoader(self.batches, batch_size=None)
 
     def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:

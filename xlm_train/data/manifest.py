@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from xlm_train.runtime.files import digest
@@ -11,6 +12,19 @@ FORMAT = "xlm_train.corpus"
 VERSION = 1
 FILE = "manifest.json"
 SPLITS = ("train", "valid", "test")
+
+LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})?")
+
+
+def languages_of(pair: str) -> tuple[str, str] | None:
+    """Take a pair's name apart, as `de-en`: its two languages in the order written; None where it is no such name.
+
+    A name that can be cut in two ways (`pt-br-en`) is none: a region in capitals (`pt-BR`) makes it one.
+    """
+    parts = pair.split("-")
+    cuts = [("-".join(parts[:n]), "-".join(parts[n:])) for n in range(1, len(parts))]
+    found = [cut for cut in cuts if cut[0] != cut[1] and all(LANGUAGE.fullmatch(code) for code in cut)]
+    return found[0] if len(found) == 1 else None
 
 
 def lineage(manifest: Mapping[str, Any]) -> str:
@@ -22,14 +36,15 @@ def lineage(manifest: Mapping[str, Any]) -> str:
         manifest: As it is written, but for the lineage.
     """
     splits = {
-        split: {
-            language: {
-                "inputs": [entry["sha256"] for entry in counts["inputs"]],
-                "shards": [[shard["sha256"], shard["index_sha256"]] for shard in counts["shards"]],
-            }
-            for language, counts in per_language.items()
-        }
+        split: {language: _files(counts) for language, counts in per_language.items()}
         for split, per_language in manifest["splits"].items()
+    }
+    pairs = {
+        split: {
+            name: {language: _files(side) for language, side in pair["sides"].items()}
+            for name, pair in per_pair.items()
+        }
+        for split, per_pair in manifest.get("pairs", {}).items()
     }
     return digest(
         manifest["format"],
@@ -41,4 +56,44 @@ def lineage(manifest: Mapping[str, Any]) -> str:
         manifest["text"],
         manifest["settings"],
         {name: found for name, found in manifest["tools"].items() if name != "python"},
+        *([pairs] if pairs else []),  # a corpus without keeps the lineage that it had before there were pairs
     )
+
+
+def entries(manifest: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """Every text that a corpus has the tokens of: its name, as `train.de` or `train.de-en.de`, and its entry."""
+    for split, per_language in manifest["splits"].items():
+        for language, entry in per_language.items():
+            yield f"{split}.{language}", entry
+    for split, per_pair in manifest.get("pairs", {}).items():
+        for name, pair in per_pair.items():
+            for language, side in pair["sides"].items():
+                yield f"{split}.{name}.{language}", side
+
+
+def length_orders(manifest: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """Every length order of a corpus: the name of its text, as `train.de` or `train.de-en`, and its entry."""
+    for part in ("splits", "pairs"):
+        for split, texts in manifest.get(part, {}).items():
+            for name, entry in texts.items():
+                if "bylength" in entry:
+                    yield f"{split}.{name}", entry["bylength"]
+
+
+def files_of(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The checksums of all files of tokens, sentence starts and length orders, by the files' names."""
+    files: dict[str, str] = {}
+    for _, entry in entries(manifest):
+        for shard in entry["shards"]:
+            files |= {shard["file"]: shard["sha256"], shard["index"]: shard["index_sha256"]}
+    for _, order in length_orders(manifest):
+        files |= {order["file"]: order["sha256"], order["classes"]: order["classes_sha256"]}
+    return files
+
+
+def _files(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What a text was made from and what it came to, by checksums."""
+    return {
+        "inputs": [source["sha256"] for source in entry["inputs"]],
+        "shards": [[shard["sha256"], shard["index_sha256"]] for shard in entry["shards"]],
+    }

@@ -1,18 +1,19 @@
-"""Which windows of which language make up step t: a pure function of (seed, t).
+"""Which units of which stream make up step t: a pure function of (seed, t).
 
-A step is `slots` slots; a slot is `slot_streams` windows of one language. There is no state (only a cache of what was
-drawn last): what came before step t is known in closed form, so resuming needs the step number alone, and any number of
-processes read the same tokens in the same step.
+A step is `slots` slots; a slot is some units of one stream. A stream is what an objective reads: the windows of a
+language, or batches of its sentences, or of sentence pairs. There is no state (only a cache of what was drawn last):
+what came before step t is known in closed form, so resuming needs the step number alone, and any number of processes
+read the same tokens in the same step.
 
-Language quota: of the first x = t S slots the first language has had floor(x p), the last language the rest. (With more than
-two, the second takes its share of what the first left, and so on: taking floor(x p_L) for each of them would let the
-rest go negative in a step.) So counts never fall, and n languages are always within n - 1 slots of their
-shares. Within a step slots are in language order. Each language reads through passes of its own; in
-a pass every window comes exactly once, in an order drawn again for each pass by a keyed permutation that is computed
+Quota: of the first x = t S slots the first stream has had floor(x p), the last stream the rest. (With more than
+two, the second takes its share of what the first left, and so on: taking floor(x p_s) for each of them would let the
+rest go negative in a step.) So counts never fall, and n streams are always within n - 1 slots of their
+shares. Within a step slots are in the order of the streams. Each stream is read through passes of its own; in
+a pass every unit comes exactly once, in an order drawn again for each pass by a keyed permutation that is computed
 point by point (no array of corpus length).
 
-A difference from the original, which draws a language at random for every update on every GPU, and shuffles on each
-GPU for itself.
+A difference from the original, which draws a language or a pair at random for every update on every GPU, and shuffles
+on each GPU for itself.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from xlm_train.runtime.errors import ConfigError
 
 FEISTEL_ROUNDS = 6
-PIECE = 1024  # windows of a pass drawn in one go: drawing a slot's few takes nearly as long
+PIECE = 1024  # units of a pass drawn in one go: drawing a slot's few takes nearly as long
 
 
 def language_shares(sentences: Mapping[str, int], alpha: float) -> dict[str, Fraction]:
@@ -61,21 +62,43 @@ def slots_of_rank(slots: int, rank: int, world_size: int) -> range:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """What an objective reads through, pass after pass.
+
+    Args:
+        name: The key of its permutations, and of its losses in reports: a language ("de"), a pair ("de-en") or another
+            name of the objective's.
+        n_units: Windows, or sentence batches, of one pass.
+        units_per_slot: data.slot_streams of windows, 1 of sentence batches.
+        tokens_per_slot: Tokens that a slot reads: the mean over a pass, where slots differ.
+        share: Of all slots, among the shares of the other streams; they need not sum to 1.
+        padding: Share of padding in what a slot reads, on average.
+    """
+
+    name: str
+    n_units: int
+    units_per_slot: int
+    tokens_per_slot: float
+    share: Fraction
+    padding: float = 0.0
+
+
+@dataclass(frozen=True)
 class Slot:
-    """One slot of a step: a micro-batch of one language.
+    """One slot of a step: a micro-batch of one stream.
 
     Args:
         step: the step.
         number: of the slot within the step, over all processes.
-        language: its code.
-        windows: (slot_streams,) window numbers in the language's stream.
-        passes: (slot_streams,) the pass that each window belongs to.
+        stream: name of its stream.
+        units: (units_per_slot,) numbers of the stream's windows or sentence batches.
+        passes: (units_per_slot,) the pass that each of them belongs to.
     """
 
     step: int
     number: int
-    language: str
-    windows: NDArray[np.int64]
+    stream: str
+    units: NDArray[np.int64]
     passes: NDArray[np.int64]
 
 
@@ -83,41 +106,52 @@ class Order:
     """The order of a whole training run.
 
     Args:
-        n_windows: windows of each language in one pass, languages in id order.
-        shares: of each language, from `language_shares`.
-        slots: slots of a global step.
-        slot_streams: windows of a slot.
-        seed: of the order.
+        streams: What the objective reads; their order is that of the slots within a step.
+        slots: Slots of a global step.
+        seed: Of the order.
 
     Raises:
-        ConfigError: a language has no window, or a step no slot.
+        ConfigError: A stream has no unit or the name of another one, or a step no slot.
     """
 
-    def __init__(
-        self, n_windows: Mapping[str, int], shares: Mapping[str, Fraction], slots: int, slot_streams: int, seed: int
-    ) -> None:
-        problems = [f"{lang}: the training corpus has no whole window" for lang, n in n_windows.items() if n < 1]
-        if slots < 1 or slot_streams < 1:
-            problems.append(f"data.slots={slots} and data.slot_streams={slot_streams} must be at least 1")
+    def __init__(self, streams: Sequence[Stream], slots: int, seed: int) -> None:
+        problems = [f"{s.name}: the training corpus has nothing to read" for s in streams if s.n_units < 1]
+        if slots < 1 or any(s.units_per_slot < 1 for s in streams):
+            problems.append(f"data.slots={slots} and data.slot_streams must be at least 1")
+        if len({s.name for s in streams}) < len(streams):
+            problems.append(f"objective: two streams have one name among {', '.join(s.name for s in streams)}")
         if problems:
             raise ConfigError(problems)
-        self.languages: Sequence[str] = list(n_windows)
-        self.n_windows = dict(n_windows)
-        self.shares = dict(shares)
+        self.streams = {stream.name: stream for stream in streams}
         self.slots = slots
-        self.slot_streams = slot_streams
         self.seed = seed
-        self._drawn: dict[str, tuple[tuple[int, int], NDArray[np.int64]]] = {}  # the last piece of each language
+        self._drawn: dict[str, tuple[tuple[int, int], NDArray[np.int64]]] = {}  # the last piece of each stream
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that a global step reads, on average where slots differ."""
+        streams = self.streams.values()
+        shares = sum(stream.share for stream in streams)
+        return round(self.slots * sum(s.share / shares * Fraction(s.tokens_per_slot) for s in streams))
+
+    def batches(self) -> list[str]:
+        """Describe the streams that are read in batches of like lengths, for a person."""
+        return [
+            f"{s.name}: {s.n_units:,} batches a pass, {s.tokens_per_slot:,.0f} tokens each, {s.padding:.1%} of a batch padding"
+            for s in self.streams.values()
+            if s.padding
+        ]
 
     def slots_before(self, step: int) -> dict[str, int]:
-        """Count the slots that each language has had in steps 0 .. step-1, in closed form."""
+        """Count the slots that each stream has had in steps 0 .. step-1, in closed form."""
         counts: dict[str, int] = {}
-        left, left_share = step * self.slots, Fraction(sum(self.shares.values()))
-        for lang in self.languages[:-1]:
-            counts[lang] = int(left * self.shares[lang] / left_share) if left_share else 0  # floor: nothing is negative
-            left -= counts[lang]
-            left_share -= self.shares[lang]
-        counts[self.languages[-1]] = left
+        *others, last = self.streams.values()
+        left, left_share = step * self.slots, Fraction(sum(stream.share for stream in self.streams.values()))
+        for stream in others:  # floor: nothing is negative
+            counts[stream.name] = int(left * stream.share / left_share) if left_share else 0
+            left -= counts[stream.name]
+            left_share -= stream.share
+        counts[last.name] = left
         return counts
 
     def step(self, step: int, numbers: range | None = None) -> list[Slot]:
@@ -128,34 +162,34 @@ class Order:
             numbers: only these of its slots (a rank's share); all if not given.
         """
         before, after = self.slots_before(step), self.slots_before(step + 1)
-        drawn = [(lang, position) for lang in self.languages for position in range(before[lang], after[lang])]
+        drawn = [(name, position) for name in self.streams for position in range(before[name], after[name])]
         return [
-            Slot(step, number, lang, *self._windows(lang, position * self.slot_streams))
-            for number, (lang, position) in enumerate(drawn)
+            Slot(step, number, name, *self._units(self.streams[name], position))
+            for number, (name, position) in enumerate(drawn)
             if numbers is None or number in numbers
         ]
 
-    def _windows(self, lang: str, place: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Windows and passes of the slot that begins at `place`, counted over all passes of the language."""
-        end = place + self.slot_streams
-        windows, passes = [], []
+    def _units(self, stream: Stream, position: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Units and passes of a stream's slot `position`, counted over all its passes."""
+        place = position * stream.units_per_slot
+        end = place + stream.units_per_slot
+        units, passes = [], []
         while place < end:
-            number, index = divmod(place, self.n_windows[lang])
-            part = self._piece(lang, number, index // PIECE)[index % PIECE :][: end - place]
-            windows.append(part)
+            number, index = divmod(place, stream.n_units)
+            part = self._piece(stream, number, index // PIECE)[index % PIECE :][: end - place]
+            units.append(part)
             passes.append(np.full(len(part), number, dtype=np.int64))
             place += len(part)
-        return np.concatenate(windows), np.concatenate(passes)
+        return np.concatenate(units), np.concatenate(passes)
 
-    def _piece(self, lang: str, number: int, piece: int) -> NDArray[np.int64]:
-        """Windows at the places piece * PIECE .. of a pass, at most PIECE of them."""
-        at, windows = self._drawn.get(lang, (None, None))
-        if windows is None or at != (number, piece):
-            n = self.n_windows[lang]
-            places = np.arange(piece * PIECE, min((piece + 1) * PIECE, n), dtype=np.int64)
-            windows = permute(places, n, key=(self.seed, lang, number))
-            self._drawn[lang] = (number, piece), windows
-        return windows
+    def _piece(self, stream: Stream, number: int, piece: int) -> NDArray[np.int64]:
+        """Units at the places piece * PIECE .. of a pass, at most PIECE of them."""
+        at, units = self._drawn.get(stream.name, (None, None))
+        if units is None or at != (number, piece):
+            places = np.arange(piece * PIECE, min((piece + 1) * PIECE, stream.n_units), dtype=np.int64)
+            units = permute(places, stream.n_units, key=(self.seed, stream.name, number))
+            self._drawn[stream.name] = (number, piece), units
+        return units
 
 
 def permute(index: NDArray[np.int64], n: int, key: tuple[int, str, int]) -> NDArray[np.int64]:
@@ -167,7 +201,7 @@ def permute(index: NDArray[np.int64], n: int, key: tuple[int, str, int]) -> NDAr
     Args:
         index: (N,) numbers from 0 to n-1.
         n: how many numbers are permuted.
-        key: chooses the permutation: seed, language, pass.
+        key: chooses the permutation: seed, stream, pass.
 
     Returns:
         (N,) their images.
@@ -184,13 +218,13 @@ def permute(index: NDArray[np.int64], n: int, key: tuple[int, str, int]) -> NDAr
         value = result[outside]
         left, right = value >> np.uint64(half), value & mask
         for round_key in keys:
-            left, right = right, left ^ (_mix(right + round_key) & mask)
+            left, right = right, left ^ (mix(right + round_key) & mask)
         result[outside] = (left << np.uint64(half)) | right
         outside = result >= np.uint64(n)
     return result.astype(np.int64)
 
 
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finaliser of splitmix64 (Steele et al. 2014): every output bit depends on every input bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

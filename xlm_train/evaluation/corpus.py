@@ -39,6 +39,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a split of a corpus as the original does: one stream a language, in order, in windows of `trained.bptt`.
 
+    A causal model predicts every token, a masked one the words that fixed masks hide.
+
     Args:
         trained: The opened checkpoint.
         corpus: Made with the checkpoint's vocabulary.
@@ -53,11 +55,18 @@ def evaluate(
     Raises:
         CorpusError: The corpus was made with another vocabulary, has a language that the checkpoint does not know, or
             lacks the split.
-        CheckpointError: The model's scores are not finite.
+        CheckpointError: The model's scores are not finite, or it is not scored by windows, or it is not causal and
+            baselines are asked for.
     """
     from xlm_train.evaluation.ngram import estimate, score
-    from xlm_train.evaluation.perplexity import Score
+    from xlm_train.evaluation.perplexity import WINDOW_SCORES, Score
 
+    if trained.evaluation not in WINDOW_SCORES:
+        raise CheckpointError(
+            f"{trained.path}: its objective's evaluation is {trained.evaluation}, known are {', '.join(WINDOW_SCORES)}"
+        )
+    if baselines:
+        trained.require_causal("baselines=true (they predict each word from those before it)")
     check_match(trained, corpus)
     languages = [lang for lang in corpus.languages if corpus.has(split, lang)] or list(corpus.languages)
     streams = {lang: corpus.stream(split, lang) for lang in languages}
@@ -76,6 +85,7 @@ def evaluate(
         **_origin(trained),
         "corpus": {"path": str(corpus.path), "lineage": corpus.lineage},
         "split": split,
+        "evaluation": trained.evaluation,
         "bptt": trained.bptt,
         "languages": measured,
         "mean": mean(measured),
@@ -103,10 +113,11 @@ def score_text(
         The totals, as `xlm-eval` writes them as JSON.
 
     Raises:
-        UserError: A language is not known to the checkpoint, or a file cannot be read.
+        UserError: A language is not known to the checkpoint, a file cannot be read, or the model is not causal.
     """
     from xlm_train.text.reader import file_problems
 
+    trained.require_causal("scoring raw text")
     if problems := [problem for file in files.values() for problem in file_problems(file)]:
         raise TextError(problems)
     numbers = {lang: trained.text.language(lang, f"text.{lang}={file}") for lang, file in files.items()}
@@ -136,7 +147,7 @@ def measures(score: Score, counts: Mapping[str, Any], trained: TrainedModel) -> 
         score: Of its text.
         counts: tokens (eos included), unknown, words, characters and sentences of its text. characters is None in a
             corpus imported from the original's binarised files, which do not tell them; then bits_per_character is
-            None too.
+            None too. A masked model does not predict all words: it has neither figure.
         trained: Named where the score is not finite.
 
     Raises:
@@ -147,11 +158,12 @@ def measures(score: Score, counts: Mapping[str, Any], trained: TrainedModel) -> 
     if not math.isfinite(score.total_loss):
         raise CheckpointError(f"{trained.path}: its model gives scores that are not finite: training had diverged")
     nats, characters = score.loss * counts["tokens"], counts["characters"]
+    causal = trained.evaluation == "causal"
     return {
         "perplexity": score.perplexity,
         "accuracy": score.accuracy,
-        "perplexity_per_word": exponential(nats / max(1, counts["words"])),
-        "bits_per_character": None if characters is None else nats / math.log(2) / max(1, characters),
+        "perplexity_per_word": exponential(nats / max(1, counts["words"])) if causal else None,
+        "bits_per_character": nats / math.log(2) / max(1, characters) if causal and characters is not None else None,
         "loss": score.loss,
         "predicted_tokens": score.predicted,
         **counts,
@@ -214,21 +226,18 @@ def _score_stream(
     what: str,
     progress: bool,
 ) -> Tensor:
-    """The sums of `perplexity.score_windows` over a whole stream, with progress."""
-    import torch
-
-    from xlm_train.evaluation.perplexity import score_windows
+    """The sums of `perplexity.score_windows`, or of another kind of score, over a whole stream, with progress."""
+    from xlm_train.evaluation.perplexity import WINDOW_SCORES
 
     bptt = trained.bptt
-    n_windows, batch = stream.n_windows(bptt), max(1, batch_tokens // bptt)
-    shown = Progress(what, n_windows * (bptt - 1), TOKENS, shown=progress)
-    total = torch.zeros(3, dtype=torch.float64, device=trained.device)
-    for start in range(0, n_windows, 8 * batch):
-        windows = range(start, min(start + 8 * batch, n_windows))
-        total += score_windows(trained.model, stream, bptt, language, windows, batch, trained.device)
-        shown.add(len(windows) * (bptt - 1), len(windows) * (bptt - 1))
+    batch = max(1, batch_tokens // bptt)
+    shown = Progress(what, stream.n_windows(bptt) * (bptt - 1), TOKENS, shown=progress)
+    sums = WINDOW_SCORES[trained.evaluation](
+        trained.model, stream, bptt, language, None, batch, trained.device,
+        tell=lambda windows: shown.add(windows * (bptt - 1), windows * (bptt - 1)),
+    )  # fmt: skip
     shown.end()
-    return total
+    return sums
 
 
 def _score_file(
@@ -296,6 +305,6 @@ def _cells(m: Mapping[str, Any]) -> list[str]:
     return [
         f"{m['perplexity']:,.2f}",
         f"{m['accuracy']:.2f}",
-        f"{m['perplexity_per_word']:,.2f}",
+        "not known" if m["perplexity_per_word"] is None else f"{m['perplexity_per_word']:,.2f}",
         "not known" if m["bits_per_character"] is None else f"{m['bits_per_character']:.3f}",
     ]

@@ -7,8 +7,9 @@ different processes are merged by adding them.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xlm_train.data.corpus import TokenStream
+from xlm_train.data.masking import evaluation_masks
 from xlm_train.model.transformer import XLM
-from xlm_train.text.vocabulary import EOS
+from xlm_train.text.vocabulary import EOS, MASK
 
 READOUT_ELEMENTS = 2**23  # logits held at once, 32 MiB in float32: on 2 CPU cores as fast as any larger number
 
@@ -68,6 +70,10 @@ class Score:
         return 100 * self.correct / self.predicted
 
 
+def _untold(count: int) -> None:
+    pass
+
+
 @torch.no_grad()
 def score_windows(
     model: XLM,
@@ -77,8 +83,9 @@ def score_windows(
     windows: range | None = None,
     batch_windows: int = 32,
     device: torch.device | str = "cpu",
+    tell: Callable[[int], None] = _untold,
 ) -> Tensor:
-    """Score windows of a stream as the original evaluates.
+    """Score windows of a stream as the original evaluates a causal model.
 
     The stream is read in order, padded on the left with eos (see TokenStream), every window for itself with positions
     0 .. bptt-1; the eos padding counts as a target, the first token of a window never does.
@@ -92,6 +99,7 @@ def score_windows(
         batch_windows: Windows that go through the model at once; they do not depend on each other, so it changes
             rounding only.
         device: Where the model is.
+        tell: Called with the number of windows that have been scored since its last call.
 
     Returns:
         A (3,) float64 tensor of cross-entropy in nats, correct predictions and predicted tokens. Processes that score
@@ -101,17 +109,88 @@ def score_windows(
     """
     windows = range(stream.n_windows(bptt)) if windows is None else windows
     sums = torch.zeros(3, dtype=torch.float64, device=device)
-    with _without_dropout(model):
-        for start in range(0, len(windows), batch_windows):
-            numbers = np.asarray(windows[start : start + batch_windows], dtype=np.int64)
+    with without_dropout(model):
+        for numbers in _portions(windows, batch_windows):
             tokens_BT = torch.from_numpy(stream.windows(numbers, bptt)).to(device)
             targets = tokens_BT[:, 1:].reshape(-1)
             # the last position predicts nothing here, and no other sees it
             hidden = model(tokens_BT[:, :-1], langs=language).flatten(0, 1)
             losses, correct = _predict(model, hidden, targets)
             sums[:2] += torch.stack([losses.double().sum(), correct.sum().double()])
+            tell(len(numbers))
     sums[2] = len(windows) * (bptt - 1)
     return sums
+
+
+@torch.no_grad()
+def score_masked_windows(
+    model: XLM,
+    stream: TokenStream,
+    bptt: int,
+    language: int,
+    windows: range | None = None,
+    batch_windows: int = 32,
+    device: torch.device | str = "cpu",
+    tell: Callable[[int], None] = _untold,
+) -> Tensor:
+    """Score windows of a stream as the original evaluates a masked model: hidden words, by masks that never change.
+
+    The windows are those of `score_windows`, as are arguments and result. A window's mask depends on its number alone:
+    the masks of those before `windows` are drawn too, and thrown away.
+
+    Source: the original's evaluation/evaluator.py (mask_out).
+    """
+    windows = range(stream.n_windows(bptt)) if windows is None else windows
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    masks = itertools.islice(evaluation_masks(windows.stop, bptt), windows.start, None)
+    with without_dropout(model):
+        for numbers in _portions(windows, batch_windows):
+            tokens_BT = torch.from_numpy(stream.windows(numbers, bptt))
+            chosen_BT = torch.from_numpy(np.stack(list(itertools.islice(masks, len(numbers)))))
+            sums += masked_sums(model, tokens_BT, chosen_BT, language, device)
+            tell(len(numbers))
+    return sums
+
+
+def masked_sums(
+    model: XLM,
+    tokens_BT: Tensor,
+    chosen_BT: Tensor,
+    langs: Tensor | int,
+    device: torch.device | str,
+    lengths_B: Tensor | None = None,
+    positions_BT: Tensor | None = None,
+) -> Tensor:
+    """Hide the chosen words and predict them; the model is in evaluation mode.
+
+    Args:
+        model: On `device`; all else is on the CPU.
+        tokens_BT: The text, nothing hidden.
+        chosen_BT: Which words are hidden, each by the mask token.
+        langs: As in `XLM.forward`, like the last two.
+        device: Where the model is.
+        lengths_B: Of the rows.
+        positions_BT: Of the tokens.
+
+    Returns:
+        The sums (3,) of `score_windows`.
+    """
+    targets, chosen = tokens_BT[chosen_BT].to(device), chosen_BT.flatten().nonzero().squeeze(1).to(device)
+    langs = langs.to(device) if isinstance(langs, Tensor) else langs
+    lengths_B = None if lengths_B is None else lengths_B.to(device)
+    positions_BT = None if positions_BT is None else positions_BT.to(device)
+    seen_BT = tokens_BT.masked_fill(chosen_BT, MASK).to(device)
+    hidden = model(seen_BT, langs, lengths_B, causal=False, positions_BT=positions_BT).flatten(0, 1)
+    losses, correct = _predict(model, hidden.index_select(0, chosen), targets)
+    return torch.stack([losses.double().sum(), correct.sum().double(), losses.new_tensor(len(losses)).double()])
+
+
+WINDOW_SCORES = {"causal": score_windows, "masked": score_masked_windows}  # by an objective's `evaluation`
+
+
+def _portions(windows: range, size: int) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, len(windows), size):
+        yield np.asarray(windows[start : start + size], dtype=np.int64)
 
 
 @torch.no_grad()
@@ -140,7 +219,7 @@ def score_sentences(
     pieces.sort(key=lambda piece: piece[2] - piece[1])  # like lengths together: little padding
     texts = [np.concatenate([[EOS], ids]) for ids in sentences]
     sums = np.zeros((len(sentences), 2))
-    with _without_dropout(model):
+    with without_dropout(model):
         for batch in _batches(pieces, batch_tokens):
             length = max(end - begin for _, begin, end, _ in batch)
             inputs = np.full((len(batch), length), EOS, dtype=np.int64)
@@ -195,7 +274,8 @@ def _batches(
 
 
 @contextlib.contextmanager
-def _without_dropout(model: XLM) -> Iterator[None]:
+def without_dropout(model: XLM) -> Iterator[None]:
+    """Put a model into evaluation mode, and afterwards back into the mode in which it was."""
     was_training = model.training
     model.eval()
     try:

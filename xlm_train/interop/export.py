@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from xlm_train.data.corpus import Corpus
+from xlm_train.data.manifest import entries
 from xlm_train.interop.facts import CardFields, gather
 from xlm_train.interop.model_card import model_card
 from xlm_train.interop.original.binarised import BinarisedText, write_binarised
@@ -119,7 +120,7 @@ def export_original(content: dict[str, Any], out: Path, with_optimizer: bool) ->
 
 
 def export_corpus(corpus: Corpus, out: Path) -> dict[str, Any]:
-    """Write a corpus as the original's SPLIT.LANG.pth files, with codes and vocab beside them.
+    """Write a corpus as the original's SPLIT.LANG.pth and SPLIT.PAIR.LANG.pth files, with codes and vocab beside them.
 
     A language's split goes through memory as a whole, as it does in the original.
 
@@ -133,15 +134,18 @@ def export_corpus(corpus: Corpus, out: Path) -> dict[str, Any]:
     vocabulary = Vocabulary.from_file(corpus.vocab_path)
     record = {**_record("xlm-corpus", None, []), "lineage": {"corpus": corpus.lineage, "parents": []}}
     with whole_folder(out) as folder:
-        for split, languages in corpus.manifest["splits"].items():
-            for code, statistics in languages.items():
-                if not corpus.has(split, code):
-                    continue
-                shards = corpus.stream(split, code).shards
-                indices = [np.load(corpus.path / entry["index"]) for entry in statistics["shards"]]
-                ids = np.concatenate([shard.tokens for shard in shards])
-                starts = np.concatenate([i + shard.start for i, shard in zip(indices, shards, strict=True)])
-                write_binarised(folder / f"{split}.{code}.pth", BinarisedText(ids, starts, vocabulary, {}))
+        for name, entry in entries(corpus.manifest):
+            shards = [shard for shard in entry["shards"] if shard["tokens"]]
+            if shards:
+                begins = np.cumsum([0, *(shard["tokens"] for shard in shards)])
+                ids = np.concatenate([np.load(corpus.path / shard["file"]) for shard in shards])
+                starts = np.concatenate(
+                    [
+                        np.load(corpus.path / shard["index"]) + begin
+                        for shard, begin in zip(shards, begins[:-1], strict=True)
+                    ]
+                )
+                write_binarised(folder / f"{name}.pth", BinarisedText(ids, starts, vocabulary, {}))
         for path in (corpus.codes_path, corpus.vocab_path):
             (folder / path.name).write_bytes(path.read_bytes())
         _write_record(folder, record)

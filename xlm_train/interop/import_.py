@@ -72,28 +72,34 @@ def import_corpus(
     """Write a corpus folder from the original's binarised files.
 
     Args:
-        files: By (split, language).
+        files: By split and language, or split and side of a pair.
         languages: In the order of their ids; None: sorted.
         codes: Text of the BPE codes, or "".
         out: The folder.
 
     Returns:
-        A line for each split and language.
+        A line for each text.
 
     Raises:
         ConfigError: Where `languages` lacks one that there are files of.
     """
-    from xlm_train.interop.original.binarised import write_corpus
+    from xlm_train.data.manifest import entries
+    from xlm_train.interop.original.binarised import languages_in, write_corpus
     from xlm_train.runtime.files import whole_folder
 
-    found = {language for _, language in files}
+    found = languages_in(files)
     languages = languages or sorted(found)
     if missing := found - {*languages}:
         raise ConfigError(f"languages={list(languages)}: lacks {', '.join(sorted(missing))}, which there are files of")
     with whole_folder(out) as folder:
         manifest = write_corpus(folder, dict(files), list(languages), codes)
-    return [
-        f"{out}: {split}.{language}: {counts['sentences']:,} sentences, {counts['tokens']:,} tokens"
-        for split, per_language in manifest["splits"].items()
-        for language, counts in per_language.items()
+    lines = [
+        f"{out}: {name}: {entry['sentences']:,} sentences, {entry['tokens']:,} tokens"
+        for name, entry in entries(manifest)
+    ]
+    return lines + [
+        f"{out}: {split}.{pair}: {counts['dropped']['empty']:,} of {counts['lines']:,} pairs had an empty side: left out"
+        for split, pairs in manifest.get("pairs", {}).items()
+        for pair, counts in pairs.items()
+        if counts["dropped"]["empty"]
     ]

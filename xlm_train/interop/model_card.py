@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from xlm_train.data.manifest import entries
 from xlm_train.interop.facts import Facts
 from xlm_train.model.transformer import ModelShape
 from xlm_train.runtime.run_folder import flatten
@@ -243,16 +244,14 @@ def _data(facts: Facts) -> str:
     counted = _table(
         ["split", "language", "sentences", "words", "tokens", "unknown tokens"],
         [
-            [split, code, *(_number(counts.get(key)) for key in ("sentences", "words", "tokens", "unknown"))]
-            for split, languages in facts.manifest["splits"].items()
-            for code, counts in languages.items()
+            [*name.split(".", 1), *(_number(entry.get(key)) for key in ("sentences", "words", "tokens", "unknown"))]
+            for name, entry in entries(facts.manifest)
         ],
     )
     inputs = [
-        [split, code, Path(str(entry["path"])).name, _number(entry.get("bytes")), f"`{entry['sha256']}`"]
-        for split, languages in facts.manifest["splits"].items()
-        for code, counts in languages.items()
-        for entry in counts.get("inputs", [])
+        [*name.split(".", 1), Path(str(file["path"])).name, _number(file.get("bytes")), f"`{file['sha256']}`"]
+        for name, entry in entries(facts.manifest)
+        for file in entry.get("inputs", [])
     ]
     files = _table(["split", "language", "file", "bytes", "sha256"], inputs) if inputs else f"Input files: {UNKNOWN}."
     return f"{counted}\n\n{files}\n\nLineage of the corpus (one hash over inputs, settings and result): `{lineage}`."

@@ -16,7 +16,7 @@ from xlm_train.model.seq2seq import is_seq2seq
 from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.device import resolve_device
-from xlm_train.runtime.errors import ConfigError, TextError
+from xlm_train.runtime.errors import CheckpointError, ConfigError, TextError
 from xlm_train.text.reader import TextReader
 from xlm_train.text.vocabulary import EOS, read_text
 
@@ -34,6 +34,7 @@ class TrainedModel:
         text: Raw text to the model's ids and back.
         bptt: Window length in tokens, as in training.
         device: Where the model is.
+        evaluation: How it is scored, which its objective said: "causal" continues texts, "masked" fills gaps.
     """
 
     path: Path
@@ -44,6 +45,19 @@ class TrainedModel:
     text: TextReader
     bptt: int
     device: torch.device
+    evaluation: str = "causal"
+
+    def require_causal(self, wish: str) -> None:
+        """Refuse what only a causal model can do.
+
+        Raises:
+            CheckpointError: The model was trained otherwise.
+        """
+        if self.evaluation != "causal":
+            raise CheckpointError(
+                f"{self.path}: {wish} needs a causal model; this one was trained to fill gaps and reads both sides"
+                f" (its objective's evaluation is {self.evaluation}): train with objective=clm for that"
+            )
 
     @property
     def context(self) -> int:
@@ -88,6 +102,7 @@ class TrainedModel:
 
     @torch.no_grad()
     def _logits(self, ids: Tensor, language: str) -> Tensor:
+        self.require_causal("scoring a line")
         read = torch.cat([ids.new_tensor([EOS]), ids[:-1]])
         return self.model.logits(self.model(read[None], langs=self.text.language(language))[0])
 
@@ -133,6 +148,7 @@ def open_checkpoint(path: str | Path, device: str = "auto", bptt: int | None = N
         text=TextReader(content["text"], name=str(path)),
         bptt=bptt,
         device=place,
+        evaluation=content.get("evaluation", "causal"),
     )
 
 

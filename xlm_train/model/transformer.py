@@ -148,7 +148,7 @@ class Block(nn.Module):
 class XLM(nn.Module):
     """The language model.
 
-    `forward` gives hidden states, `logits` and `loss` read them out, `next_token_loss` is the whole of training.
+    `forward` gives hidden states, `logits` and `loss` read them out; `next_token_loss` and `masked_loss` are trained.
 
     Args:
         shape: Sizes and options.
@@ -194,6 +194,7 @@ class XLM(nn.Module):
         causal: bool = True,
         positions_BT: Tensor | None = None,
         cache: KeyValueCache | AlignedCache | None = None,
+        words_BTD: Tensor | None = None,
         source: Sequence[SourceKeys] | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) of the last layer.
@@ -206,12 +207,14 @@ class XLM(nn.Module):
             causal: Position p sees 0..p; otherwise the whole row.
             positions_BT: Default 0..T-1.
             cache: The new tokens stand at `positions_BT` and see everything of their row at positions up to their own.
+            words_BTD: The tokens' embeddings, where they have been looked up.
             source: What each block reads of the source.
 
         Raises:
             ValueError: Without `langs` where the model has language embeddings; without `positions_BT` with a cache.
         """
-        x_BTD = self._embed(self.embeddings(tokens_BT), langs, positions_BT)
+        words_BTD = self.embeddings(tokens_BT) if words_BTD is None else words_BTD
+        x_BTD = self._embed(words_BTD, langs, positions_BT)
         keep_BT1, visible = None, None
         stores: list[Store | None] = [None] * len(self.blocks)
         if lengths_B is not None:
@@ -302,6 +305,35 @@ class XLM(nn.Module):
         if chosen_N is not None:
             x_BTD, targets = x_BTD.flatten(0, 1)[chosen_N], targets.flatten()[chosen_N]
         return self._loss(x_BTD, output_weight, targets)
+
+    def masked_loss(
+        self,
+        tokens_BT: Tensor,
+        langs: Tensor | int | None,
+        chosen_N: Tensor,
+        targets_N: Tensor,
+        lengths_B: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Mean cross-entropy in nats at the chosen positions, each seeing its whole row.
+
+        Only the chosen rows reach the softmax layer, and the embedding's gradient is formed once, as in
+        `next_token_loss`.
+
+        Args:
+            tokens_BT: Token ids, the chosen ones replaced.
+            langs: As in `forward`.
+            chosen_N: Flat positions b * T + t, each once.
+            targets_N: The words that stood there.
+            lengths_B: As in `forward`.
+            positions_BT: As in `forward`.
+
+        Returns:
+            A float32 scalar.
+        """
+        words_BTD, output_weight = self.ops.tied_lookup(self.embeddings.weight, tokens_BT, PAD)
+        hidden_BTD = self(tokens_BT, langs, lengths_B, causal=False, positions_BT=positions_BT, words_BTD=words_BTD)
+        return self._loss(hidden_BTD.flatten(0, 1).index_select(0, chosen_N), output_weight, targets_N)
 
 
 @torch.no_grad()

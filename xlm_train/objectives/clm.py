@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from xlm_train.data.corpus import TokenStream
-from xlm_train.data.order import Slot
+from xlm_train.data.order import Slot, Stream
+from xlm_train.data.training_text import TrainingText
 from xlm_train.model.transformer import XLM
 
 
@@ -42,25 +43,27 @@ class CausalLM:
     Source: Lample & Conneau 2019, section 3.2; windows as the original's StreamDataset.
 
     Args:
-        text: the training stream of each language.
-        languages: code -> id.
-        bptt: tokens of a window.
+        text: what is read.
     """
 
-    def __init__(self, text: Mapping[str, TokenStream], languages: Mapping[str, int], bptt: int) -> None:
+    evaluation = "causal"
+    mask_share = None
+
+    def __init__(self, text: TrainingText) -> None:
         self.text = text
-        self.languages = languages
-        self.bptt = bptt
 
     @property
-    def streams(self) -> Sequence[str]:
-        """Languages, in id order."""
-        return list(self.languages)
+    def streams(self) -> Sequence[Stream]:
+        """The languages, in id order."""
+        return self.text.language_streams()
 
     def batch(self, slot: Slot, generator: np.random.Generator) -> Windows:
         """Read the slot's windows. Nothing is drawn."""
-        windows = self.text[slot.language].windows(slot.windows, self.bptt)
-        return Windows(torch.from_numpy(windows), self.languages[slot.language])
+        return Windows(torch.from_numpy(self.text.windows(slot)), self.text.languages[slot.stream])
+
+    def texts(self, slot: Slot) -> Sequence[tuple[str, NDArray[np.int64]]]:
+        """List the slot's windows."""
+        return self.text.named_windows(slot)
 
     def loss(self, model: XLM, batch: Windows) -> Tensor:
         """Compute the mean cross-entropy of the predicted tokens, in nats."""

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
-import numpy as np
 from torch import Tensor
 
-from xlm_train.data.datamodule import Batch
-from xlm_train.data.order import Slot
+from xlm_train.data.datamodule import Batch, Reader
 from xlm_train.model.transformer import XLM
 
 
-class Objective(Protocol):
-    """What is learned from a slot.
+class Objective(Reader, Protocol):
+    """What is learned from a slot. It is made from a `TrainingText` and its own settings.
 
-    `streams` names what the order divides into slots. `batch` is a pure function of the slot and its generator, so a
+    `streams` are what the order divides into slots. `batch` is a pure function of the slot and its generator, so a
     resumed run and any number of processes read the same. `loss` is the mean, in nats, over the slot's own targets; a
-    step averages its slots.
+    step averages its slots. `evaluation` names how the model is scored (xlm_train/evaluation): "causal" or "masked".
+    `mask_share` is the share of the positions that are predicted, each seeing all others; None: each sees those before
+    it, and all are predicted. The arithmetic of a step is counted by it.
     """
 
     @property
-    def streams(self) -> Sequence[str]:
-        """Names of the streams, in id order."""
+    def evaluation(self) -> str:
+        """How a model that learned this is scored."""
 
-    def batch(self, slot: Slot, generator: np.random.Generator) -> Batch:
-        """Make a slot's batch, on the CPU."""
+    @property
+    def mask_share(self) -> float | None:
+        """Share of the positions that are predicted; None: causal."""
 
     def loss(self, model: XLM, batch: Any) -> Tensor:
         """Compute the loss of one slot: a float32 scalar."""

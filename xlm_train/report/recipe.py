@@ -156,7 +156,9 @@ def _training_text(run: Run) -> Compared:
         sizes = {code: int(entry["sentences"]) for code, entry in run.manifest["splits"]["train"].items()}
     except (KeyError, TypeError, ValueError, AttributeError):
         return NO_CORPUS
-    here = ", ".join(f"{n:,} {code}" for code, n in sizes.items()) + " sentences"
+    pairs = run.manifest.get("pairs", {}).get("train", {})
+    parts = [", ".join(f"{n:,} {code}" for code, n in sizes.items()) + " sentences"] if sizes else []
+    here = ", ".join([*parts, *(f"{entry['sentences']:,} pairs of {name}" for name, entry in pairs.items())])
     alike = all(math.isclose(sizes.get(code, 0), n * 1e6, rel_tol=0.1) for code, n in MILLION_SENTENCES.items())
     return (f"{here}; whether of the same source is not recorded", "unknown") if alike else (here, "differs")
 

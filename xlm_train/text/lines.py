@@ -22,24 +22,20 @@ class Piece:
     Args:
         data: The lines.
         line: Number of the first line in its input, from 1.
-        offset: Of the first byte in the decompressed input, from 0.
+        offset: Of the first byte in the decompressed input, from 0; None where the input is no file of such lines.
         gaps: For each run of over-long lines that was left out, (bytes of `data` before it, lines, bytes left out).
     """
 
     data: bytes
     line: int
-    offset: int
+    offset: int | None
     gaps: tuple[tuple[int, int, int], ...] = ()
 
-    def locate(self, position: int) -> tuple[int, int]:
+    def locate(self, position: int) -> tuple[int, int | None]:
         """Line number and byte offset in the input of byte `position` of `data`."""
-        line = self.line + self.data.count(b"\n", 0, position)
-        offset = self.offset + position
-        for before, lines, size in self.gaps:
-            if before <= position:
-                line += lines
-                offset += size
-        return line, offset
+        gaps = [(lines, size) for before, lines, size in self.gaps if before <= position]
+        line = self.line + self.data.count(b"\n", 0, position) + sum(lines for lines, _ in gaps)
+        return line, None if self.offset is None else self.offset + position + sum(size for _, size in gaps)
 
 
 @dataclass
@@ -71,7 +67,7 @@ def cut(chunks: Iterable[bytes], piece_bytes: int, max_line_bytes: int, dropped:
     """Cut a stream of bytes into pieces at line ends.
 
     A byte order mark at the start is dropped; a last line without newline gets one. Memory: one piece, one line and
-    one chunk, whatever comes.
+    one chunk, whatever comes. A last piece may hold no line, only tell what was left out.
 
     Args:
         chunks: Bytes of one input, cut anywhere.
@@ -106,7 +102,7 @@ def cut(chunks: Iterable[bytes], piece_bytes: int, max_line_bytes: int, dropped:
         _leave_out(piece, dropped, skipped)
     if tail:
         yield from _fill(piece, bytes(tail) + b"\n", piece_bytes, max_line_bytes, dropped)
-    if piece.data:
+    if piece.data or piece.gaps:
         yield _close(piece)
 
 

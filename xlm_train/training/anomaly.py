@@ -11,8 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from xlm_train.data.corpus import Corpus
-from xlm_train.data.order import Order
+from xlm_train.data.datamodule import CorpusDataModule
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import ConfigError, UserError
@@ -61,7 +60,7 @@ class AnomalyDetector(pl.Callback):
     Args:
         policy: what is done about a bad step: "stop", "skip" (do not apply it; costs a wait for the GPU every step) or
             "rollback" (go on from the last checkpoint without it).
-        spike_z: a language's mean loss is a spike from so many robust standard deviations above the median of its last
+        spike_z: a stream's mean loss is a spike from so many robust standard deviations above the median of its last
             `window` good steps (Iglewicz & Hoaglin 1993: median and median absolute deviation, which the spikes
             themselves do not move); None: only numbers that are not finite are bad.
         window: good steps that make up the history.
@@ -93,7 +92,7 @@ class AnomalyDetector(pl.Callback):
         self.spike_z = spike_z
         self.window = window
         self.max_in_a_row = max_in_a_row
-        self.history: dict[int, list[float]] = {}  # good losses of each language id
+        self.history: dict[int, list[float]] = {}  # good losses of each stream, by its number
         self._trainer: Any = None
 
     def setup(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
@@ -103,11 +102,11 @@ class AnomalyDetector(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history, so that a resumed run checks alike."""
-        return {"history": {language: list(losses) for language, losses in self.history.items()}}
+        return {"history": {stream: list(losses) for stream, losses in self.history.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a checkpoint's history."""
-        self.history = {int(language): list(losses) for language, losses in state_dict["history"].items()}
+        self.history = {int(stream): list(losses) for stream, losses in state_dict["history"].items()}
 
     @property
     def at_once(self) -> bool:
@@ -128,26 +127,25 @@ class AnomalyDetector(pl.Callback):
             return BadStep(row.step, f"the gradient is not finite (norm {row.grad_norm})")
         if self.spike_z is None:
             return None
-        means = row.by_language()
-        for language, loss in means.items():
-            before = self.history.get(language, [])
+        means = row.by_stream()
+        for stream, loss in means.items():
+            before = self.history.get(stream, [])
             if (z := robust_z(loss, before)) > self.spike_z:
-                worst = [slot for slot, lang in enumerate(row.languages) if lang == language]
+                worst = [slot for slot, number in enumerate(row.streams) if number == stream]
                 worst.sort(key=lambda slot: -row.losses[slot])
                 reason = (
                     f"loss spike: {loss:.4g} where the last {len(before)} good steps have a median of"
                     f" {statistics.median(before):.4g} ({z:.1f} robust deviations, allowed {self.spike_z:g})"
                 )
                 return BadStep(row.step, reason, tuple(worst))
-        for language, loss in means.items():
-            self.history[language] = [*self.history.get(language, []), loss][-self.window :]
+        for stream, loss in means.items():
+            self.history[stream] = [*self.history.get(stream, []), loss][-self.window :]
         return None
 
     def report(self, bad: BadStep, action: str) -> None:
         """Tell of a bad step of the run that this callback takes part in."""
         if self._trainer is not None:
-            data = self._trainer.datamodule
-            report(bad, action, self._trainer.run.folder, data.corpus, data.order, data.bptt)
+            report(bad, action, self._trainer.run.folder, self._trainer.datamodule)
 
 
 def robust_z(value: float, history: Sequence[float]) -> float:
@@ -163,7 +161,7 @@ def robust_z(value: float, history: Sequence[float]) -> float:
     return (value - median) / max(deviation, 1e-3 * abs(median), 1e-12)
 
 
-def report(bad: BadStep, action: str, run: RunFolder, corpus: Corpus, order: Order, bptt: int) -> None:
+def report(bad: BadStep, action: str, run: RunFolder, data: CorpusDataModule) -> None:
     """Record a bad step, and write the text that it read into a file of the run. Nothing but in the first process."""
     if not is_first_process():
         return
@@ -171,7 +169,7 @@ def report(bad: BadStep, action: str, run: RunFolder, corpus: Corpus, order: Ord
     file = run.bad_batch(bad.step)
     file.parent.mkdir(exist_ok=True)
     with atomic_write(file) as out:
-        out.write(text_of(bad, corpus, order, bptt).encode())
+        out.write(text_of(bad, data).encode())
     if action != "stop":
         run.record(action, bad.step)
         log(
@@ -183,9 +181,7 @@ def roll_back(
     error: NonFiniteOrSpike,
     detector: AnomalyDetector,
     run: RunFolder,
-    corpus: Corpus,
-    order: Order,
-    bptt: int,
+    data: CorpusDataModule,
     newest: Path | None,
 ) -> None:
     """Exclude the bad step, so that the next attempt goes on from the last checkpoint without it. All processes alike.
@@ -194,9 +190,7 @@ def roll_back(
         error: from the attempt.
         detector: whose policy counts.
         run: the run's folder.
-        corpus: to write the text of the step.
-        order: likewise.
-        bptt: likewise.
+        data: to write the text of the step.
         newest: the checkpoint from which the attempt began.
 
     Raises:
@@ -205,7 +199,7 @@ def roll_back(
     bad, resumed_at = error.bad, 0 if newest is None else checkpoint_file.step_of(newest)
     since = sum(step >= resumed_at for step in run.excluded)  # rollbacks without a new checkpoint between them
     action = detector.policy if since < detector.max_in_a_row else "stop"
-    report(bad, action, run, corpus, order, bptt)
+    report(bad, action, run, data)
     if action != "rollback":
         raise TrainingStopped(
             f"step {bad.step}: {bad.reason}: training has diverged; the last checkpoint is intact; what the step read"
@@ -221,20 +215,19 @@ def roll_back(
     run.exclude(bad.step)
 
 
-def text_of(bad: BadStep, corpus: Corpus, order: Order, bptt: int) -> str:
-    """Show which windows a bad step read, and what stands in them: of the slots to blame, or of all where none is known.
+def text_of(bad: BadStep, data: CorpusDataModule) -> str:
+    """Show what a bad step read: the units of the slots to blame, or of all where none is known; a sentence a line.
 
-    Windows are numbered as in `data/corpus.py`; sentences stand one a line, as they do in the corpus.
+    Windows are numbered as in `data/corpus.py`.
     """
-    vocabulary = Vocabulary.from_file(corpus.vocab_path)
+    vocabulary = Vocabulary.from_file(data.corpus.vocab_path)
     lines = [f"step {bad.step}: {bad.reason}", ""]
-    for slot in order.step(bad.step):
+    for slot in data.order.step(bad.step):
         if bad.slots and slot.number not in bad.slots:
             continue
-        lines.append(f"## slot {slot.number}: language {slot.language}")
-        stream = corpus.stream("train", slot.language)
-        for window, number, tokens in zip(slot.windows, slot.passes, stream.windows(slot.windows, bptt), strict=True):
-            lines += ["", f"### window {window} of pass {number}"]
+        lines.append(f"## slot {slot.number}: {slot.stream}")
+        for name, tokens in data.reader.texts(slot):
+            lines += ["", f"### {name}"]
             sentence: list[int] = []
             for token in [*tokens.tolist(), EOS]:
                 if token != EOS:

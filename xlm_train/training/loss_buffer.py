@@ -23,27 +23,27 @@ class StepLosses:
     Args:
         step: its number.
         losses: nats per target of each slot.
-        languages: id of each slot's language.
+        streams: number of each slot's stream among the objective's.
         grad_norm: before clipping.
     """
 
     step: int
     losses: list[float]
-    languages: list[int]
+    streams: list[int]
     grad_norm: float
 
-    def by_language(self) -> dict[int, float]:
-        """Return the mean loss of each language that the step read."""
-        return mean_by_language([self])
+    def by_stream(self) -> dict[int, float]:
+        """Return the mean loss of each stream that the step read."""
+        return mean_by_stream([self])
 
 
-def mean_by_language(steps: Sequence[StepLosses]) -> dict[int, float]:
-    """Return each language's mean loss over steps, in exact summation: the same on any number of processes."""
+def mean_by_stream(steps: Sequence[StepLosses]) -> dict[int, float]:
+    """Return each stream's mean loss over steps, in exact summation: the same on any number of processes."""
     found: defaultdict[int, list[float]] = defaultdict(list)
     for step in steps:
-        for language, loss in zip(step.languages, step.losses, strict=True):
-            found[language].append(loss)
-    return {language: math.fsum(losses) / len(losses) for language, losses in sorted(found.items())}
+        for stream, loss in zip(step.streams, step.losses, strict=True):
+            found[stream].append(loss)
+    return {stream: math.fsum(losses) / len(losses) for stream, losses in sorted(found.items())}
 
 
 @dataclass
@@ -51,7 +51,7 @@ class _Open:
     """A step of which this process has only its own slots."""
 
     step: int
-    losses: Tensor  # (slots, 2) float64 on the device: loss and language, zero where another process has the slot
+    losses: Tensor  # (slots, 2) float64 on the device: loss and stream, zero where another process has the slot
     grad_norm: Tensor | None = None
 
 
@@ -66,11 +66,11 @@ class LossBuffer:
         """Open the entry of a step of `slots` slots."""
         self._open.append(_Open(step, torch.zeros(slots, 2, dtype=torch.float64, device=device)))
 
-    def add(self, slot: int, language: int, loss: Tensor) -> None:
+    def add(self, slot: int, stream: int, loss: Tensor) -> None:
         """Add the loss of one slot to the step opened last; it is not read here."""
         entry = self._open[-1].losses
         entry[slot, 0] = loss.detach()
-        entry[slot, 1].fill_(language)
+        entry[slot, 1].fill_(stream)
 
     def close(self, grad_norm: Tensor) -> None:
         """End the entry of a step with its gradient's norm (the same on all processes)."""

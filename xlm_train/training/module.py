@@ -170,7 +170,7 @@ class LanguageModel(pl.LightningModule):
                 self.stopwatch.stop(self.device)  # one slot, whatever the share; backward may wait for others
             with self._reduced_with_the_last(position == len(batch.slots) - 1):
                 self.manual_backward(loss * weight)
-            state.losses.add(slot.number, slot.language, loss)
+            state.losses.add(slot.number, slot.stream, loss)
         self._update(scale)
 
     def on_train_batch_end(self, outputs: Any, batch: StepBatch, batch_idx: int) -> None:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from xlm_train.data.corpus import Corpus
 from xlm_train.data.datamodule import SlotBatch, StepBatches
-from xlm_train.data.order import PIECE, Order, language_shares, permute, slots_of_rank
-from xlm_train.objectives.clm import CausalLM
+from xlm_train.data.order import PIECE, Order, Slot, Stream, language_shares, permute, slots_of_rank
+from xlm_train.data.training_text import TrainingText
+from xlm_train.objectives.clm import CausalLM, Windows
 from xlm_train.runtime.errors import ConfigError
 
 shapes = st.fixed_dictionaries(
@@ -34,19 +35,22 @@ shapes = st.fixed_dictionaries(
 
 def make(windows: list[int], slots: int, slot_streams: int, alpha: float, seed: int) -> Order:
     languages = dict(zip(["de", "en", "fr", "ro"], windows, strict=False))
-    return Order(languages, language_shares(languages, alpha), slots, slot_streams, seed)
+    shares = language_shares(languages, alpha)
+    return Order(
+        [Stream(lang, n, slot_streams, slot_streams, shares[lang]) for lang, n in languages.items()], slots, seed
+    )
 
 
 WORLDS = (1, 2, 4, 7, 8)
 
 
 def read(order: Order, first: int, last: int, world_size: int) -> list[tuple[str, int, int]]:
-    """(language, pass, window) in global order, as `world_size` processes read them between two steps."""
+    """(stream, pass, window) in global order, as `world_size` processes read them between two steps."""
     out = []
     for step in range(first, last):
         for rank in range(world_size):
             for slot in order.step(step, slots_of_rank(order.slots, rank, world_size)):
-                out += [(slot.language, int(p), int(w)) for p, w in zip(slot.passes, slot.windows, strict=True)]
+                out += [(slot.stream, int(p), int(w)) for p, w in zip(slot.passes, slot.units, strict=True)]
     return out
 
 
@@ -95,13 +99,13 @@ def test_resuming_needs_the_step_alone(shape: dict, steps: int, data: st.DataObj
 def test_every_window_once_a_pass(shape: dict) -> None:
     order = make(**shape)
     seen: dict[tuple[str, int], list[int]] = {}
-    steps = 2 + 3 * max(shape["windows"]) * len(shape["windows"]) // (order.slots * order.slot_streams)
+    steps = 2 + 3 * max(shape["windows"]) * len(shape["windows"]) // (order.slots * shape["slot_streams"])
     for lang, number, window in read(order, 0, steps, 1):
         seen.setdefault((lang, number), []).append(window)
     for (lang, number), windows in seen.items():
         assert len(set(windows)) == len(windows)
         if (lang, number + 1) in seen:  # the pass is over
-            assert sorted(windows) == list(range(order.n_windows[lang]))
+            assert sorted(windows) == list(range(order.streams[lang].n_units))
 
 
 @given(shapes, st.integers(0, 10**9))
@@ -111,19 +115,21 @@ def test_quota(shape: dict, step: int) -> None:
     counts, after = order.slots_before(step), order.slots_before(step + 1)
     assert sum(counts.values()) == step * order.slots
     for lang, count in counts.items():
-        share = step * order.slots * order.shares[lang] / sum(order.shares.values())
+        share = step * order.slots * order.streams[lang].share / sum(s.share for s in order.streams.values())
         # each floor leaves less than one slot more to the languages after it: two languages stay within one slot
         assert -1 < count - share < max(1, len(counts) - 1)
         assert after[lang] >= count
-    drawn = Counter(slot.language for slot in order.step(step))
+    drawn = Counter(slot.stream for slot in order.step(step))
     assert {lang: drawn[lang] for lang in counts} == {lang: after[lang] - counts[lang] for lang in counts}
 
 
 def test_quota_by_hand() -> None:
-    order = Order({"de": 10, "en": 10}, {"de": Fraction(1, 4), "en": Fraction(3, 4)}, slots=3, slot_streams=1, seed=0)
+    streams = [Stream("de", 10, 1, 8, Fraction(1, 4)), Stream("en", 10, 1, 4, Fraction(3, 4))]
+    order = Order(streams, slots=3, seed=0)
+    assert order.tokens_per_step == 15  # 3 x (8 / 4 + 3 x 4 / 4)
     # floor(3 t / 4) slots of de before step t: 0, 0, 1, 2, 3
     assert [order.slots_before(t)["de"] for t in range(5)] == [0, 0, 1, 2, 3]
-    languages = [[slot.language for slot in order.step(t)] for t in range(3)]
+    languages = [[slot.stream for slot in order.step(t)] for t in range(3)]
     assert languages == [["en"] * 3, ["de", "en", "en"], ["de", "en", "en"]]
 
 
@@ -141,14 +147,14 @@ def test_passes_drawn_in_pieces_are_the_passes_drawn_whole(
     for step in range(first, first + 3):
         had = order.slots_before(step)
         for slot in order.step(step):
-            places = np.arange(had[slot.language] * slot_streams, (had[slot.language] + 1) * slot_streams)
-            had[slot.language] += 1
-            n = order.n_windows[slot.language]
+            places = np.arange(had[slot.stream] * slot_streams, (had[slot.stream] + 1) * slot_streams)
+            had[slot.stream] += 1
+            n = order.streams[slot.stream].n_units
             assert np.array_equal(slot.passes, places // n)
             for number in set(slot.passes.tolist()):
                 inside = slot.passes == number
-                expected = permute(places[inside] % n, n, (5, slot.language, number))
-                assert np.array_equal(slot.windows[inside], expected)
+                expected = permute(places[inside] % n, n, (5, slot.stream, number))
+                assert np.array_equal(slot.units[inside], expected)
 
 
 def test_shares() -> None:
@@ -167,27 +173,36 @@ def test_ranks_share_all_slots(slots: int, world_size: int) -> None:
 
 
 def test_impossible_shapes_are_refused() -> None:
-    with pytest.raises(ConfigError, match="no whole window"):
-        Order({"de": 0}, {"de": Fraction(1)}, 1, 1, 0)
+    with pytest.raises(ConfigError, match="de: the training corpus has nothing to read"):
+        Order([Stream("de", 0, 1, 1, Fraction(1))], 1, 0)
     with pytest.raises(ConfigError, match="slot_streams"):
-        Order({"de": 5}, {"de": Fraction(1)}, 1, 0, 0)
+        Order([Stream("de", 5, 0, 1, Fraction(1))], 1, 0)
+    with pytest.raises(ConfigError, match="two streams have one name among de, de"):
+        Order([Stream("de", 5, 1, 1, Fraction(1)), Stream("de", 5, 1, 1, Fraction(1))], 1, 0)
+
+
+def test_the_order_is_that_of_earlier_versions() -> None:
+    """All units of 300 steps and of two far ones, as the version before there were streams had them."""
+    order, found = make([90, 70, 1033], slots=5, slot_streams=3, alpha=0.7, seed=11), hashlib.sha256()
+    for step in [*range(300), 10**6, 10**9]:
+        for s in order.step(step):
+            found.update(f"{s.step} {s.number} {s.stream} {s.units.tolist()} {s.passes.tolist()}\n".encode())
+    assert found.hexdigest() == "400d31ace37d4e39c31aac85c6ab0963aedeac7d267476066e95aa25e8238e8a"
 
 
 # -- what the processes of a run really read -----------------------------------------------------------------------------
 
 
 def _read(slot: SlotBatch) -> tuple[int, int, bytes]:
-    return slot.number, slot.language, slot.inputs.tokens_BT.numpy().tobytes()  # type: ignore[attr-defined]
+    return slot.number, slot.stream, slot.inputs.tokens_BT.numpy().tobytes()  # type: ignore[attr-defined]
 
 
 class Reader:
     """All processes of a run over one corpus, in this one: the tokens of whole steps, in slot order."""
 
-    def __init__(self, streams: Any, languages: dict[str, int], order: Order, bptt: int, world_size: int) -> None:
-        objective = CausalLM(streams, languages, bptt)
+    def __init__(self, make_batch: Callable[..., Windows], order: Order, world_size: int) -> None:
         self.ranks = [
-            StepBatches(order, objective.batch, languages, slots_of_rank(order.slots, rank, world_size))
-            for rank in range(world_size)
+            StepBatches(order, make_batch, slots_of_rank(order.slots, rank, world_size)) for rank in range(world_size)
         ]
 
     def step(self, step: int) -> list[tuple[int, int, bytes]]:
@@ -208,19 +223,23 @@ def reader(golden_corpus: Path) -> Callable[..., Reader]:
     """reader(world_size, slots, ...) over the goldens' training text, opened again each time."""
 
     def make(world_size: int, slots: int, slot_streams: int = 4, bptt: int = 256, alpha: float = 0.7) -> Reader:
-        corpus = Corpus(golden_corpus)
-        streams = {lang: corpus.stream("train", lang) for lang in corpus.languages}
-        shares = language_shares({lang: stream.n_sentences for lang, stream in streams.items()}, alpha)
-        windows = {lang: stream.n_windows(bptt) for lang, stream in streams.items()}
-        return Reader(streams, corpus.languages, Order(windows, shares, slots, slot_streams, 11), bptt, world_size)
+        text = TrainingText(Corpus(golden_corpus), bptt=bptt, slot_streams=slot_streams, lang_alpha=alpha)
+        objective = CausalLM(text)
+        order = Order(objective.streams, slots, seed=11)
+        assert order.tokens_per_step == slots * slot_streams * bptt
+        return Reader(objective.batch, order, world_size)
 
     return make
 
 
 def boundaries(order: Order, steps: int) -> list[int]:
     """The steps among the first `steps` in which some language begins a pass."""
+    streams = order.streams.values()
     passes = [
-        {lang: n * order.slot_streams // order.n_windows[lang] for lang, n in order.slots_before(step).items()}
+        {
+            s.name: n * s.units_per_slot // s.n_units
+            for s, n in zip(streams, order.slots_before(step).values(), strict=True)
+        }
         for step in range(steps + 1)
     ]
     return [step for step in range(steps) if passes[step] != passes[step + 1]]
@@ -231,7 +250,7 @@ def test_any_number_of_processes_reads_the_same_real_tokens(slots: int, reader: 
     """Even shares of the slots and uneven ones; the steps around every start of a pass, and far into the run."""
     alone = reader(1, slots)
     order = alone.ranks[0].order
-    steps = 2 * sum(order.n_windows.values()) // (slots * order.slot_streams)
+    steps = 2 * sum(stream.n_units for stream in order.streams.values()) // (slots * 4)
     chosen = sorted({0, 1, steps, 10**6, 10**9, *(s + d for s in boundaries(order, steps) for d in (0, 1))})
     assert boundaries(order, steps)
     for step in chosen:
@@ -247,15 +266,15 @@ def test_a_pass_over_real_text_is_the_text(world_size: int, golden_corpus: Path,
     together, bptt = reader(world_size, slots=9, slot_streams=16), 256
     order = together.ranks[0].order
     read: dict[int, list[bytes]] = {0: [], 1: []}
-    lengths = [order.n_windows[lang] for lang in ("de", "en")]
+    lengths = [order.streams[lang].n_units for lang in ("de", "en")]
     step = 0
     while any(len(read[language]) < 2 * lengths[language] for language in read):
         for _, language, tokens in together.step(step):
-            width = len(tokens) // order.slot_streams
+            width = len(tokens) // 16
             read[language] += [tokens[at : at + width] for at in range(0, len(tokens), width)]
         step += 1
     for language, code in enumerate(("de", "en")):
-        files = sorted(path for path in golden_corpus.glob(f"train.{code}.*.npy") if ".idx." not in path.name)
+        files = sorted(golden_corpus.glob(f"train.{code}.?????.npy"))
         text = np.concatenate([np.load(path) for path in files]).astype(np.int64)[:-1]  # its last token is never read
         padded = np.concatenate([np.ones(lengths[language] * bptt - len(text), dtype=np.int64), text])
         windows = Counter(row.tobytes() for row in padded.reshape(-1, bptt))
@@ -286,11 +305,9 @@ def test_600_resume_points_over_real_text(reader: Callable[..., Reader]) -> None
     assert checked == RESUME_POINTS
 
 
-class Numbered:
-    """A text of any length, none of it held: each token of a window is the window's number."""
-
-    def windows(self, numbers: NDArray[np.int64], bptt: int) -> NDArray[np.int64]:
-        return np.repeat(numbers[:, None], bptt, axis=1)
+def numbered(slot: Slot, generator: np.random.Generator) -> Windows:
+    """Windows of one token, of a text of any length, none of it held: the token is the window's number."""
+    return Windows(torch.from_numpy(slot.units[:, None]), 0)
 
 
 vast_shapes = st.fixed_dictionaries(
@@ -311,11 +328,9 @@ def test_any_shape_resumes_at_any_step_on_any_number_of_processes(
 ) -> None:
     """Steps t, t+1, t+2 read by a run that never stopped, and by one begun at t+1 knowing nothing else."""
     order = make(**shape)
-    streams = dict.fromkeys(order.languages, Numbered())
-    languages = {lang: number for number, lang in enumerate(order.languages)}
     world_size, resumed_on = min(world_size, order.slots), min(resumed_on, order.slots)
-    before = list(Reader(streams, languages, order, 1, world_size).resumed(step, step + 3))
-    again = list(Reader(streams, languages, make(**shape), 1, resumed_on).resumed(step + 1, step + 3))
+    before = list(Reader(numbered, order, world_size).resumed(step, step + 3))
+    again = list(Reader(numbered, make(**shape), resumed_on).resumed(step + 1, step + 3))
     assert again == before[1:]
     assert [number for number, _, _ in before[0]] == list(range(order.slots))
 
@@ -357,7 +372,7 @@ def test_two_languages_stay_within_a_slot_of_their_shares(
     """Of the shares as they are meant, p^alpha in floating point: what exact fractions round is not lost over a run."""
     order = make(sentences, slots, 1, alpha, seed=0)
     powers = [count**alpha for count in sentences]
-    for lang, power in zip(order.languages, powers, strict=True):
+    for lang, power in zip(order.streams, powers, strict=True):
         meant = power / sum(powers) * step * slots
         rounding = step * slots * 2.0**-39  # of a share: shown below to matter only beyond 10^11 slots
         assert abs(order.slots_before(step)[lang] - meant) <= 1 + rounding

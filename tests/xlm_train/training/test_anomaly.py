@@ -18,7 +18,8 @@ from tests.end_to_end.worlds import assert_same, last
 from tests.xlm_train.conftest import CorpusMaker
 from xlm_train.config.train import problems_of
 from xlm_train.data.corpus import Corpus
-from xlm_train.data.order import Order, language_shares
+from xlm_train.data.order import Order
+from xlm_train.data.training_text import TrainingText
 from xlm_train.training.anomaly import AnomalyDetector, TrainingStopped, robust_z
 from xlm_train.training.loggers import read_metrics
 from xlm_train.training.loss_buffer import LossBuffer, StepLosses
@@ -66,7 +67,7 @@ def test_a_loss_buffer_gives_each_slot_back() -> None:
         buffer.close(torch.tensor(0.5))
     rows = buffer.reduce(1)
     assert rows == [StepLosses(s, [10.0 * s, 10.0 * s + 1, 10.0 * s + 2], [0, 1, 1], 0.5) for s in (5, 6)]
-    assert rows[0].by_language() == {0: 50.0, 1: 51.5}
+    assert rows[0].by_stream() == {0: 50.0, 1: 51.5}
     buffer.drop(5)
     other = LossBuffer()
     other.restore(buffer.state())
@@ -108,12 +109,10 @@ def test_stop_names_the_step_and_shows_its_text(run: Run, corpus_folder: Path, t
     assert [(e["step"], e["slots"], e["action"]) for e in found] == [(BAD, [0], "stop")]
     text = file.read_text()
     corpus = Corpus(corpus_folder)
-    streams = {lang: corpus.stream("train", lang) for lang in corpus.languages}
-    shares = language_shares({lang: s.n_sentences for lang, s in streams.items()}, 0.0)
-    slot = Order({lang: s.n_windows(32) for lang, s in streams.items()}, shares, 2, 4, 0).step(BAD)[0]
-    assert "## slot 0: language de" in text
+    slot = Order(TrainingText(corpus, bptt=32, slot_streams=4).language_streams(), slots=2, seed=0).step(BAD)[0]
+    assert "## slot 0: de" in text
     assert "slot 1" not in text
-    assert [f"### window {w} of pass 0" in text for w in slot.windows] == [True] * 4
+    assert [f"### window {w} of pass 0" in text for w in slot.units] == [True] * 4
 
 
 def test_skip_and_rollback_are_the_run_that_never_read_the_step(run: Run, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The original's binarised text (SPLIT.LANG.pth), to arrays and back, and as a corpus folder of ours.
+"""The original's binarised text (SPLIT.LANG.pth, SPLIT.PAIR.LANG.pth), to arrays and back, and as a corpus of ours.
 
 A file is a dict of sentences (ids, eos after each sentence), positions (start, and place of the eos, of each),
 unk_words and dico, an object of the original's Dictionary class. Source: xlm/data/dictionary.py, index_data.
@@ -11,7 +11,7 @@ import platform
 import re
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from xlm_train.data.manifest import FILE, FORMAT, VERSION, lineage
+from xlm_train.data.manifest import FILE, FORMAT, VERSION, languages_of, lineage
+from xlm_train.data.sentence_files import Pairs, open_sentences, write_length_order
 from xlm_train.interop.original import unpickle
 from xlm_train.interop.original.params import from_vocabulary, is_text, to_vocabulary
 from xlm_train.interop.original.unpickle import DICTIONARIES, DictionaryRecord
@@ -30,10 +31,10 @@ from xlm_train.runtime.files import atomic_write, sha256_of, write_json
 from xlm_train.text.bpe import CONTINUED, BpeCodes
 from xlm_train.text.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 
-NAME = re.compile(r"(train|valid|test)\.([\w-]+)\.pth")
+NAME = re.compile(r"(train|valid|test)\.(?:([\w-]+)\.)?([\w-]+)\.pth")
 KEYS = ("sentences", "positions", "dico", "unk_words")
 
-Key = tuple[str, str]  # split, language
+Key = tuple[str, str]  # split; language, or pair and language as `de-en.de`
 
 
 @dataclass(frozen=True)
@@ -123,14 +124,21 @@ def _dictionary_class() -> Iterator[type]:
 
 
 def files_in(folder: Path) -> dict[Key, Path]:
-    """Find the original's binarised files in a folder, by split and language."""
+    """Find the original's binarised files in a folder, by split and language, parallel text by pair and language."""
     return {key: path for path in sorted(folder.iterdir()) if (key := key_of(path)) is not None}
 
 
 def key_of(path: Path) -> Key | None:
-    """Split and language by the original's naming, SPLIT.LANG.pth; None of any other file."""
+    """What a file is by the original's naming, SPLIT.LANG.pth or SPLIT.PAIR.LANG.pth; None of any other file."""
     found = NAME.fullmatch(path.name)
-    return (found[1], found[2]) if found else None
+    if found is None or (found[2] and found[3] not in (languages_of(found[2]) or ())):
+        return None
+    return found[1], ".".join(filter(None, found.groups()[1:]))
+
+
+def languages_in(files: Mapping[Key, Path]) -> set[str]:
+    """The languages that files are of."""
+    return {name.rpartition(".")[2] for _, name in files}
 
 
 def write_corpus(folder: Path, files: Mapping[Key, Path], languages: Sequence[str], codes: str) -> dict[str, Any]:
@@ -150,18 +158,31 @@ def write_corpus(folder: Path, files: Mapping[Key, Path], languages: Sequence[st
 
     Raises:
         CheckpointError: If a file is unsafe or damaged.
-        ConfigError: If files have different vocabularies.
+        ConfigError: If files have different vocabularies, or a pair's side is missing or not as long as the other.
     """
     splits: dict[str, dict[str, Any]] = {}
-    first: tuple[Path, BinarisedText] | None = None
-    for (split, language), path in files.items():
+    pairs: dict[str, dict[str, Any]] = {}
+    first: tuple[Path, Vocabulary] | None = None
+
+    def read(path: Path) -> BinarisedText:
+        nonlocal first
         text = read_binarised(path)
-        first = first or (path, text)
-        if text.vocabulary.words != first[1].vocabulary.words:
+        first = first or (path, text.vocabulary)
+        if text.vocabulary.words != first[1].words:
             raise ConfigError(f"{path}: its vocabulary is not that of {first[0]}: they do not make one corpus")
-        splits.setdefault(split, {})[language] = _write_split(folder, f"{split}.{language}.00000", text, path)
+        return text
+
+    for (split, name), path in files.items():
+        pair = name.rpartition(".")[0]
+        splits.setdefault(split, {})
+        if not pair:
+            entry = _write_text(folder, f"{split}.{name}", read(path), path)
+            order = write_length_order(folder, f"{split}.{name}", open_sentences(folder, entry["shards"]))
+            splits[split][name] = {**entry, "bylength": order}
+        elif pair not in pairs.setdefault(split, {}):
+            pairs[split][pair] = _write_pairs(folder, split, pair, files, read)
     assert first is not None
-    vocabulary = first[1].vocabulary
+    vocabulary = first[1]
     for name, data in (("codes", codes), ("vocab", vocabulary.to_text())):
         with atomic_write(folder / name) as file:
             file.write(data.encode())
@@ -179,6 +200,7 @@ def write_corpus(folder: Path, files: Mapping[Key, Path], languages: Sequence[st
         },
         "language_vocabularies": {},
         "splits": splits,
+        **({"pairs": pairs} if pairs else {}),
         "parallel": {},
         "text": {"lowercase": False, "remove_accents": False},
         "settings": {"imported": "binarised text of the original"},
@@ -190,9 +212,43 @@ def write_corpus(folder: Path, files: Mapping[Key, Path], languages: Sequence[st
     return manifest
 
 
-def _write_split(folder: Path, stem: str, text: BinarisedText, source: Path) -> dict[str, Any]:
-    for name, array in ((f"{stem}.npy", text.ids), (f"{stem}.idx.npy", text.starts)):
-        with atomic_write(folder / name) as file:
+def _write_pairs(
+    folder: Path, split: str, pair: str, files: Mapping[Key, Path], read: Callable[[Path], BinarisedText]
+) -> dict[str, Any]:
+    """Write both sides of a pair, without the pairs of which one is empty: the original drops them as it loads."""
+    languages = sorted(languages_of(pair) or ())
+    paths = [files.get((split, f"{pair}.{language}")) for language in languages]
+    for language, path in zip(languages, paths, strict=True):
+        if path is None:
+            raise ConfigError(f"{split}.{pair}.{language}.pth: is not there, but the other side of the pair is")
+    first, second = texts = [read(path) for path in paths if path is not None]
+    if len(first.starts) != len(second.starts):
+        raise ConfigError(
+            f"{paths[0]} has {len(first.starts):,} sentences, {paths[1]} {len(second.starts):,}: they are no pairs"
+        )
+    lengths = [np.diff(text.starts, append=len(text.ids)) for text in texts]
+    full = (lengths[0] > 1) & (lengths[1] > 1)  # an empty sentence is its eos
+    sides = {}
+    for language, path, text, own in zip(languages, paths, texts, lengths, strict=True):
+        starts = np.cumsum(own[full]) - own[full]
+        kept = BinarisedText(text.ids[np.repeat(full, own)], starts, text.vocabulary, text.unknown)
+        assert path is not None
+        sides[language] = _write_text(folder, f"{split}.{pair}.{language}", kept, path)
+    one, other = (open_sentences(folder, sides[language]["shards"]) for language in languages)
+    return {
+        "sentences": int(full.sum()),
+        "lines": len(full),
+        "dropped": {"empty": int((~full).sum())},
+        "sides": sides,
+        "bylength": write_length_order(folder, f"{split}.{pair}", Pairs((languages[0], languages[1]), (one, other))),
+    }
+
+
+def _write_text(folder: Path, name: str, text: BinarisedText, source: Path) -> dict[str, Any]:
+    """Write one text as a shard. Words that only dropped pairs had are counted where they were unknown."""
+    stem = f"{name}.00000"
+    for file_name, array in ((f"{stem}.npy", text.ids), (f"{stem}.idx.npy", text.starts)):
+        with atomic_write(folder / file_name) as file:
             np.save(file, array)
     words = text.vocabulary.words
     ends_word = np.array([not word.endswith(CONTINUED) for word in words])

@@ -96,10 +96,6 @@ def import_checkpoint(
     if len(vocabulary) != shape.n_words:
         raise CheckpointError(f"{path}: its dictionary has {len(vocabulary)} words, its embeddings {shape.n_words}")
     warnings = []
-    if params.get("mlm_steps") and not params.get("clm_steps"):
-        warnings.append(
-            "it was trained on the masked objective (mlm_steps), not the causal one: the commands here read it causally"
-        )
     if any(tensor.dtype != torch.float32 for state in theirs.values() for tensor in state.values()):
         warnings.append("its weights are not all float32: they become so here")
     optimizer, updates = None, 0
@@ -124,6 +120,7 @@ def import_checkpoint(
             },
             "lineage": {"corpus": None, "parents": [sha256_of(path)]},
             "metrics": {},
+            "evaluation": _evaluation(params, sides),
             "config": {
                 "data": {"bptt": bptt} if isinstance(bptt, int) and bptt > 1 else {},
                 "imported": {
@@ -136,6 +133,12 @@ def import_checkpoint(
         },
         warnings,
     )
+
+
+def _evaluation(params: Mapping[str, Any], sides: tuple[str, ...]) -> str:
+    if sides == SIDES:
+        return "translation"
+    return "masked" if params.get("mlm_steps") and not params.get("clm_steps") else "causal"
 
 
 def _to_ours(theirs: Mapping[str, Mapping[str, Tensor]], shape: ModelShape, path: str) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from xlm_train.model.flops import training_flops_per_token
 from xlm_train.runtime.console import log
 from xlm_train.runtime.device import peak_memory_gb
 from xlm_train.runtime.errors import at_least
-from xlm_train.training.loss_buffer import mean_by_language
+from xlm_train.training.loss_buffer import mean_by_stream
 from xlm_train.training.module import LanguageModel
 from xlm_train.training.phases import Phase, StepCallback
 from xlm_train.training.trainer import Trainer
@@ -89,8 +89,8 @@ class Metrics(StepCallback):
             losses = [loss for row in rows for loss in row.losses]
             total = math.fsum(losses) / len(losses)
             metrics = {"train/loss": total, "train/ppl": math.exp(min(total, 700.0))}
-            names = {number: code for code, number in trainer.data.languages.items()}
-            metrics |= {f"train/loss_{names[language]}": loss for language, loss in mean_by_language(rows).items()}
+            names = list(trainer.data.order.streams)
+            metrics |= {f"train/loss_{names[stream]}": loss for stream, loss in mean_by_stream(rows).items()}
             metrics["optim/grad_norm"] = rows[-1].grad_norm
         metrics["optim/lr"] = module.learning_rate
         metrics["optim/skipped_steps"] = len(state.skipped)
@@ -116,6 +116,7 @@ class Metrics(StepCallback):
         }
         peak = self.peak_tflops.get(trainer.precision_name)
         if peak is not None:
-            flops = training_flops_per_token(module.model.shape, trainer.data.bptt, module.model.recompute)
+            model, share = module.model, module.objective.mask_share
+            flops = training_flops_per_token(model.shape, trainer.data.bptt, model.recompute, share)
             metrics["speed/mfu"] = tokens / per_step * flops / (peak * 1e12 * trainer.world_size)
         return metrics

@@ -7,8 +7,12 @@ import time
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
-from xlm_train.evaluation.perplexity import Score, score_windows
+from xlm_train.data.concatenation import JoinedPairs
+from xlm_train.data.corpus import TokenStream
+from xlm_train.evaluation.pairs import score_pairs
+from xlm_train.evaluation.perplexity import WINDOW_SCORES, Score
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import ConfigError, at_least
 from xlm_train.training.callbacks.metrics import send
@@ -17,16 +21,17 @@ from xlm_train.training.phases import Phase, StepCallback
 from xlm_train.training.trainer import Trainer
 
 
-def metrics_of(languages: Iterable[str]) -> list[str]:
-    """List the metrics that a validation of these languages gives."""
-    ends = [f"_{language}" for language in languages]
+def metrics_of(texts: Iterable[str]) -> list[str]:
+    """List the metrics that a validation of these languages and pairs gives."""
+    ends = [f"_{text}" for text in texts]
     return ["val/ppl", "val/acc", *(f"val/{kind}{end}" for kind in ("loss", "ppl", "acc") for end in ends)]
 
 
 class Validation(StepCallback):
-    """Scores the validation streams every so many steps and once at the end.
+    """Scores the validation text every so many steps and once at the end.
 
-    The processes divide the windows among themselves; three sums a language are exchanged, so all of them decide alike.
+    The objective says how. The processes divide windows and pairs among themselves; three sums a text are exchanged, so
+    all of them decide alike.
     The hooks of Lightning's validation (`on_validation_start` ... `on_validation_end`) fire for every callback, so stock
     ones such as EarlyStopping, ModelCheckpoint and EMAWeightAveraging act as they do after Lightning's own loop.
 
@@ -62,10 +67,14 @@ class Validation(StepCallback):
         """Find the text, and whether it can tell what is monitored.
 
         Raises:
-            ConfigError: no validation gives the monitored metric.
+            ConfigError: no validation gives the monitored metric, or the objective's kind of score is not known.
         """
-        self.streams = trainer.data.validation_streams
-        if self.streams and self.monitor not in (names := metrics_of(self.streams)):
+        if (kind := module.objective.evaluation) not in WINDOW_SCORES:
+            raise ConfigError(
+                f"objective: its evaluation is {kind!r}, known are {', '.join(WINDOW_SCORES)}: callbacks.validation=null"
+            )
+        self.texts = trainer.data.validation_texts
+        if self.texts and self.monitor not in (names := metrics_of(self.texts)):
             raise ConfigError(f"callbacks.validation.monitor={self.monitor}: must be one of {', '.join(names)}")
 
     def out_of_patience(self, module: LanguageModel) -> bool:
@@ -89,7 +98,7 @@ class Validation(StepCallback):
     def on_step_end(self, trainer: Trainer, module: LanguageModel) -> None:
         """Validate where that is due. A collective."""
         state = module.state
-        if not self.streams or (state.step % self.every_n_steps and state.step != module.stop):
+        if not self.texts or (state.step % self.every_n_steps and state.step != module.stop):
             return
         begun = time.perf_counter()
         with trainer.validation() as logged:
@@ -110,28 +119,35 @@ class Validation(StepCallback):
         return value > best if self.monitor.startswith("val/acc") else value < best
 
     def validate(self, trainer: Trainer, module: LanguageModel) -> dict[str, float]:
-        """Score every language: val/loss_L, val/ppl_L, val/acc_L, and the means val/ppl, val/acc. A collective."""
+        """Score every text: val/loss_NAME, val/ppl_NAME, val/acc_NAME, and the means val/ppl, val/acc. A collective.
+
+        The means are over the languages, or over the pairs where there are no languages, as the original's are.
+        """
         metrics: dict[str, float] = {}
-        scores = []
-        bptt = trainer.data.bptt
-        for lang, stream in self.streams.items():
-            count = stream.n_windows(bptt)
-            mine = range(
-                trainer.global_rank * count // trainer.world_size,
-                (trainer.global_rank + 1) * count // trainer.world_size,
-            )
-            language = trainer.data.languages[lang]
+        scores: dict[str, Score] = {}
+        for name, text in self.texts.items():
             with trainer.precision_plugin.forward_context():
-                sums = score_windows(module.model, stream, bptt, language, mine, self.batch_windows, module.device)
+                sums = self._sums(trainer, module, name, text)
             if trainer.world_size > 1:
                 torch.distributed.all_reduce(sums)
-            score = Score.from_sums(sums)
-            scores.append(score)
+            score = scores[name] = Score.from_sums(sums)
             metrics |= {
-                f"val/loss_{lang}": score.loss,
-                f"val/ppl_{lang}": score.perplexity,
-                f"val/acc_{lang}": score.accuracy,
+                f"val/loss_{name}": score.loss,
+                f"val/ppl_{name}": score.perplexity,
+                f"val/acc_{name}": score.accuracy,
             }
-        metrics["val/ppl"] = math.fsum(score.perplexity for score in scores) / len(scores)
-        metrics["val/acc"] = math.fsum(score.accuracy for score in scores) / len(scores)
+        averaged = [score for name, score in scores.items() if name in trainer.data.languages] or list(scores.values())
+        metrics["val/ppl"] = math.fsum(score.perplexity for score in averaged) / len(averaged)
+        metrics["val/acc"] = math.fsum(score.accuracy for score in averaged) / len(averaged)
         return metrics
+
+    def _sums(self, trainer: Trainer, module: LanguageModel, name: str, text: TokenStream | JoinedPairs) -> Tensor:
+        """This process's share of the sums behind a text's score."""
+        rank, world_size = trainer.global_rank, trainer.world_size
+        if isinstance(text, JoinedPairs):
+            return score_pairs(module.model, text, (rank, world_size), device=module.device)
+        bptt, language = trainer.data.bptt, trainer.data.languages[name]
+        count = text.n_windows(bptt)
+        mine = range(rank * count // world_size, (rank + 1) * count // world_size)
+        score_windows = WINDOW_SCORES[module.objective.evaluation]
+        return score_windows(module.model, text, bptt, language, mine, self.batch_windows, module.device)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 
 from tests.conftest import golden_pieces
 from xlm_train.data.corpus import Corpus
+from xlm_train.interop.export import export_corpus
 from xlm_train.interop.original import unpickle
 from xlm_train.interop.original.binarised import (
     BinarisedText,
@@ -24,7 +27,7 @@ from xlm_train.interop.original.binarised import (
     write_corpus,
 )
 from xlm_train.runtime.errors import CheckpointError, ConfigError
-from xlm_train.text.vocabulary import Vocabulary
+from xlm_train.text.vocabulary import EOS, Vocabulary
 
 
 @pytest.fixture
@@ -182,8 +185,62 @@ def test_different_vocabularies_make_no_corpus(golden_files: dict[tuple[str, str
         write_corpus(tmp_path / "corpus", {**golden_files, **files_in(tmp_path)}, ["de", "en"], "")
 
 
+@pytest.fixture
+def golden_pairs(shared: Path, tmp_path: Path) -> dict[str, list[list[int]]]:
+    """The original's parallel text, with an empty sentence on either side, as its files in `tmp_path/"original"`."""
+    folder = tmp_path / "original"
+    folder.mkdir()
+    vocabulary = Vocabulary.from_file(shared / "goldens/bpe/vocab")
+    sides = {}
+    for language, empty in (("de", 7), ("en", 99)):
+        lines = [
+            [vocabulary.index(piece) for piece in line.split()]
+            for line in golden_pieces(shared, f"parvalid.{language}", limited=True)
+        ]
+        lines[empty] = []
+        ids = np.array([token for line in lines for token in [*line, EOS]], dtype=np.uint16)
+        starts = np.cumsum([0, *(len(line) + 1 for line in lines[:-1])])
+        write_binarised(folder / f"train.de-en.{language}.pth", BinarisedText(ids, starts, vocabulary, {}))
+        sides[language] = [line for number, line in enumerate(lines) if number not in (7, 99)]
+    return sides
+
+
+def test_pairs_come_in_and_go_out(golden_pairs: dict[str, list[list[int]]], shared: Path, tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    shutil.copy(shared / "goldens/bpe/valid.de.pth", tmp_path / "original")
+    manifest = write_corpus(tmp_path / "corpus", files_in(tmp_path / "original"), ["de", "en"], "")
+    assert manifest["pairs"]["train"]["de-en"]["dropped"] == {"empty": 2}
+    corpus = Corpus(tmp_path / "corpus")
+    corpus.verify()
+    assert corpus.has("valid", "de")
+    pairs = corpus.pairs("train", "de-en")
+    found = pairs.read(np.arange(pairs.n))
+    assert [side.tolist() for side, _ in found] == golden_pairs["de"]
+    assert [side.tolist() for _, side in found] == golden_pairs["en"]
+    assert len(corpus.length_order("train", "de-en").numbers) == 998
+    export_corpus(corpus, tmp_path / "back")
+    for language, expected in golden_pairs.items():
+        text = read_binarised(tmp_path / f"back/train.de-en.{language}.pth")
+        assert [part[:-1].tolist() for part in np.split(text.ids, text.starts[1:])] == expected
+    assert (tmp_path / "back/valid.de.pth").exists()
+
+
+def test_a_pair_needs_both_sides_equally_long(golden_pairs: dict[str, list[list[int]]], tmp_path: Path) -> None:
+    files = files_in(tmp_path / "original")
+    (tmp_path / "corpus").mkdir()
+    text = read_binarised(files["train", "de-en.en"])
+    write_binarised(files["train", "de-en.en"], replace(text, ids=text.ids[: text.starts[-1]], starts=text.starts[:-1]))
+    with pytest.raises(ConfigError, match=r"de\.pth has 1,000 sentences, .*en\.pth 999: they are no pairs"):
+        write_corpus(tmp_path / "corpus", files, ["de", "en"], "")
+    del files["train", "de-en.en"]
+    with pytest.raises(ConfigError, match=r"train\.de-en\.en\.pth: is not there, but the other side of the pair is"):
+        write_corpus(tmp_path / "corpus", files, ["de", "en"], "")
+
+
 def test_names_of_files() -> None:
     assert key_of(Path("x/train.de.pth")) == ("train", "de")
     assert key_of(Path("valid.en-GB.pth")) == ("valid", "en-GB")
     assert key_of(Path("checkpoint.pth")) is None
-    assert key_of(Path("valid.de-en.de.pth")) is None  # parallel text
+    assert key_of(Path("valid.de-en.de.pth")) == ("valid", "de-en.de")
+    assert key_of(Path("valid.de-en.fr.pth")) is None
+    assert key_of(Path("valid.deutsch-en.en.pth")) is None

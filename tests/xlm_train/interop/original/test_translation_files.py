@@ -26,11 +26,10 @@ def original(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file as the original writes it: encoder and decoder of goldens/mt, all else from its causal checkpoint."""
     raw = unpickle.load(shared / "goldens/model/best-valid_clm_ppl.pth")
     del raw["model"]
-    with np.load(shared / "goldens/mt/init.npz") as arrays:
-        for side in ("encoder", "decoder"):
-            names = [name for name in arrays.files if name.startswith(f"{side}.")]
-            raw[side] = {name.removeprefix(f"{side}."): torch.from_numpy(arrays[name]) for name in names}
-            raw[side]["pred_layer.proj.weight"] = raw[side]["embeddings.weight"]
+    for side in ("encoder", "decoder"):
+        with np.load(shared / f"goldens/mt/init_{side}.npz") as arrays:
+            raw[side] = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        raw[side]["pred_layer.proj.weight"] = raw[side]["embeddings.weight"]
     raw["params"]["encoder_only"] = False
     path = tmp_path_factory.mktemp("original") / "best-valid_de-en_mt_bleu.pth"
     torch.save(raw, path)
