@@ -223,3 +223,27 @@ def golden_checkpoint(shared: Path, tmp_path_factory: pytest.TempPathFactory, go
         file, import_checkpoint(shared / "goldens" / "train" / "checkpoint.pth", golden_text[1]).content
     )
     return file
+
+
+@pytest.fixture(scope="session")
+def golden_seq2seq(shared: Path) -> Callable[..., Any]:
+    """load(vocab_multiple=1) -> the translation model of goldens/mt at its start, in evaluation mode."""
+    from xlm_train.interop.original.names import to_ours
+    from xlm_train.model.seq2seq import Seq2Seq
+    from xlm_train.model.transformer import ModelShape
+
+    def load(vocab_multiple: int = 1) -> Seq2Seq:
+        import torch
+
+        shape = ModelShape(
+            n_words=6142, dim=64, n_layers=2, n_heads=4, ffn_dim=256, dropout=0.0, attention_dropout=0.0,
+            vocab_multiple=vocab_multiple,
+        )  # fmt: skip
+        model = Seq2Seq(shape)
+        for name, side in (("encoder", model.encoder), ("decoder", model.decoder)):
+            with np.load(shared / f"goldens/mt/init_{name}.npz") as arrays:
+                tensors = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+            side.load_state_dict(to_ours(tensors, shape, name, reads_source=name == "decoder"))
+        return model.eval()
+
+    return load

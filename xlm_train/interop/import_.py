@@ -1,4 +1,4 @@
-"""What `xlm-import` writes: a checkpoint or a corpus of ours, whole or not at all."""
+"""Models in any format that is known here, and what `xlm-import` writes: a checkpoint or a corpus, whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,6 +16,30 @@ def refuse_existing(out: Path) -> None:
     """Raise ConfigError unless `out` is free or an empty folder."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"out={out}: is there already; give another folder")
+
+
+def open_model(path: str | Path, vocab_multiple: int) -> dict[str, Any]:
+    """The content of a checkpoint of ours, of one of the original's (.pth), or of a folder of transformers.
+
+    Args:
+        path: The file or folder.
+        vocab_multiple: See ModelShape; of the other programs' models.
+
+    Raises:
+        UserError: It is missing, damaged or not supported.
+    """
+    from xlm_train.interop.original.checkpoint import import_checkpoint
+    from xlm_train.interop.transformers import folder
+    from xlm_train.runtime import checkpoint_file
+
+    path = Path(path)
+    if not path.exists():
+        raise ConfigError(f"{path}: there is no such file or folder")
+    if path.is_dir():
+        return folder.read(path, vocab_multiple=vocab_multiple).content
+    if checkpoint_file.is_checkpoint(path):
+        return checkpoint_file.load(path)
+    return import_checkpoint(path, with_optimizer=False, vocab_multiple=vocab_multiple).content
 
 
 def write_checkpoint(imported: Imported, out: Path) -> str:

@@ -98,7 +98,7 @@ class CachedTexts:
     """
 
     def __init__(self, model: XLM, language: int, n_texts: int, context: int, longest: int) -> None:
-        from xlm_train.model.transformer import KeyValueCache
+        from xlm_train.model.cache import KeyValueCache
 
         self.model = model
         self.language = language
@@ -132,7 +132,7 @@ class CachedTexts:
         """Fill the cache rows again with texts, which stand at positions 0 and on."""
         import torch
 
-        from xlm_train.model.transformer import KeyValueCache
+        from xlm_train.model.cache import KeyValueCache
 
         longest = max(len(text) for text in texts)
         if not longest:
@@ -183,7 +183,7 @@ def generate(
 
     sampling = Sampling() if sampling is None else sampling
     numbers = [0] * len(prompts) if sample_numbers is None else sample_numbers
-    noise = [_noise(sampling.seed, prompt, number) for prompt, number in zip(prompts, numbers, strict=True)]
+    noise = [text_noise(sampling.seed, prompt, number) for prompt, number in zip(prompts, numbers, strict=True)]
     texts = [list(prompt) for prompt in prompts]
     active = list(range(len(prompts)))
     with torch.inference_mode():
@@ -245,7 +245,7 @@ def _reaching(probabilities_BV: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
         k = min(4 * k, n_words)
 
 
-def _noise(seed: int, prompt: Sequence[int], sample: int) -> np.random.Generator:
+def text_noise(seed: int, prompt: Sequence[int], sample: int) -> np.random.Generator:
     """Random numbers of one text: they depend on the prompt itself, not on its place in a file or a batch."""
     digest = hashlib.blake2b(np.asarray(prompt, dtype="<i8").tobytes(), digest_size=16).digest()
     return np.random.default_rng([seed, sample, int.from_bytes(digest, "little")])

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xlm_train.model.seq2seq import is_seq2seq
 from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.device import resolve_device
@@ -128,6 +129,8 @@ def open_checkpoint(path: str | Path, device: str = "auto", bptt: int | None = N
     """
     place = resolve_device(device)
     content = checkpoint_file.load(path)
+    if is_seq2seq(content["model"]):
+        raise ConfigError(f"{path}: is a translation model, where a language model is needed")
     with torch.device("meta"):  # no random weights drawn only to be replaced
         model = XLM(ModelShape(**content["shape"]))
     model.load_state_dict(content["model"], assign=True)

@@ -10,123 +10,34 @@ activations and gradients of the original implementation.
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from xlm_train.model.cache import AlignedCache, KeyValueCache, Store
 from xlm_train.model.ops import OPS, PlainOps
+from xlm_train.model.shape import ModelShape
 from xlm_train.runtime.errors import ConfigError
 
 PAD = 2
 LAYER_NORM_EPS = 1e-12
 
-Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # new keys and values in, all that the layer has out
 
+class SourceKeys(NamedTuple):
+    """What one layer reads of the source: keys and values (B, H, S, E), and which of them are no padding."""
 
-@dataclass(frozen=True)
-class ModelShape:
-    """Everything that fixes the model's parameters and arithmetic.
+    k_BHSE: Tensor
+    v_BHSE: Tensor
+    visible_B11S: Tensor | None
 
-    Args:
-        n_words: Vocabulary entries, specials included.
-        n_langs: Languages; with 1 there is no language embedding.
-        dim: Width D.
-        n_layers: Blocks.
-        n_heads: Attention heads; they divide `dim`.
-        ffn_dim: Width inside the feed-forward layers.
-        max_positions: The longest window in tokens.
-        dropout: Of the embeddings and of what each block adds, in [0, 1).
-        attention_dropout: Of the attention weights, in [0, 1).
-        sinusoidal_positions: Fixed positions instead of learned ones.
-        language_embeddings: Add each language's vector to the input.
-        vocab_multiple: The embedding matrix is padded to a multiple of this many rows (the commands' default is 8:
-            tensor cores want it in half precision, and a CPU's products are faster); the padding rows are outside the
-            softmax and are never exported.
-
-    Raises:
-        ConfigError: With every value that cannot work, each named as its override.
-    """
-
-    n_words: int
-    n_langs: int = 2
-    dim: int = 1024
-    n_layers: int = 6
-    n_heads: int = 8
-    ffn_dim: int = 4096
-    max_positions: int = 512
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
-    sinusoidal_positions: bool = False
-    language_embeddings: bool = True
-    vocab_multiple: int = 1
-
-    def __post_init__(self) -> None:
-        problems = []
-        if self.dim > 0 < self.n_heads and self.dim % self.n_heads:
-            near = [h for h in range(1, self.dim + 1) if self.dim % h == 0]
-            best = min(near, key=lambda h: abs(h - self.n_heads))
-            problems.append(
-                f"model.n_heads={self.n_heads} does not divide model.dim={self.dim}; model.n_heads={best} would"
-            )
-        if self.sinusoidal_positions and self.dim % 2:
-            problems.append(f"model.dim={self.dim} is odd: sinusoidal positions need an even width")
-        for name in ("n_words", "n_langs", "dim", "n_layers", "n_heads", "ffn_dim", "max_positions", "vocab_multiple"):
-            if getattr(self, name) < 1:
-                problems.append(f"model.{name}={getattr(self, name)} must be at least 1")
-        for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                problems.append(f"model.{name}={getattr(self, name)} must be in [0, 1)")
-        if problems:
-            raise ConfigError(problems)
-
-    @property
-    def n_rows(self) -> int:
-        """Rows of the embedding matrix: n_words rounded up to vocab_multiple."""
-        return math.ceil(self.n_words / self.vocab_multiple) * self.vocab_multiple
-
-    @property
-    def uses_languages(self) -> bool:
-        """Whether the model has language embeddings."""
-        return self.language_embeddings and self.n_langs > 1
-
-    def to_dict(self) -> dict[str, Any]:
-        """Field -> value, as checkpoints hold it."""
-        return asdict(self)
-
-
-class KeyValueCache:
-    """Keys and values of positions already read, for generation.
-
-    Rows may stand at different positions: what a query at position p sees is the slots 0..p of its own row.
-
-    Args:
-        shape: Of the model.
-        batch: Rows B.
-        capacity: Positions that a row can hold.
-        like: A tensor of the dtype and on the device that keys and values have.
-    """
-
-    def __init__(self, shape: ModelShape, batch: int, capacity: int, like: Tensor) -> None:
-        size = (2, batch, shape.n_heads, capacity, shape.dim // shape.n_heads)
-        self.layers = [torch.zeros(size, dtype=like.dtype, device=like.device) for _ in range(shape.n_layers)]
-        self.capacity = capacity
-
-    def store(self, layer: int, positions_BT: Tensor) -> Store:
-        """What puts new keys and values (B, H, T, E) at their positions, and returns all of the layer's."""
-        return functools.partial(self._store, layer, positions_BT)
-
-    def _store(self, layer: int, positions_BT: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> tuple[Tensor, Tensor]:
-        index = positions_BT[:, None, :, None].expand_as(k_BHTE)
-        keys, values = self.layers[layer]
-        keys.scatter_(2, index, k_BHTE)
-        values.scatter_(2, index, v_BHTE)
-        return keys, values
+    def select(self, rows: Tensor) -> SourceKeys:
+        """Of these sentences only."""
+        visible = None if self.visible_B11S is None else self.visible_B11S[rows]
+        return SourceKeys(self.k_BHSE[rows], self.v_BHSE[rows], visible)
 
 
 class Attention(nn.Module):
@@ -160,6 +71,32 @@ class Attention(nn.Module):
         return self.out(context_BTHE.reshape(B, T, D))
 
 
+class SourceAttention(nn.Module):
+    """Multi-head attention of a decoder's positions over the encoder's states."""
+
+    def __init__(self, shape: ModelShape, ops: type[PlainOps]) -> None:
+        super().__init__()
+        self.n_heads = shape.n_heads
+        self.dropout = shape.attention_dropout
+        self.q = ops.Linear(shape.dim, shape.dim)
+        self.kv = ops.Linear(shape.dim, 2 * shape.dim)
+        self.out = ops.Linear(shape.dim, shape.dim)
+
+    def keys(self, states_BSD: Tensor, visible_B11S: Tensor | None) -> SourceKeys:
+        """Keys and values of the source, which all of the decoder's positions share."""
+        B, S, D = states_BSD.shape
+        k, v = self.kv(states_BSD).view(B, S, 2, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4)
+        return SourceKeys(k, v, visible_B11S)
+
+    def forward(self, x_BTD: Tensor, source: SourceKeys) -> Tensor:
+        """What each position takes from the source, (B, T, D); several rows in a row (beams) may share a source."""
+        n_sources, _, _, E = source.k_BHSE.shape
+        q_BHTE = self.q(x_BTD).view(n_sources, -1, self.n_heads, E).transpose(1, 2)
+        dropout = self.dropout if self.training else 0.0
+        context_BHTE = F.scaled_dot_product_attention(q_BHTE, *source, dropout)
+        return self.out(context_BHTE.transpose(1, 2).reshape(x_BTD.shape))
+
+
 class FeedForward(nn.Module):
     """Linear, GELU (erf form), Linear."""
 
@@ -175,21 +112,34 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One post-norm transformer layer."""
+    """One post-norm transformer layer; a decoder's reads a source between its two halves."""
 
-    def __init__(self, shape: ModelShape, ops: type[PlainOps]) -> None:
+    def __init__(self, shape: ModelShape, ops: type[PlainOps], reads_source: bool = False) -> None:
         super().__init__()
         self.ops = ops
         self.dropout = shape.dropout
         self.attention = Attention(shape, ops)
         self.norm1 = nn.LayerNorm(shape.dim, eps=LAYER_NORM_EPS)
+        if reads_source:
+            self.source_attention = SourceAttention(shape, ops)
+            self.source_norm = nn.LayerNorm(shape.dim, eps=LAYER_NORM_EPS)
         self.ffn = FeedForward(shape, ops)
         self.norm2 = nn.LayerNorm(shape.dim, eps=LAYER_NORM_EPS)
 
-    def forward(self, x_BTD: Tensor, causal: bool, visible: Tensor | None = None, store: Store | None = None) -> Tensor:
-        """(B, T, D); arguments as `Attention.forward`."""
+    def forward(
+        self,
+        x_BTD: Tensor,
+        causal: bool,
+        visible: Tensor | None = None,
+        store: Store | None = None,
+        source: SourceKeys | None = None,
+    ) -> Tensor:
+        """(B, T, D); arguments as `Attention.forward`. Without a source its attention is left out."""
         attended = self.attention(x_BTD, causal, visible, store)
         x_BTD = self.norm1(x_BTD + self.ops.dropout(attended, self.dropout, self.training))
+        if source is not None:
+            taken = self.source_attention(x_BTD, source)
+            x_BTD = self.source_norm(x_BTD + self.ops.dropout(taken, self.dropout, self.training))
         return self.norm2(x_BTD + self.ops.dropout(self.ffn(x_BTD), self.dropout, self.training))
 
 
@@ -203,6 +153,7 @@ class XLM(nn.Module):
         recompute: Do not keep the activations inside blocks for the backward pass but compute them again there
             (activation checkpointing): memory for about a third more time.
         ops: `fast`, or `plain` for the same arithmetic in plain PyTorch (see `xlm_train.model.ops`).
+        reads_source: Its blocks can read a source (see `xlm_train.model.seq2seq`).
 
     Raises:
         ConfigError: Where `ops` is neither.
@@ -216,7 +167,9 @@ class XLM(nn.Module):
         torch.Size([8, 32, 1000])
     """
 
-    def __init__(self, shape: ModelShape, recompute: bool = False, ops: str = "fast") -> None:
+    def __init__(
+        self, shape: ModelShape, recompute: bool = False, ops: str = "fast", reads_source: bool = False
+    ) -> None:
         super().__init__()
         if ops not in OPS:
             raise ConfigError(f"model.ops={ops}: must be one of {', '.join(OPS)}")
@@ -227,7 +180,7 @@ class XLM(nn.Module):
         self.position_embeddings = nn.Embedding(shape.max_positions, shape.dim)
         self.lang_embeddings = nn.Embedding(shape.n_langs, shape.dim) if shape.uses_languages else None
         self.norm = nn.LayerNorm(shape.dim, eps=LAYER_NORM_EPS)
-        self.blocks = nn.ModuleList(Block(shape, self.ops) for _ in range(shape.n_layers))
+        self.blocks = nn.ModuleList(Block(shape, self.ops, reads_source) for _ in range(shape.n_layers))
         self.output_bias = nn.Parameter(torch.empty(shape.n_rows))  # the output weights are self.embeddings'
         initialise(self)
 
@@ -238,8 +191,9 @@ class XLM(nn.Module):
         lengths_B: Tensor | None = None,
         causal: bool = True,
         positions_BT: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: KeyValueCache | AlignedCache | None = None,
         words_BTD: Tensor | None = None,
+        source: Sequence[SourceKeys] | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) of the last layer.
 
@@ -252,6 +206,7 @@ class XLM(nn.Module):
             positions_BT: Default 0..T-1.
             cache: The new tokens stand at `positions_BT` and see everything of their row at positions up to their own.
             words_BTD: The tokens' embeddings, where they have been looked up.
+            source: What each block reads of the source.
 
         Raises:
             ValueError: Without `langs` where the model has language embeddings; without `positions_BT` with a cache.
@@ -269,11 +224,10 @@ class XLM(nn.Module):
         if cache is not None:
             if positions_BT is None:
                 raise ValueError("with a cache, positions_BT says where the new tokens stand")
-            slots = torch.arange(cache.capacity, device=x_BTD.device)
-            visible, causal = (slots <= positions_BT[:, :, None])[:, None], False
+            visible, causal = cache.visible(positions_BT), False
             stores = [cache.store(layer, positions_BT) for layer in range(len(self.blocks))]
-        for block, store in zip(self._runnable_blocks(), stores, strict=True):
-            x_BTD = block(x_BTD, causal, visible, store)
+        for block, store, keys in zip(self._runnable_blocks(), stores, self._layers_of(source), strict=True):
+            x_BTD = block(x_BTD, causal, visible, store, keys)
             if keep_BT1 is not None:
                 x_BTD = x_BTD * keep_BT1
         return x_BTD
@@ -300,6 +254,13 @@ class XLM(nn.Module):
             return [functools.partial(checkpoint, block, use_reentrant=False) for block in self.blocks]
         return list(self.blocks)
 
+    def source_keys(self, states_BSD: Tensor, visible_B11S: Tensor | None) -> list[SourceKeys]:
+        """What each block reads of a source, whose states an encoder gave."""
+        return [block.source_attention.keys(states_BSD, visible_B11S) for block in self.blocks]  # type: ignore[union-attr, operator]
+
+    def _layers_of(self, source: Sequence[SourceKeys] | None) -> Sequence[SourceKeys | None]:
+        return [None] * len(self.blocks) if source is None else source
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores (..., V) over the real vocabulary (padding rows cut off) of hidden states (..., D)."""
         scores = F.linear(hidden, self.embeddings.weight, self.output_bias)
@@ -313,7 +274,13 @@ class XLM(nn.Module):
         hidden_ND, targets_N = hidden_BTD.reshape(-1, self.shape.dim), targets_BT.reshape(-1)
         return self.ops.linear_cross_entropy(hidden_ND, weight_VD, self.output_bias, targets_N, self.shape.n_words)
 
-    def next_token_loss(self, windows_BT: Tensor, langs: Tensor | int | None) -> Tensor:
+    def next_token_loss(
+        self,
+        windows_BT: Tensor,
+        langs: Tensor | int | None,
+        source: Sequence[SourceKeys] | None = None,
+        chosen_N: Tensor | None = None,
+    ) -> Tensor:
         """Mean cross-entropy in nats where position p of each window predicts its token p+1.
 
         Equals loss(forward(windows_BT[:, :-1], langs), windows_BT[:, 1:]), but the embedding's gradient is formed once:
@@ -322,15 +289,20 @@ class XLM(nn.Module):
         Args:
             windows_BT: Token ids; T - 1 predictions a window.
             langs: As in `forward`.
+            source: As in `forward`.
+            chosen_N: Which of the B * (T-1) predictions count, in order; None: all.
 
         Returns:
             A float32 scalar.
         """
         words_BTD, output_weight = self.ops.tied_lookup(self.embeddings.weight, windows_BT[:, :-1], PAD)
         x_BTD = self._embed(words_BTD, langs)
-        for block in self._runnable_blocks():
-            x_BTD = block(x_BTD, causal=True)
-        return self._loss(x_BTD, output_weight, windows_BT[:, 1:])
+        for block, keys in zip(self._runnable_blocks(), self._layers_of(source), strict=True):
+            x_BTD = block(x_BTD, causal=True, source=keys)
+        targets = windows_BT[:, 1:]
+        if chosen_N is not None:
+            x_BTD, targets = x_BTD.flatten(0, 1)[chosen_N], targets.flatten()[chosen_N]
+        return self._loss(x_BTD, output_weight, targets)
 
     def masked_loss(
         self,

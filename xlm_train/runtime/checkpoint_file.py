@@ -119,6 +119,13 @@ def save(path: str | Path, view: Mapping[str, Any]) -> str:
     return write(path, _from_view(view))
 
 
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether a file ends as a checkpoint of this program does; nothing else of it is read."""
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TRAILER.size))
+        return file.read(len(MAGIC)) == MAGIC
+
+
 def checksum(path: str | Path) -> str:
     """Verify a checkpoint's length and checksum without loading it.
 

@@ -9,7 +9,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -150,3 +150,41 @@ def _exchange(new: Path, old: Path) -> None:
         aside.rename(old)
         raise
     aside.rename(new)
+
+
+class ResumableLines:
+    """A text file that appears when it is whole; a writer that was stopped goes on behind its last whole block.
+
+    Until then its lines are in FILE.part, and what they were made by in FILE.part.json.
+
+    Args:
+        path: Of the file.
+        made_by: Whatever decides what the lines are. Lines of another maker are thrown away.
+
+    Attributes:
+        done: Lines that are there already.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], made_by: Any) -> None:
+        self.path = Path(path)
+        self.part, self.note = Path(f"{path}.part"), Path(f"{path}.part.json")
+        self.done = 0
+        kept = 0
+        if self.part.is_file() and self.note.is_file() and read_json(self.note) == made_by:
+            data = self.part.read_bytes()
+            kept, self.done = data.rfind(b"\n") + 1, data.count(b"\n")
+        write_json(self.note, made_by)
+        self.file = open(self.part, "ab")  # noqa: SIM115 (open as long as the object)
+        self.file.truncate(kept)
+
+    def write(self, lines: Iterable[str]) -> None:
+        """Add lines, on disk before this returns."""
+        self.file.write("".join(f"{line}\n" for line in lines).encode())
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def finish(self) -> None:
+        """Give the file its name."""
+        self.file.close()
+        os.replace(self.part, self.path)
+        self.note.unlink()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,26 @@ def file_problems(path: str | Path) -> list[str]:
     if Path(path).is_dir():
         return [f"{path}: is a folder; give a text file"]
     return TextFile(Path(path)).check() if Path(path).is_file() else [f"{path}: there is no such file"]
+
+
+def raw_lines(path: str | Path) -> Iterator[bytes]:
+    """Lines of a text file, plain or compressed, without their ends, whether they are text or not.
+
+    Raises:
+        TextError: The file cannot be read.
+    """
+    for piece in cut(TextFile(Path(path)).chunks(ReadStats()), BLOCK_BYTES, sys.maxsize, DroppedLines()):
+        yield from piece.data.removesuffix(b"\n").split(b"\n")
+
+
+def as_text(lines: Iterable[bytes], first: int) -> Iterator[str]:
+    """Lines as text; what is not UTF-8 in them is replaced, with a warning that counts lines from `first`."""
+    for number, line in enumerate(lines, start=first):
+        try:
+            yield line.decode()
+        except UnicodeDecodeError:
+            print(f"warning: line {number}: is not UTF-8; what cannot be read is replaced", file=sys.stderr)
+            yield line.decode(errors="replace")
 
 
 def read_lines(path: str | Path) -> Iterator[list[str]]:

@@ -1,7 +1,8 @@
 """The original's checkpoints (.pth), to ours and back.
 
 One is a dict of epoch, n_total_iter, best_metrics, best_stopping_criterion, model, dico_id2word, dico_word2id,
-dico_counts and params; with model_optimizer where training can go on from it.
+dico_counts and params; with model_optimizer where training can go on from it. A translation model has encoder and
+decoder instead of model; its optimizer's state is neither read nor written.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from xlm_train.interop.original.params import (
     read_languages,
     to_vocabulary,
 )
+from xlm_train.model.seq2seq import SIDES, is_seq2seq, side_of
 from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime.errors import CheckpointError
 from xlm_train.runtime.files import atomic_write, sha256_of
 from xlm_train.text.vocabulary import Vocabulary
 
 COUNTERS = ("epoch", "n_total_iter", "best_metrics", "best_stopping_criterion")
-CHECKPOINT_KEYS = (*COUNTERS, "model", "dico_id2word", "dico_word2id", "dico_counts", "params")
-SUPPORTED = {"encoder_only": True, "gelu_activation": True, "share_inout_emb": True, "asm": False, "use_memory": False}
+CHECKPOINT_KEYS = (*COUNTERS, "dico_id2word", "dico_word2id", "dico_counts", "params")
+SUPPORTED = {"gelu_activation": True, "share_inout_emb": True, "asm": False, "use_memory": False}
 POSITIONS = 512  # of every model of the original's
 NO_METRIC = 1e12  # what the original holds as its best perplexity before the first evaluation
 
@@ -72,21 +74,17 @@ def import_checkpoint(
     path = Path(path)
     raw = unpickle.load(path)
     found = set(raw) if isinstance(raw, dict) else set()
-    if missing := [key for key in CHECKPOINT_KEYS if key not in found]:
-        if {"encoder", "decoder"} <= found:
-            raise CheckpointError(
-                f"{path}: is an encoder-decoder of the original: only single language models are supported"
-            )
+    sides = SIDES if found.issuperset(SIDES) else ("model",)
+    if missing := [key for key in (*CHECKPOINT_KEYS, *sides) if key not in found]:
         raise CheckpointError(f"{path}: is not a checkpoint of the original: lacks {', '.join(missing)}")
     params = plain_settings(raw["params"], path)
-    state = raw["model"]
-    if not _is_tensors(state) or not isinstance(params, dict):
-        raise CheckpointError(f"{path}: its model is not a state dict, or its params are not a dict")
-    theirs = names.without_prefix(state, "module.")
+    if not all(_is_tensors(raw[side]) for side in sides) or not isinstance(params, dict):
+        raise CheckpointError(f"{path}: its {' or '.join(sides)} is not a state dict, or its params are not a dict")
+    theirs = {side: names.without_prefix(raw[side], "module.") for side in sides}
     languages = read_languages(params.get("lang2id"), f"{path}: its params")
     _refuse_other_models(params, path)
     shape = names.infer_shape(
-        theirs,
+        theirs[sides[0]],
         str(path),
         n_langs=len(languages),
         n_heads=_number(params, "n_heads", path, int),
@@ -99,16 +97,19 @@ def import_checkpoint(
     if len(vocabulary) != shape.n_words:
         raise CheckpointError(f"{path}: its dictionary has {len(vocabulary)} words, its embeddings {shape.n_words}")
     warnings = []
-    if any(tensor.dtype != torch.float32 for tensor in theirs.values()):
+    if any(tensor.dtype != torch.float32 for state in theirs.values() for tensor in state.values()):
         warnings.append("its weights are not all float32: they become so here")
     optimizer, updates = None, 0
     if with_optimizer and raw.get("model_optimizer") is not None:
-        optimizer, updates = _read_adam(raw["model_optimizer"], shape, path)
+        if sides == SIDES:
+            warnings.append("its optimizer state is left out: of a translation model only the weights are taken")
+        else:
+            optimizer, updates = _read_adam(raw["model_optimizer"], shape, path)
     bptt = params.get("bptt")
     return Imported(
         {
             "shape": shape.to_dict(),
-            "model": names.to_ours(theirs, shape, str(path)),
+            "model": _to_ours(theirs, shape, str(path)),
             "optimizer": optimizer,
             "progress": {"step": updates, "updates": updates, "skipped": []},
             "text": {
@@ -120,7 +121,7 @@ def import_checkpoint(
             },
             "lineage": {"corpus": None, "parents": [sha256_of(path)]},
             "metrics": {},
-            "evaluation": "masked" if params.get("mlm_steps") and not params.get("clm_steps") else "causal",
+            "evaluation": _evaluation(params, sides),
             "config": {
                 "data": {"bptt": bptt} if isinstance(bptt, int) and bptt > 1 else {},
                 "imported": {
@@ -133,6 +134,23 @@ def import_checkpoint(
         },
         warnings,
     )
+
+
+def _evaluation(params: Mapping[str, Any], sides: tuple[str, ...]) -> str:
+    if sides == SIDES:
+        return "translation"
+    return "masked" if params.get("mlm_steps") and not params.get("clm_steps") else "causal"
+
+
+def _to_ours(theirs: Mapping[str, Mapping[str, Tensor]], shape: ModelShape, path: str) -> dict[str, Tensor]:
+    """Of one model, or of an encoder and a decoder under these names."""
+    if "model" in theirs:
+        return names.to_ours(theirs["model"], shape, path)
+    return {
+        f"{side}.{name}": tensor
+        for side, state in theirs.items()
+        for name, tensor in names.to_ours(state, shape, f"{path}: {side}", reads_source=side == "decoder").items()
+    }
 
 
 def _is_tensors(state: Any) -> bool:
@@ -222,15 +240,22 @@ def export_checkpoint(path: str | Path, content: Mapping[str, Any], with_optimiz
         "n_total_iter": imported.get("n_total_iter", updates),
         "best_metrics": imported.get("best_metrics", {"valid_clm_ppl": NO_METRIC if best is None else best}),
         "best_stopping_criterion": imported.get("best_stopping_criterion", NO_METRIC if best is None else best),
-        "model": _own_tensors(names.to_original(content["model"], shape)),
     }
-    adam = content["optimizer"] if with_optimizer else None
+    translates = is_seq2seq(content["model"])
+    if translates:
+        for side in SIDES:
+            state = side_of(content["model"], side)
+            record[side] = _own_tensors(names.to_original(state, shape, reads_source=side == "decoder"))
+    else:
+        record["model"] = _own_tensors(names.to_original(content["model"], shape))
+    adam = content["optimizer"] if with_optimizer and not translates else None
     if adam is not None:
         record["model_optimizer"] = _write_adam(adam, shape, updates)
     record |= {f"dico_{name}": part for name, part in from_vocabulary(vocabulary).items()}
     record["params"] = original_params(
         shape, text["languages"], vocabulary.counts, config, imported.get("params", {}), _optimizer_text(config)
     )
+    record["params"]["encoder_only"] = not translates
     with atomic_write(path) as file:
         torch.save(_with_numpy_metrics(record), file)
 
@@ -268,9 +293,9 @@ def fit_to_original(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
     def lengthened(tensor: Tensor, more: Tensor) -> Tensor:
         return torch.cat([tensor, more[len(tensor) :].to(tensor)])
 
-    fitted = {**content, "shape": padded.to_dict(), "model": {**content["model"]}}
-    fitted["model"][name] = lengthened(content["model"][name], rows)
-    adam = content["optimizer"]
+    weights = {key: lengthened(value, rows) if key.endswith(name) else value for key, value in content["model"].items()}
+    fitted = {**content, "shape": padded.to_dict(), "model": weights}
+    adam = None if is_seq2seq(weights) else content["optimizer"]
     if adam is not None and adam["state"] and not shape.sinusoidal_positions:
         number = names.our_trained(shape).index(name)
         moments = {

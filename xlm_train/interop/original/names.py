@@ -23,7 +23,7 @@ FFN_FACTOR = 4
 _SHOWN = 8
 
 
-def _parts(shape: ModelShape) -> dict[str, list[str]]:
+def _parts(shape: ModelShape, reads_source: bool) -> dict[str, list[str]]:
     """Our name -> the original's; several are stacked along the first dimension, in this order."""
     parts = {
         "position_embeddings.weight": ["position_embeddings.weight"],
@@ -41,6 +41,11 @@ def _parts(shape: ModelShape) -> dict[str, list[str]]:
             parts[f"blocks.{n}.ffn.lin1.{end}"] = [f"ffns.{n}.lin1.{end}"]
             parts[f"blocks.{n}.ffn.lin2.{end}"] = [f"ffns.{n}.lin2.{end}"]
             parts[f"blocks.{n}.norm2.{end}"] = [f"layer_norm2.{n}.{end}"]
+            if reads_source:
+                parts[f"blocks.{n}.source_attention.q.{end}"] = [f"encoder_attn.{n}.q_lin.{end}"]
+                parts[f"blocks.{n}.source_attention.kv.{end}"] = [f"encoder_attn.{n}.{x}_lin.{end}" for x in "kv"]
+                parts[f"blocks.{n}.source_attention.out.{end}"] = [f"encoder_attn.{n}.out_lin.{end}"]
+                parts[f"blocks.{n}.source_norm.{end}"] = [f"layer_norm15.{n}.{end}"]
     return parts
 
 
@@ -60,9 +65,16 @@ def unknown_to_original(shape: ModelShape, program: str) -> list[str]:
     ]
 
 
-def original_order(shape: ModelShape) -> list[str]:
-    """List the original's names in the order of its state dict, the tied output weights included."""
+def original_order(shape: ModelShape, reads_source: bool = False) -> list[str]:
+    """List the original's names in the order of its state dict, the tied output weights included.
+
+    Args:
+        shape: The model's.
+        reads_source: It is the decoder of a translation model.
+    """
     layers = range(shape.n_layers)
+    reading = [name for n in layers for name in _both(f"layer_norm15.{n}")]
+    reading += [name for n in layers for x in ("q", "k", "v", "out") for name in _both(f"encoder_attn.{n}.{x}_lin")]
     return [
         "position_embeddings.weight",
         *(["lang_embeddings.weight"] if shape.uses_languages else []),
@@ -72,6 +84,7 @@ def original_order(shape: ModelShape) -> list[str]:
         *(name for n in layers for name in _both(f"layer_norm1.{n}")),
         *(name for n in layers for x in (1, 2) for name in _both(f"ffns.{n}.lin{x}")),
         *(name for n in layers for name in _both(f"layer_norm2.{n}")),
+        *(reading if reads_source else []),
         *_both("pred_layer.proj"),
     ]
 
@@ -91,35 +104,42 @@ def our_trained(shape: ModelShape) -> list[str]:
     return [name for name, parameter in _meta(shape).items() if parameter.requires_grad]
 
 
-def _meta(shape: ModelShape) -> dict[str, Tensor]:
+def _meta(shape: ModelShape, reads_source: bool = False) -> dict[str, Tensor]:
     """Our parameters without memory: names, sizes, which are trained."""
     with torch.device("meta"):
-        return dict(XLM(shape).named_parameters())
+        return dict(XLM(shape, reads_source=reads_source).named_parameters())
 
 
-def to_original(ours: Mapping[str, Tensor], shape: ModelShape, tied: bool = True) -> dict[str, Tensor]:
+def to_original(
+    ours: Mapping[str, Tensor], shape: ModelShape, tied: bool = True, reads_source: bool = False
+) -> dict[str, Tensor]:
     """Bring our tensors under the original's names.
 
     Args:
         ours: A state dict, or moments by parameter name (those of parameters that are not trained may be missing).
         shape: The model's.
         tied: Give the output weights too, as the original writes them.
+        reads_source: They are a decoder's that reads a source.
 
     Returns:
         Name -> tensor in the original's order, without padding rows; views where possible.
     """
     theirs: dict[str, Tensor] = {}
-    for name, parts in _parts(shape).items():
+    for name, parts in _parts(shape, reads_source).items():
         if name in ours:
             tensor = ours[name][: shape.n_words] if name in WITH_VOCABULARY_ROWS else ours[name]
             theirs.update(zip(parts, tensor.chunk(len(parts)), strict=True))
     if tied:
         theirs[TIED] = theirs["embeddings.weight"]
-    return {name: theirs[name] for name in original_order(shape) if name in theirs}
+    return {name: theirs[name] for name in original_order(shape, reads_source) if name in theirs}
 
 
 def to_ours(
-    theirs: Mapping[str, Tensor], shape: ModelShape, where: str, trained_only: bool = False
+    theirs: Mapping[str, Tensor],
+    shape: ModelShape,
+    where: str,
+    trained_only: bool = False,
+    reads_source: bool = False,
 ) -> dict[str, Tensor]:
     """Bring the original's tensors under our names.
 
@@ -128,6 +148,7 @@ def to_ours(
         shape: The model's.
         where: The file's name, for messages.
         trained_only: Expect only what is trained.
+        reads_source: They are a decoder's that reads a source.
 
     Returns:
         Name -> tensor, in float32 and copied; padding rows are zero.
@@ -135,11 +156,14 @@ def to_ours(
     Raises:
         CheckpointError: If a name is missing or unknown, or a tensor has another size.
     """
-    names = original_trained(shape) if trained_only else original_order(shape)
+    names = original_trained(shape) if trained_only else original_order(shape, reads_source)
     problems = _name_problems(theirs, {*names} - {TIED}, where)
     if problems:
         raise CheckpointError(problems)
-    sizes = {name: tensor.shape for name, tensor in to_original(_meta(shape), shape).items()}
+    sizes = {
+        name: tensor.shape
+        for name, tensor in to_original(_meta(shape, reads_source), shape, reads_source=reads_source).items()
+    }
     problems = [
         f"{where}: {name} has size {tuple(tensor.shape)} where {tuple(sizes[name])} was expected"
         for name, tensor in theirs.items()
@@ -152,7 +176,7 @@ def to_ours(
     if problems:
         raise CheckpointError(problems[:_SHOWN])
     ours = {}
-    for name, parts in _parts(shape).items():
+    for name, parts in _parts(shape, reads_source).items():
         if parts[0] in theirs:
             tensor = torch.cat([theirs[part].float() for part in parts])
             if name in WITH_VOCABULARY_ROWS:
@@ -166,7 +190,7 @@ def _name_problems(found: Mapping[str, Tensor], expected: set[str], where: str) 
     unknown = sorted(found.keys() - expected - {TIED})
     problems = []
     if any("encoder_attn" in name or "layer_norm15" in name for name in unknown):
-        problems.append(f"{where}: is the decoder of an encoder-decoder: only a single language model is supported")
+        problems.append(f"{where}: is the decoder of a translation model, where a language model was expected")
     for names, what in ((missing, "lacks"), (unknown, "has parameters that this model does not have:")):
         if names:
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""

@@ -19,6 +19,7 @@ from xlm_train.interop.original import names, unpickle
 from xlm_train.interop.original.checkpoint import Imported
 from xlm_train.interop.original.params import MASK, is_text, read_languages
 from xlm_train.interop.transformers.tokenizer import from_transformers, to_transformers, unreadable_merges
+from xlm_train.model.seq2seq import is_seq2seq
 from xlm_train.model.transformer import LAYER_NORM_EPS, ModelShape
 from xlm_train.runtime.errors import CheckpointError
 from xlm_train.runtime.files import read_json, sha256_of, write_json
@@ -53,6 +54,8 @@ def write(folder: Path, content: Mapping[str, Any]) -> list[str]:
     """
     shape, text = ModelShape(**content["shape"]), content["text"]
     problems = names.unknown_to_original(shape, "transformers' XLM")
+    if is_seq2seq(content["model"]):
+        problems.append("is a translation model, for which transformers has no class: xlm-export format=xlm writes it")
     if not text["codes"]:
         problems.append("the checkpoint holds no BPE codes, which a tokenizer needs: give codes=FILE")
     if problems:

@@ -380,12 +380,6 @@ def test_params_without_end(changed: Callable[..., Path]) -> None:
         import_checkpoint(changed(params=lambda p: {**p, "x": tree}))
 
 
-def test_an_encoder_decoder_is_told_apart(tmp_path: Path) -> None:
-    torch.save({"encoder": {}, "decoder": {}, "params": {}}, tmp_path / "mt.pth")
-    with pytest.raises(CheckpointError, match="encoder-decoder"):
-        import_checkpoint(tmp_path / "mt.pth")
-
-
 def test_a_masked_model_is_known_as_one(changed: Callable[..., Path]) -> None:
     path = changed(params=lambda p: {**p, "clm_steps": [], "mlm_steps": [("de", None), ("en", None)]})
     assert import_checkpoint(path).content["evaluation"] == "masked"

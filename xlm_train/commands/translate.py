@@ -1,0 +1,114 @@
+"""`xlm-translate`: translate raw text with a trained model, line by line."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from xlm_train.config.command import command
+from xlm_train.config.schema import Count, at_least, out_problems, read_config
+from xlm_train.runtime.console import Progress
+from xlm_train.runtime.files import ResumableLines
+
+
+@dataclass
+class TranslateConfig:
+    """configs/translate.yaml."""
+
+    checkpoint: str
+    src: str
+    tgt: str
+    text: str | None
+    file: str | None
+    out: str | None
+    beam: Count
+    length_penalty: float
+    early_stopping: bool
+    temperature: Annotated[float, at_least(0)]
+    seed: Annotated[int, at_least(0)]
+    batch_tokens: Count
+    block_lines: Count
+    device: str
+    threads: int | None
+
+    def problems(self) -> list[str]:
+        """List what is wrong with the values, before any file is opened."""
+        problems = out_problems(self.out)
+        if self.text is not None and self.file is not None:
+            problems.append("give text='...' or file=FILE, not both")
+        if self.beam > 1 and self.temperature > 0:
+            problems.append(f"beam={self.beam} searches, temperature={self.temperature} draws: give one of them")
+        if self.src == self.tgt:
+            problems.append(f"src={self.src} tgt={self.tgt}: give two languages")
+        if self.file is not None and not Path(self.file).is_file():
+            problems.append(f"file={self.file}: there is no such file")
+        return problems
+
+
+def lines_of(settings: TranslateConfig) -> Iterator[bytes]:
+    """Lines of the input without their ends, as they stand; only a newline ends one."""
+    from xlm_train.text.reader import raw_lines
+
+    if settings.text is not None:
+        return iter(settings.text.encode().split(b"\n"))
+    if settings.file is not None:
+        return raw_lines(settings.file)
+    return (line.removesuffix(b"\n") for line in sys.stdin.buffer)
+
+
+@command(
+    "translate",
+    "Translate raw text, line by line: detokenised text, as many lines, in their order.",
+    [
+        "xlm-translate checkpoint=FILE src=en tgt=de text='The king was dead.'",
+        "xlm-translate checkpoint=FILE src=en tgt=de file=text.en out=text.de beam=4",
+        "xlm-translate checkpoint=FILE src=de tgt=en <text.de >text.en",
+    ],
+    read=functools.partial(read_config, TranslateConfig),
+)
+def main(settings: TranslateConfig) -> int:
+    """Translate each line, print or write. Returns the exit status."""
+    import torch
+
+    from xlm_train.model.decoding import Sampling
+    from xlm_train.model.translation import Beam
+    from xlm_train.model.translator import open_translator
+    from xlm_train.text.reader import as_text
+
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    translator = open_translator(settings.checkpoint, settings.device)
+    search: Sampling | Beam = Sampling(settings.temperature, seed=settings.seed)
+    if settings.beam > 1:
+        search = Beam(settings.beam, settings.length_penalty, settings.early_stopping)
+    out = None
+    if settings.out is not None:
+        given = settings.text if settings.file is None else [settings.file, Path(settings.file).stat().st_size]
+        # what comes through standard input may be another text each time
+        key = repr((translator.sha256, given or time.time(), settings.src, settings.tgt, search, settings.batch_tokens))
+        out = ResumableLines(settings.out, key)
+    progress = Progress("translate", None, {"lines": 0}, shown=out is not None)
+    number = 0 if out is None else out.done
+    progress.skip(number, number)
+    lines = as_text(itertools.islice(lines_of(settings), number, None), number + 1)
+    while block := list(itertools.islice(lines, settings.block_lines)):
+        found = translator.translate(block, settings.src, settings.tgt, search, settings.batch_tokens)
+        if out is None:
+            print("\n".join(found), flush=True)
+        else:
+            out.write(found)
+        progress.add(len(block), len(block))
+    progress.end()
+    if out is not None:
+        out.finish()
+    return 0
+
+
+if __name__ == "__main__":
+    main()
