@@ -140,10 +140,10 @@ def test_mistakes_are_told_early(compose: Config, corpus: Path, corpus_folder: P
     assert problems(corpus, "objective=tlm", "objective.pairs=[english]") == [
         "objective.pairs: english does not name two languages, as de-en does"
     ]
-    assert problems(corpus, "objective=mlm_tlm", "data.tokens_per_slot=20")[0].startswith(
+    assert problems(corpus, "objective=mlm_tlm", "data.tokens_per_slot=20", "data.max_len=60")[0].startswith(
         "data.tokens_per_slot=20: must be more than"
     )
     assert problems(corpus, "objective=tlm", "data.max_len=600")[0].startswith("data.max_len=600 with eos on both ends")
-    assert problems(corpus, "objective=tlm", "callbacks.validation.monitor=val/ppl_de") == [
+    assert problems(corpus, "objective=tlm", "data.max_len=60", "callbacks.validation.monitor=val/ppl_de") == [
         "callbacks.validation.monitor=val/ppl_de: must be one of val/ppl, val/acc, val/loss_de-en, val/ppl_de-en, val/acc_de-en"
     ]
