@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import train_here
+from tests.conftest import command, train_here
 from tests.end_to_end.worlds import (
     Death,
     assert_same_run,
@@ -98,6 +98,12 @@ def test_a_checkpoint_is_scored_as_its_run_was(undisturbed: Path, corpus_folder:
         score_text(trained, {"en": str(corpus_folder / "vocab")}, tmp_path / "scores.json")
     with pytest.raises(CheckpointError, match="scoring a line needs a causal model"):
         trained.score("The king was dead.", "en")
+
+
+def test_a_masked_model_continues_no_text(undisturbed: Path) -> None:
+    checkpoint = undisturbed / "checkpoints/step-00000009.pt"
+    refused = command("xlm_train.commands.generate", f"checkpoint={checkpoint}", "lang=en", "prompt=the", status=2)
+    assert "continuing a text needs a causal model; this one was trained to fill gaps" in refused.stderr
 
 
 def test_another_objective_may_not_resume_the_run(config: Config, undisturbed: Path) -> None:
