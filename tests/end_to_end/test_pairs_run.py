@@ -27,6 +27,8 @@ from xlm_train.config.train import read_train_config
 from xlm_train.data.corpus import Corpus
 from xlm_train.data.order import Order
 from xlm_train.data.training_text import TrainingText
+from xlm_train.evaluation.corpus import evaluate
+from xlm_train.model.pretrained import open_checkpoint
 from xlm_train.objectives.tlm import TranslationLM
 from xlm_train.runtime.errors import ConfigError
 from xlm_train.text.vocabulary import EOS
@@ -63,11 +65,11 @@ def corpus(shared: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def config(compose: Config, corpus: Path, folder: Path) -> Config:
-    """config(run name, *overrides) of experiment=smoke: 9 steps of 3 slots of about 300 tokens, with dropout."""
+    """config(run name, *overrides) of experiment=smoke: 6 steps of 3 slots of about 300 tokens, with dropout."""
 
     def composed(name: str, *overrides: str) -> dict[str, Any]:
         where = (f"data.path={corpus}", f"paths.runs={folder / 'runs'}", f"run_name={name}")
-        words = ("data.slots=3", "data.tokens_per_slot=300", "data.max_len=60", "trainer.max_steps=9")
+        words = ("data.slots=3", "data.tokens_per_slot=300", "data.max_len=60", "trainer.max_steps=6")
         words += ("model.max_positions=64", "callbacks.checkpointing.every_n_steps=3")
         words += ("callbacks.metrics.every_n_steps=1", "callbacks.validation.every_n_steps=3")
         return compose("train", "experiment=smoke", *words, *where, *overrides)
@@ -76,7 +78,9 @@ def config(compose: Config, corpus: Path, folder: Path) -> Config:
 
 
 @pytest.mark.parametrize("objective", [pytest.param("tlm", marks=pytest.mark.slow), "mlm_tlm"])
-def test_a_killed_run_and_one_of_two_processes_are_the_undisturbed_one(objective: str, config: Config) -> None:
+def test_a_killed_run_and_one_of_two_processes_are_the_undisturbed_one(
+    objective: str, config: Config, corpus: Path
+) -> None:
     whole = train_on(1, config(f"whole_{objective}", f"objective={objective}"))
     names = {name for _, name, _ in reported(whole, "train/loss_", "val/ppl_")}
     languages = {"de", "en"} if objective == "mlm_tlm" else set()
@@ -88,6 +92,11 @@ def test_a_killed_run_and_one_of_two_processes_are_the_undisturbed_one(objective
     read = [[(slot.step, slot.slot, slot.tokens) for slot in slots_trained(run)] for run in (whole, two)]
     assert read[0] == read[1]
     assert largest_difference(whole, two) < 1e-5
+    trained = open_checkpoint(whole / "checkpoints/step-00000006.pt", "cpu")
+    result, validation = evaluate(trained, Corpus(corpus), "valid"), last(whole)["metrics"]
+    assert result["languages"]["de-en"]["perplexity"] == pytest.approx(validation["val/ppl_de-en"], rel=1e-6)
+    if objective == "mlm_tlm":
+        assert result["mean"]["perplexity"] == pytest.approx(validation["val/ppl"], rel=1e-6)
 
 
 def test_a_run_reads_every_pair_once_a_pass(
