@@ -26,6 +26,7 @@ BASELINES = ("unigram_perplexity", "bigram_perplexity")
 MEASURES = ("perplexity", "accuracy", "perplexity_per_word", "bits_per_character")
 
 
+COUNTS = ("tokens", "unknown", "words", "characters", "sentences")
 TOKENS = {"tokens": 0}  # the unit that progress is shown in
 
 
@@ -39,7 +40,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a split of a corpus as the original does: one stream a language, in order, in windows of `trained.bptt`.
 
-    A causal model predicts every token, a masked one the words that fixed masks hide.
+    A causal model predicts every token, a masked one the words that fixed masks hide, in pairs of sentences too.
 
     Args:
         trained: The opened checkpoint.
@@ -58,7 +59,9 @@ def evaluate(
         CheckpointError: The model's scores are not finite, or it is not scored by windows, or it is not causal and
             baselines are asked for.
     """
+    from xlm_train.data.concatenation import JoinedPairs
     from xlm_train.evaluation.ngram import estimate, score
+    from xlm_train.evaluation.pairs import score_pairs
     from xlm_train.evaluation.perplexity import WINDOW_SCORES, Score
 
     if trained.evaluation not in WINDOW_SCORES:
@@ -68,15 +71,23 @@ def evaluate(
     if baselines:
         trained.require_causal("baselines=true (they predict each word from those before it)")
     check_match(trained, corpus)
-    languages = [lang for lang in corpus.languages if corpus.has(split, lang)] or list(corpus.languages)
+    pairs = corpus.pair_names(split) if trained.evaluation == "masked" else []
+    languages = [lang for lang in corpus.languages if corpus.has(split, lang)]
+    languages = languages or ([] if pairs else list(corpus.languages))
     streams = {lang: corpus.stream(split, lang) for lang in languages}
     training = {lang: corpus.stream("train", lang) for lang in languages} if baselines else {}
 
     start, measured = time.perf_counter(), {}
     for lang, stream in streams.items():
         sums = _score_stream(trained, stream, trained.text.language(lang), batch_tokens, f"{split}.{lang}", progress)
-        counts = {key: stream.statistics[key] for key in ("tokens", "unknown", "words", "characters", "sentences")}
-        measured[lang] = measures(Score.from_sums(sums), counts, trained)
+        measured[lang] = measures(Score.from_sums(sums), {key: stream.statistics[key] for key in COUNTS}, trained)
+    for name in pairs:
+        text = JoinedPairs(corpus, split, name, trained.text.languages)
+        sides = corpus.manifest["pairs"][split][name]["sides"].values()
+        counts = {key: None if (each := [side[key] for side in sides])[0] is None else sum(each) for key in COUNTS}
+        measured[name] = measures(
+            Score.from_sums(score_pairs(trained.model, text, device=trained.device)), counts, trained
+        )
     seconds = time.perf_counter() - start
     for lang, stream in training.items():
         unigram, bigram = score(*estimate(stream, corpus.n_words), streams[lang], trained.bptt)
@@ -88,7 +99,7 @@ def evaluate(
         "evaluation": trained.evaluation,
         "bptt": trained.bptt,
         "languages": measured,
-        "mean": mean(measured),
+        "mean": mean({lang: measured[lang] for lang in languages} or measured),
         "tokens_per_second": sum(m["predicted_tokens"] for m in measured.values()) / seconds,
     }
 
@@ -257,7 +268,7 @@ def _score_file(
 
     shown = Progress(f"text.{lang}", None, TOKENS, shown=progress)
     total = Score(0.0, 0, 0)
-    counts = dict.fromkeys(("tokens", "unknown", "words", "characters", "sentences"), 0)
+    counts = dict.fromkeys(COUNTS, 0)
     with atomic_write(out) as target:
         for lines in read_lines(file):
             encoded = trained.text.encode(lines, lang)
