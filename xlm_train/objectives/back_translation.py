@@ -50,8 +50,6 @@ def back_translated(model: Seq2Seq, batch: Sentences) -> TranslationBatch:
     """
     limit = min(int(1.3 * max(map(len, batch.sentences)) + 5), model.shape.max_positions)
     made = translate(model, batch.sentences, batch.language, batch.through, limit)
-    # autocast may hold copies of the weights that were made without a graph: the loss would give them no gradient
-    torch.clear_autocast_cache()
     return translation_batch(made, batch.through, batch.sentences, batch.language)
 
 
