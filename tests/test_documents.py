@@ -25,7 +25,7 @@ DOCUMENTS = [
     *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")),
 ]
 WITH_CHANGES = [*DOCUMENTS, "CHANGELOG.md"]
-COMMANDS = ["prep", "train", "eval", "generate", "export", "import", "report", "plan"]
+COMMANDS = ["prep", "train", "eval", "generate", "translate", "export", "import", "report", "plan"]
 # Names of files that users or commands make, in passing.
 MADE = {
     *("my_callbacks.py", "reversed_lm.py", "mine/optimizer/nadam.yaml", "mine/logger/csv.yaml"),
