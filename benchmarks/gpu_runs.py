@@ -172,7 +172,7 @@ def rollback(work: Work) -> dict[str, Any]:
 
 def two_on_one(work: Work) -> dict[str, Any]:
     """Two processes where there is one GPU: asked for in one node, and as two nodes that are the same machine."""
-    words = [*work.scale.trial.words, "trainer.max_steps=20"]
+    words = [*work.scale.trial.words, "data.slots=2", "trainer.max_steps=20"]
     asked = work.start("asked", *words, "trainer.devices=2", "trainer.max_restarts=0").wait()
     found: dict[str, Any] = {"trainer.devices=2": {"status": asked, "said": _last(work.log("asked"))}}
     agents = []

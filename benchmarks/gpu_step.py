@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,9 @@ from benchmarks.gpu_machine import peak_tflops, runs
 from benchmarks.step import BETAS, CLIP_NORM, EPS, LR, SHAPE, PlainModel
 from xlm_train.data.noise import seed_noise
 from xlm_train.model.flops import training_flops_per_token
+from xlm_train.model.ops import FastOps, PlainOps
 from xlm_train.model.ops import linear_cross_entropy as softmax_loss
+from xlm_train.model.ops.casts import shared_casts
 from xlm_train.model.transformer import XLM, ModelShape
 
 STEPS = 3  # of a turn
@@ -43,10 +46,16 @@ def mixed(device: torch.device, precision: str) -> contextlib.AbstractContextMan
     return torch.autocast(device.type, dtype=DTYPES.get(precision), enabled=precision in DTYPES)
 
 
-def ours(gpu: bool, precision: str, slots: int = 1, ops: str = "fast", chunk: int | None = None) -> Step:
+def ours(
+    gpu: bool,
+    precision: str,
+    slots: int = 1,
+    ops: str = "fast",
+    change: contextlib.AbstractContextManager[Any] | None = None,
+) -> Step:
     """The step of xlm-train without Lightning around it, in bfloat16 or float32 (float16 has a loss scale besides).
 
-    chunk: logits held at once, instead of the module's own number.
+    change: entered for each step, to measure one thing otherwise; must be enterable again.
     """
     device, shape, streams, bptt = place(gpu)
     torch.manual_seed(0)
@@ -54,17 +63,14 @@ def ours(gpu: bool, precision: str, slots: int = 1, ops: str = "fast", chunk: in
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=LR, betas=BETAS, eps=EPS, weight_decay=0.0, fused=True)
     tokens = windows(shape, streams, bptt, device)
-    usual, count = softmax_loss.CHUNK_ELEMENTS, 0
+    count = 0
 
     def step() -> None:
         nonlocal count
-        softmax_loss.CHUNK_ELEMENTS = chunk or usual
-        for number, slot in enumerate(tokens.chunk(slots)):
-            seed_noise(0, count, number)
-            with mixed(device, precision):
-                loss = model.next_token_loss(slot, 0)
-            (loss / slots).backward()
-        softmax_loss.CHUNK_ELEMENTS = usual
+        with mixed(device, precision), shared_casts(), change or contextlib.nullcontext():
+            for number, slot in enumerate(tokens.chunk(slots)):
+                seed_noise(0, count, number)
+                (model.next_token_loss(slot, 0) / slots).backward()
         gradients = [p.grad for p in parameters if p.grad is not None]
         factor = (CLIP_NORM / (torch.nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, factor)
@@ -73,6 +79,26 @@ def ours(gpu: bool, precision: str, slots: int = 1, ops: str = "fast", chunk: in
         count += 1
 
     return step
+
+
+def float32_softmax(logits_NV: Tensor, targets_N1: Tensor) -> tuple[Tensor, Tensor]:
+    """What ops/linear_cross_entropy.py does in bfloat16, with float32 probabilities in between."""
+    highest = logits_NV.amax(dim=1, keepdim=True).float()
+    wanted = logits_NV.gather(1, targets_N1).float()
+    probabilities = torch.softmax(logits_NV, dim=1, dtype=torch.float32)
+    losses = highest - wanted - probabilities.amax(dim=1, keepdim=True).log()
+    probabilities.scatter_add_(1, targets_N1, torch.full_like(wanted, -1.0))
+    return losses.squeeze(1), logits_NV.copy_(probabilities)
+
+
+def sum_in_product(into_NM: Tensor, a_NK: Tensor, b_KM: Tensor, alpha: float, add: bool) -> None:
+    """What ops/matmul.py's `product_into` does, by one product of half precision into float32 (GPUs only)."""
+    torch.addmm(into_NM, a_NK, b_KM, out_dtype=into_NM.dtype, beta=float(add), alpha=alpha, out=into_NM)  # type: ignore[call-overload]
+
+
+def changed(target: Any, name: str, value: Any) -> contextlib.AbstractContextManager[Any]:
+    """A change for `ours`."""
+    return mock.patch.object(target, name, value)
 
 
 def plain(gpu: bool, precision: str, fused: bool = False) -> Step:
@@ -115,13 +141,23 @@ def compare(gpu: bool, precision: str) -> dict[str, Any]:
         "ours, 1 slot, model.ops=plain": lambda: ours(gpu, precision, ops="plain"),
         "plain loop": lambda: plain(gpu, precision),
         "plain loop, tuned": lambda: plain(gpu, precision, fused=True),
-        **{
-            f"ours, {slots} slots, 2^{bits} logits at once": lambda slots=slots, bits=bits: ours(  # type: ignore[misc]
-                gpu, precision, slots, chunk=2**bits
-            )
-            for slots, bits in ((4, 27), (4, 28), (1, 27), (1, 28), (1, 29))
-        },
+        "ours, 1 slot, 2^25 logits at once": lambda: ours(
+            gpu, precision, change=changed(softmax_loss, "GPU_CHUNK_ELEMENTS", 2**25)
+        ),
+        "ours, 1 slot, 2^29 logits at once": lambda: ours(
+            gpu, precision, change=changed(softmax_loss, "GPU_CHUNK_ELEMENTS", 2**29)
+        ),
+        "ours, 1 slot, softmax in float32": lambda: ours(
+            gpu, precision, change=changed(softmax_loss, "bfloat16_softmax", float32_softmax)
+        ),
+        "ours, 1 slot, attention of ops=plain": lambda: ours(
+            gpu, precision, change=changed(FastOps, "attention", staticmethod(PlainOps.attention))
+        ),
     }
+    if gpu:
+        builders["ours, 1 slot, sums in the product"] = lambda: ours(
+            gpu, precision, change=changed(softmax_loss, "product_into", sum_in_product)
+        )
     steps: dict[str, Step] = {}
     figures: dict[str, dict[str, Any]] = {}
     for name, build in builders.items():
@@ -133,7 +169,7 @@ def compare(gpu: bool, precision: str) -> dict[str, Any]:
             wait(device)
             figures[name] = {"peak_memory_gb": (torch.cuda.max_memory_allocated() - before) / 1e9 if gpu else None}
             steps[name] = step
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, TypeError) as error:  # out of memory, or not in this torch
             figures[name] = {"failed": str(error)}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(ROUNDS if gpu else 2):

@@ -55,7 +55,7 @@ class Scale:
 
 ONE_GPU = ("experiment=clm_ende_1024", "trainer.devices=1", "trainer.nodes=1")
 REAL = Scale(
-    ONE_GPU, 64_699, 200, Trial("16-mixed", 4, 16), (Trial("bf16-mixed", 4, 16), Trial("16-mixed", 1, 64)), 256
+    ONE_GPU, 64_699, 200, Trial("16-mixed", 1, 64), (Trial("bf16-mixed", 1, 64), Trial("16-mixed", 4, 16)), 256
 )
 SMALL = Scale(("experiment=smoke",), 500, 120, Trial("32-true", 4, 4), (Trial("32-true", 1, 16),), 32)
 

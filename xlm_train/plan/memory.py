@@ -119,7 +119,7 @@ def peak_memory(shape: ModelShape, parameters: int, setting: Setting) -> dict[st
     Returns:
         Bytes by part; their sum is the peak.
     """
-    from xlm_train.model.ops.linear_cross_entropy import CHUNK_ELEMENTS, WIDENED_ELEMENTS
+    from xlm_train.model.ops.linear_cross_entropy import WIDENED_ELEMENTS, tokens_at_once
 
     D, rows, low = shape.dim, shape.n_rows, setting.low
     tokens = setting.streams * setting.positions
@@ -127,10 +127,15 @@ def peak_memory(shape: ModelShape, parameters: int, setting: Setting) -> dict[st
     activations = activation_bytes(shape, setting)
 
     predicted = tokens if setting.mask_share is None else math.ceil(setting.mask_share * tokens)
-    chunk = min(predicted, max(1, CHUNK_ELEMENTS // rows)) * rows
+    chunk = tokens_at_once(predicted, rows, setting.gpu) * rows
     vocabulary = 4 * rows * D  # the vocabulary's gradient, formed in the forward pass
-    widened = min(chunk, WIDENED_ELEMENTS) if mixed and not setting.gpu else chunk  # logits in float32
-    loss_work = chunk * (low if mixed else 0) + 4 * widened + 4 * predicted * D
+    if not mixed:
+        logits = 4 * chunk
+    elif setting.gpu:
+        logits = (2 + (2 if setting.precision == "bf16-mixed" else 4)) * chunk  # and their probabilities
+    else:
+        logits = low * chunk + 4 * min(chunk, WIDENED_ELEMENTS)  # some of them in float32
+    loss_work = logits + 4 * predicted * D
     if mixed:
         copies = 2 if setting.gpu else 1  # of the vocabulary in low precision; on a GPU a product of its size too
         vocabulary += copies * low * rows * D + low * predicted * D  # and the softmax's inputs

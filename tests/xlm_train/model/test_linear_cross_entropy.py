@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from xlm_train.model.ops import PlainOps
 from xlm_train.model.ops import linear_cross_entropy as loss_module
-from xlm_train.model.ops.linear_cross_entropy import linear_cross_entropy
+from xlm_train.model.ops.linear_cross_entropy import bfloat16_softmax, linear_cross_entropy
 
 
 def inputs(n: int, dim: int, words: int, dtype: torch.dtype, scale: float = 1.0) -> tuple[torch.Tensor, ...]:
@@ -98,7 +98,7 @@ def test_logits_are_never_all_there(tmp_path: Path) -> None:
 
     script = """
 import resource, torch
-from xlm_train.model.ops.linear_cross_entropy import linear_cross_entropy
+from xlm_train.model.ops.linear_cross_entropy import linear_cross_entropy, bfloat16_softmax
 hidden = torch.randn(4080, 64).requires_grad_(); weight = torch.randn(64699, 64).requires_grad_()
 bias = torch.zeros(64699).requires_grad_(); targets = torch.randint(0, 64699, (4080,))
 linear_cross_entropy(hidden[:8], weight, bias, targets[:8]).backward()
@@ -136,3 +136,17 @@ def test_bounds_over_a_large_vocabulary(dtype: torch.dtype, value: float, gradie
     for mine, true in zip(ours, torch.autograd.grad(wanted * 65536, exact), strict=True):
         error = float((mine.double() - true).norm() / true.norm())
         assert error <= gradient
+
+
+@pytest.mark.parametrize("certain", [0.0, 12.0, 20.0])
+def test_bfloat16_keeps_the_digits_of_nearly_certain_targets(certain: float) -> None:
+    torch.manual_seed(0)
+    targets = torch.randint(0, 3000, (64, 1))
+    logits = torch.randn(64, 3000).scatter_add(1, targets, torch.full((64, 1), certain)).bfloat16()
+    exact = logits.double().requires_grad_()
+    wanted = F.cross_entropy(exact, targets[:, 0], reduction="none")
+    (wanted_gradients,) = torch.autograd.grad(wanted.sum(), exact)
+    losses, found = bfloat16_softmax(logits, targets)
+    assert losses.dtype == torch.float32
+    assert ((losses - wanted).abs() <= 2**-8 * wanted.clamp(max=1.0)).all()
+    assert ((found - wanted_gradients).abs() <= 2**-8 * wanted_gradients.abs()).all()

@@ -39,7 +39,8 @@ def attention(qkv_BT3HE: Tensor, dropout: float, causal: bool, visible: Tensor |
     visible = None if causal else visible
     if qkv_BT3HE.device.type == "cpu":
         return _BlockedAttention.apply(qkv_BT3HE, dropout, causal, visible)  # type: ignore[no-any-return]
-    q, k, v = qkv_BT3HE.permute(2, 0, 3, 1, 4)  # views: no copy before the kernel
+    # views: no copy before the kernel; and unbound first, their gradients are put together in the order of qkv's own
+    q, k, v = (part.transpose(1, 2) for part in qkv_BT3HE.unbind(2))
     return F.scaled_dot_product_attention(q, k, v, visible, dropout, causal).transpose(1, 2)
 
 

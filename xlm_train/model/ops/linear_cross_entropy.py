@@ -5,7 +5,8 @@ Here a chunk of tokens goes through the softmax at once, and its gradient is for
 forward pass: three matrix products in all, as many as the plain loss needs, nothing computed twice. What lies between
 the products is kept to four passes over a chunk, and factors ride on the products: a pass over the logits or over the
 (V, D) gradient costs what 2 % of a product does. Between a CPU's bfloat16 products all is float32, a few tokens at a time
-in the cache.
+in the cache. Between a GPU's bfloat16 products nothing as large as the logits is float32 outside the kernels: memory is
+what these passes wait for.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from xlm_train.model.ops.casts import cast
 from xlm_train.model.ops.matmul import product, product_into
 from xlm_train.runtime import device as host
 
-CHUNK_ELEMENTS = 2**25  # logits held at once: 128 MiB in float32
+CHUNK_ELEMENTS = 2**25  # logits held at once on a CPU: 128 MiB in float32
+GPU_CHUNK_ELEMENTS = (
+    2**28
+)  # on a GPU: 512 MiB in half precision; fewer, larger products and passes over the (V, D) gradient
 WIDENED_ELEMENTS = 2**20  # of them in float32 at once, where a CPU's products are in bfloat16: they stay in the cache
 
 
@@ -48,6 +52,13 @@ def linear_cross_entropy(
     device = hidden_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
     return _LinearCrossEntropy.apply(hidden_ND, weight_VD, bias_V, targets_N, n_words, dtype)
+
+
+def tokens_at_once(count: int, rows: int, gpu: bool) -> int:
+    """How many of `count` tokens go through a softmax over `rows` words together."""
+    chunk = max(1, (GPU_CHUNK_ELEMENTS if gpu else CHUNK_ELEMENTS) // rows)
+    chunk -= chunk % 64 if chunk > 64 else 0  # products like round sizes
+    return min(count, chunk)
 
 
 def tied_lookup(weight_VD: Tensor, tokens_BT: Tensor, padding: int) -> tuple[Tensor, Tensor]:
@@ -108,9 +119,7 @@ def _forward(
     device = hidden.device
     wide = torch.promote_types(dtype, torch.float32)  # softmax and sums: float32, or float64 for float64 inputs
     need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-    chunk = max(1, CHUNK_ELEMENTS // rows)
-    chunk -= chunk % 64 if chunk > 64 else 0  # products like round sizes
-    chunk = min(count, chunk)
+    chunk = tokens_at_once(count, rows, device.type != "cpu")
     group = max(1, WIDENED_ELEMENTS // rows) if dtype != wide and device.type == "cpu" else chunk
 
     low_weight, low_hidden, low_bias = cast(weight, dtype), hidden.to(dtype), bias.to(dtype)
@@ -126,26 +135,51 @@ def _forward(
         logits = product(here, low_weight.t(), low_bias)
         if n_words < rows:
             logits[:, n_words:] = float("-inf")
-        for first in range(start, end, group):
-            last = min(first + group, end)
-            part, target = logits[first - start : last - start], targets[first:last, None]
-            highest = part.amax(dim=1, keepdim=True).to(wide)
-            wanted = part.gather(1, target).to(wide)
-            probabilities = torch.softmax(part, dim=1, dtype=wide, out=part if dtype == wide else None)
-            # the highest probability is exp(0) / sum of exp(logit - highest)
-            losses[first:last] = (highest - wanted - probabilities.amax(dim=1, keepdim=True).log()).squeeze(1)
-            if any(ctx.needs_input_grad):  # the logits' place is taken by their gradient, but for 1 / count
-                probabilities.scatter_add_(1, target, torch.full_like(wanted, -1.0))
-                if bias_grad is not None:
-                    bias_grad.addmv_(probabilities.t(), share[: last - first])
-                if dtype != wide:
-                    part.copy_(probabilities)
-            del probabilities  # its memory is free for the next
+        if dtype == torch.bfloat16 and device.type != "cpu":
+            losses[start:end], logits = bfloat16_softmax(logits, targets[start:end, None])
+            if bias_grad is not None:
+                bias_grad.add_(logits.sum(0, dtype=wide), alpha=1 / count)
+        else:
+            for first in range(start, end, group):
+                last = min(first + group, end)
+                part, target = logits[first - start : last - start], targets[first:last, None]
+                highest = part.amax(dim=1, keepdim=True).to(wide)
+                wanted = part.gather(1, target).to(wide)
+                probabilities = torch.softmax(part, dim=1, dtype=wide, out=part if dtype == wide else None)
+                # the highest probability is exp(0) / sum of exp(logit - highest)
+                losses[first:last] = (highest - wanted - probabilities.amax(dim=1, keepdim=True).log()).squeeze(1)
+                if any(ctx.needs_input_grad):  # the logits' place is taken by their gradient, but for 1 / count
+                    probabilities.scatter_add_(1, target, torch.full_like(wanted, -1.0))
+                    if bias_grad is not None:
+                        bias_grad.addmv_(probabilities.t(), share[: last - first])
+                    if dtype != wide:
+                        part.copy_(probabilities)
+                del part, probabilities
         if hidden_grad is not None:
             torch.mul(product(logits, low_weight), 1 / count, out=hidden_grad[start:end])
         if weight_grad is not None:
             product_into(weight_grad, logits.t(), here, alpha=1 / count, add=start > 0)
-        del logits, part
+        del logits  # its memory is free for the next
     ctx.gradients = (hidden_grad, weight_grad, bias_grad)
     ctx.hidden_dtype = hidden.dtype
     return losses.mean()
+
+
+def bfloat16_softmax(logits_NV: Tensor, targets_N1: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropies (N,) in float32 and their gradients (N, V) by the logits, both matrices in bfloat16.
+
+    PyTorch's softmax computes in float32 and rounds what it writes. So each probability has its own relative error, and
+    what must not be taken as one minus another is not: a target's gradient is minus the sum of all others', which keeps
+    its digits where the target is nearly certain, and there the loss comes from the same sum. Elsewhere the loss comes
+    from the most likely word, whose probability gives the log of the sum of exponentials to 2^-9 of a nat: no more than
+    what rounding did to the logits. (Not for float16: a nearly certain target leaves the others less than its least number.)
+    """
+    wide = torch.float32
+    gradients = torch.softmax(logits_NV, dim=1)
+    top, word = gradients.max(dim=1, keepdim=True)
+    log_of_sum = logits_NV.gather(1, word).to(wide) - top.to(wide).log()
+    gradients.scatter_(1, targets_N1, 0.0)
+    others = gradients.sum(1, keepdim=True, dtype=wide)
+    gradients.scatter_(1, targets_N1, -others.to(gradients.dtype))
+    losses = torch.where(others < 0.5, -torch.log1p(-others), log_of_sum - logits_NV.gather(1, targets_N1).to(wide))
+    return losses.squeeze(1), gradients
