@@ -17,12 +17,14 @@ from xlm_train.runtime.files import atomic_write
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from xlm_train.data.concatenation import JoinedPairs
     from xlm_train.data.corpus import Corpus, TokenStream
     from xlm_train.evaluation.perplexity import Score
     from xlm_train.model.pretrained import TrainedModel
 
 
 BASELINES = ("unigram_perplexity", "bigram_perplexity")
+COUNTS = ("tokens", "unknown", "words", "characters", "sentences")
 MEASURES = ("perplexity", "accuracy", "perplexity_per_word", "bits_per_character")
 
 
@@ -39,7 +41,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a split of a corpus as the original does: one stream a language, in order, in windows of `trained.bptt`.
 
-    A causal model predicts every token, a masked one the words that fixed masks hide.
+    A causal model predicts every token, a masked one the words that fixed masks hide; it also scores the split's pairs, both
+    sides at once, as translation language modelling reads them.
 
     Args:
         trained: The opened checkpoint.
@@ -58,7 +61,9 @@ def evaluate(
         CheckpointError: The model's scores are not finite, or it is not scored by windows, or it is not causal and
             baselines are asked for.
     """
+    from xlm_train.data.concatenation import JoinedPairs
     from xlm_train.evaluation.ngram import estimate, score
+    from xlm_train.evaluation.pairs import score_pairs
     from xlm_train.evaluation.perplexity import WINDOW_SCORES, Score
 
     if trained.evaluation not in WINDOW_SCORES:
@@ -68,15 +73,23 @@ def evaluate(
     if baselines:
         trained.require_causal("baselines=true (they predict each word from those before it)")
     check_match(trained, corpus)
-    languages = [lang for lang in corpus.languages if corpus.has(split, lang)] or list(corpus.languages)
+    pairs = corpus.pair_names(split) if trained.evaluation == "masked" else []
+    joined = {name: JoinedPairs(corpus, split, name, trained.text.languages) for name in pairs}
+    languages = [lang for lang in corpus.languages if corpus.has(split, lang)]
+    if not languages and not pairs:
+        languages = list(corpus.languages)  # to be told that the split is not there
     streams = {lang: corpus.stream(split, lang) for lang in languages}
     training = {lang: corpus.stream("train", lang) for lang in languages} if baselines else {}
 
     start, measured = time.perf_counter(), {}
     for lang, stream in streams.items():
         sums = _score_stream(trained, stream, trained.text.language(lang), batch_tokens, f"{split}.{lang}", progress)
-        counts = {key: stream.statistics[key] for key in ("tokens", "unknown", "words", "characters", "sentences")}
+        counts = {key: stream.statistics[key] for key in COUNTS}
         measured[lang] = measures(Score.from_sums(sums), counts, trained)
+    averaged = mean(measured) if measured else None
+    for name, both in joined.items():
+        score_of = Score.from_sums(score_pairs(trained.model, both, device=trained.device))
+        measured[name] = measures(score_of, _counts_of_pairs(corpus.manifest["pairs"][split][name]), trained)
     seconds = time.perf_counter() - start
     for lang, stream in training.items():
         unigram, bigram = score(*estimate(stream, corpus.n_words), streams[lang], trained.bptt)
@@ -88,9 +101,16 @@ def evaluate(
         "evaluation": trained.evaluation,
         "bptt": trained.bptt,
         "languages": measured,
-        "mean": mean(measured),
+        "mean": averaged or mean(measured),
         "tokens_per_second": sum(m["predicted_tokens"] for m in measured.values()) / seconds,
     }
+
+
+def _counts_of_pairs(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Of both sides together; `sentences` are pairs."""
+    sides = list(entry["sides"].values())
+    sums = {key: None if any(side[key] is None for side in sides) else sum(side[key] for side in sides) for key in COUNTS}
+    return {**sums, "sentences": entry["sentences"]}
 
 
 def score_text(
@@ -257,7 +277,7 @@ def _score_file(
 
     shown = Progress(f"text.{lang}", None, TOKENS, shown=progress)
     total = Score(0.0, 0, 0)
-    counts = dict.fromkeys(("tokens", "unknown", "words", "characters", "sentences"), 0)
+    counts = dict.fromkeys(COUNTS, 0)
     with atomic_write(out) as target:
         for lines in read_lines(file):
             encoded = trained.text.encode(lines, lang)

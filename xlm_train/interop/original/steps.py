@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xlm_train.data.manifest import languages_of
 from xlm_train.model.seq2seq import SIDES
 
 
@@ -66,4 +67,4 @@ def evaluation_of(params: Mapping[str, Any], sides: Sequence[str]) -> str:
 def _pairs(names: Sequence[str] | None, languages: Sequence[str]) -> list[tuple[str, str]]:
     if names is None:
         return list(itertools.combinations(sorted(languages), 2))
-    return [(first, second) for first, _, second in (name.partition("-") for name in names)]
+    return [pair for name in names if (pair := languages_of(name)) is not None]
