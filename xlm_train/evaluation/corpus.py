@@ -17,7 +17,6 @@ from xlm_train.runtime.files import atomic_write
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from xlm_train.data.concatenation import JoinedPairs
     from xlm_train.data.corpus import Corpus, TokenStream
     from xlm_train.evaluation.perplexity import Score
     from xlm_train.model.pretrained import TrainedModel
@@ -109,7 +108,9 @@ def evaluate(
 def _counts_of_pairs(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Of both sides together; `sentences` are pairs."""
     sides = list(entry["sides"].values())
-    sums = {key: None if any(side[key] is None for side in sides) else sum(side[key] for side in sides) for key in COUNTS}
+    sums = {
+        key: None if any(side[key] is None for side in sides) else sum(side[key] for side in sides) for key in COUNTS
+    }
     return {**sums, "sentences": entry["sentences"]}
 
 
