@@ -98,7 +98,7 @@ def test_everything_recorded_is_in_it(run: Path, golden_corpus: Path) -> None:
         "2 processes",
         "**Region:** Ruritania",
         "1.500 kWh (estimated)",
-        "0.600 kg (estimated)",
+        "0.600 kg (estimated; average of Ruritania)",
         f"torch {environment()['packages']['torch']}",
         checkpoint_file.load(run)["sha256"],
         "6,000 merges",
@@ -171,15 +171,15 @@ def test_stated_figures_stand_above_estimates_and_name_their_source(run: Path) -
     """energy.json: 1.5 kWh, estimated, 0.6 kg by Ruritania's average."""
     body, head = card_of(run, region="Elsewhere")
     assert "- **Region:** Elsewhere" in body
-    assert "0.6 kg (estimated; average of Ruritania)" in body
+    assert "0.600 kg (estimated; average of Ruritania)" in body
     assert head["co2_eq_emissions"]["geographical_location"] == "Ruritania"  # whose average it is
     body, head = card_of(run, region="Elsewhere", grams_co2_per_kwh=100.0)  # type: ignore[arg-type]
-    assert "0.15 kg (estimated; 100 g CO2 per kWh as stated by the author)" in body
+    assert "0.150 kg (estimated; 100 g CO2 per kWh as stated by the author)" in body
     assert head["co2_eq_emissions"]["geographical_location"] == "Elsewhere"
     assert "W as stated by the author" in card_of(run, watts=2000.0)[0]  # type: ignore[arg-type]
     measured = {"energy_kwh": 1.5, "co2_kg": 0.6, "method": "measured by codecarbon", "region": "Ruritania"}
     (run.parent.parent / "energy.json").write_text(json.dumps(measured))
-    assert "1.5 kWh (measured by codecarbon)" in card_of(run, watts=2000.0)[0]  # type: ignore[arg-type]
+    assert "1.500 kWh (measured by codecarbon)" in card_of(run, watts=2000.0)[0]  # type: ignore[arg-type]
 
 
 def test_energy_is_estimated_from_stated_power_and_says_so(run: Path) -> None:
