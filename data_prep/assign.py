@@ -126,11 +126,10 @@ def leave_out(settings: Settings, texts: Texts, pairs: PairTexts) -> None:
     progress = Progress("select", sum(sum(text.bytes) for text in every), UNITS)
     overlap = Overlap(settings, every)
     for text in every:
-        numbers = range(len(text.pieces))
         counter = select.DuplicateCounter()
-        for number in numbers:
+        for number, size in enumerate(text.bytes):
             counter.add(text.hashes(number))
-            progress.add(text.bytes[number], text.bytes[number] / 1e6, text.lines[number])
+            progress.add(size, size / 1e6, text.lines[number])
         text.counts |= {"duplicates": counter.duplicates, "duplicates_exact": counter.exact}
         gone = text.counts.setdefault("dropped", {"too_long": 0})
         gone |= {"duplicates": 0, "test_overlap": 0}
@@ -140,7 +139,7 @@ def leave_out(settings: Settings, texts: Texts, pairs: PairTexts) -> None:
                 with waiting("select", f"repeated lines of {text.name}"):
                     for number, lines in select.repeated_lines(text.hashes, text.lines):
                         gone["duplicates"] += text.drop(number, lines)
-        if not any(text.n_kept(number) for number in numbers):
+        if not any(text.n_kept(number) for number in range(len(text.pieces))):
             raise UserError(f"{text.name}: no line is left of it")
     overlap.tell()
     progress.end()

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     examples=[
         "xlm-prep out=data/mine 'train.en=[a.txt,b.gz]' 'train.de=[c.txt]' bpe.n_codes=20000",
         "xlm-prep out=data/ende corpus=news_crawl_ende raw=/downloads workers=16",
+        "xlm-prep out=data/pairs 'pairs.de-en.train=[a.de,a.en]' pairs.de-en.valid=valid.tsv",
         "xlm-prep out=data/again codes=codes_ende vocab=vocab_ende train.en=a.txt train.de=c.txt",
     ],
 )
@@ -68,11 +69,11 @@ def prepare(settings: Settings) -> dict[str, Any]:
         locked(settings.folder),
         workers_for(settings.executor, settings.tasks, settings.workers, settings.slurm, folder) as workers,
     ):
+        check_aligned(settings)
         finished = finished_corpus(settings, tools)
         if finished is not None:
             log(f"{settings.folder} holds exactly this corpus already: nothing to do")
             return finished
-        check_aligned(settings)
         work = Work(folder, tools)
         texts, pairs = tokenise(settings, work, workers)
         compare_sides(work, workers, pairs)
@@ -305,7 +306,8 @@ def run(name: str, function: Callable[[Any], None], jobs: Iterable[Sized], total
 
 def show(settings: Settings, result: dict[str, Any]) -> None:
     """The statistics as a table, what looks wrong, and where things are."""
-    print(statistics.table(statistics.rows(result)))
+    for cells in filter(None, (statistics.rows(result), statistics.pair_rows(result))):
+        print(statistics.table(cells))
     for warning in result["warnings"]:
         print(f"warning: {warning}")
     words = result["vocabulary"]["entries"]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data_prep.binarise import Binarised
 from data_prep.settings import Key
-from data_prep.statistics import rows
+from data_prep.statistics import pair_rows, rows
 from xlm_train.data.manifest import entries
 from xlm_train.report.html import PALETTE, Table, document
 
@@ -29,13 +29,13 @@ svg { font-size: 11px; max-width: 100%; height: auto; overflow: visible; fill: v
 
 def page(manifest: Mapping[str, Any], corpus: Mapping[Key, Binarised]) -> str:
     """The page of a finished corpus. The same corpus gives the same page."""
-    table = rows(manifest)
+    tables = rows(manifest), pair_rows(manifest)
     body = [
         "<h1>Corpus report</h1>",
         f"<p>{manifest['vocabulary']['entries']:,} vocabulary entries, {manifest['codes']['merges']:,} BPE codes, "
         f"lineage <code>{manifest['lineage']}</code></p>",
         *(f'<p class="warning">{escape(warning)}</p>' for warning in manifest["warnings"]),
-        Table("", list(table[0]), [list(row.values()) for row in table]).html(),
+        *(Table("", list(cells[0]), [list(row.values()) for row in cells]).html() for cells in tables if cells),
         "<h2>Scripts</h2><p>Share of all characters of the raw text.</p>",
         _scripts(manifest),
         "<h2>Lengths</h2><p>Sentences by number of BPE tokens; a bar over several lengths shows their mean.</p>",

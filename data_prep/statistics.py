@@ -313,6 +313,25 @@ def _row(name: str, entry: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def pair_rows(manifest: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What is counted of pairs as a whole, as cells by column title, one row a split and pair."""
+    return [
+        {
+            "pairs": f"{split}.{name}",
+            "lines": f"{pair['lines']:,}",
+            "kept": f"{pair['sentences']:,}",
+            "held out": f"{pair.get('held_out', 0):,}",
+            "an empty side": f"{pair['dropped']['empty']:,}",
+            "too long": f"{pair['dropped']['too_long']:,}",
+            "duplicates left out": f"{pair['dropped']['duplicates']:,}",
+            "in valid or test": f"{pair.get('overlap', {}).get('lines_in_valid_or_test', 0):,}",
+            "both sides the same": f"{pair['identical']:,}",
+        }
+        for split, pairs in manifest.get("pairs", {}).items()
+        for name, pair in pairs.items()
+    ]
+
+
 def table(cells: Sequence[Mapping[str, str]]) -> str:
     """Rows as aligned text under their titles; the first column to the left, the others to the right."""
     lines = [list(cells[0]), *(list(row.values()) for row in cells)]

@@ -109,9 +109,9 @@ class TsvFile(_OneInput):
         """Problems that the file's beginning shows."""
         if problems := self.source.check():
             return problems
-        head = next(iter(self.source.chunks(ReadStats(), head_only=True))).split(b"\n")
+        head = next(iter(self.source.chunks(ReadStats(), head_only=True))).rpartition(b"\n")[0]
         try:
-            self._split(head[0] if len(head) == 1 else b"\n".join(head[:-1]), 1)
+            self._split(head, 1)
         except TextError as error:
             return error.problems
         return []

@@ -79,7 +79,7 @@ def test_typing_mistakes_are_found_before_anything_runs() -> None:
     assert "there are demo, tiny, xlm_1024" in problems["model=xlm"]
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate", "generate", "export", "import_"])
+@pytest.mark.parametrize("module", ["train", "evaluate", "generate", "translate", "export", "import_"])
 def test_commands_refuse_unknown_overrides(module: str, tmp_path: Path) -> None:
     result = command(f"xlm_train.commands.{module}", "no_such_key=1", status=2, cwd=tmp_path)
     assert "no_such_key=1: there is no 'no_such_key'" in result.stderr
@@ -112,6 +112,7 @@ def test_results_that_cannot_be_written_are_told_first(tmp_path: Path) -> None:
         "xlm_train.commands.train",
         "xlm_train.commands.evaluate",
         "xlm_train.commands.generate",
+        "xlm_train.commands.translate",
         "xlm_train.commands.export",
         "data_prep.prepare",
     ],

@@ -801,13 +801,16 @@ def test_a_worker_that_dies_is_an_error(tmp_path: Path, texts: dict[str, dict[st
 
 def test_datatroves_executor_makes_the_same_bytes(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
     pytest.importorskip("datatrove")
-    settings = {"piece_bytes": 5000, "deduplicate": True, "bpe__sample_sentences": 300}
+    settings = {"piece_bytes": 5000, "deduplicate": True, "bpe__sample_sentences": 300, "holdout__sentences": 10}
+    texts["pairs"] = {
+        "de-en": {"train": [str(shutil.copy(texts["train"][code][0], tmp_path)) for code in ("de", "en")]}
+    }
     run(tmp_path / "here", texts, **settings)
     run(tmp_path / "there", texts, **settings, executor="local", tasks=3, workers=2, keep_work=True)
     assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
     logs = tmp_path / "there" / ".work" / "datatrove"
     stages = Counter(path.parents[1].name.split("-")[0] for path in logs.glob("*/completions/*"))
-    assert stages == {"tokenise_piece": 3, "count_piece_words": 3, "cut_piece": 6, "encode_piece": 3}
+    assert stages == {"tokenise_piece": 3, "pair_lines": 3, "count_piece_words": 3, "cut_piece": 6, "encode_piece": 3}
 
 
 def test_every_job_falls_to_exactly_one_task(tmp_path: Path) -> None:

@@ -1,145 +1,158 @@
-"""Runs that read pairs of sentences: resume, scores, lineage, and what is refused."""
+"""Runs on parallel text, objective=tlm and mlm_tlm, keep every promise of the others: resume, processes, coverage, refusals."""
 
 from __future__ import annotations
 
+import signal
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from omegaconf import OmegaConf
 
-from tests.conftest import train_here
-from tests.end_to_end.worlds import last
-from xlm_train.config.overrides import check_overrides
-from xlm_train.config.overrides import compose as composed
+from tests.conftest import command, read_lines, text_files, train_here
+from tests.end_to_end.worlds import (
+    Death,
+    assert_same_run,
+    largest_difference,
+    last,
+    reported,
+    slots_trained,
+    start,
+    train_on,
+)
 from xlm_train.config.train import read_train_config
 from xlm_train.data.corpus import Corpus
-from xlm_train.evaluation.corpus import evaluate, table
+from xlm_train.data.order import Order
+from xlm_train.data.training_text import TrainingText
+from xlm_train.evaluation.corpus import evaluate
 from xlm_train.model.pretrained import open_checkpoint
-from xlm_train.report.reading import read_run
-from xlm_train.runtime import checkpoint_file
+from xlm_train.objectives.tlm import TranslationLM
 from xlm_train.runtime.errors import ConfigError
+from xlm_train.text.vocabulary import EOS
+from xlm_train.training.module import LanguageModel
 
 Config = Callable[..., dict[str, Any]]
+SKIPPED = ("callbacks.guard.policy=skip", "debug.nan_steps=[2]")
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pairs")
 
 
 @pytest.fixture(scope="module")
-def config(compose: Config, paired_corpus: Path, runs: Path) -> Config:
-    """config(run name, objective, *overrides): 6 steps of 3 slots."""
+def corpus(shared: Path, folder: Path) -> Path:
+    """A corpus of real text with 400 pairs, made by xlm-prep."""
+    text = text_files(shared, folder, 600)
+    for split, first, end in (("train", 0, 400), ("valid", 400, 460)):
+        for lang in ("de", "en"):
+            lines = read_lines(shared / f"corpora/sutta.parvalid.{lang}.gz")[first:end]
+            (folder / f"{split}.{lang}").write_text("".join(f"{line}\n" for line in lines))
+    command(
+        "data_prep.prepare",
+        f"out={folder / 'bin'}",
+        *(f"train.{lang}={path}" for lang, path in text.items()),
+        *(f"pairs.de-en.{s}=[{folder / f'{s}.de'},{folder / f'{s}.en'}]" for s in ("train", "valid")),
+        "bpe.n_codes=300",
+        "holdout.sentences=40",
+        "workers=1",
+    )
+    return folder / "bin"
 
-    def composed(name: str, objective: str, *overrides: str) -> dict[str, Any]:
-        where = (f"data.path={paired_corpus}", f"paths.runs={runs}", f"run_name={name}", f"objective={objective}")
-        words = (
-            "data.slots=3",
-            "data.tokens_per_slot=200",
-            "data.max_len=30",
-            "callbacks.checkpointing.every_n_steps=3",
-        )
-        return compose("train", "experiment=smoke", "trainer.max_steps=6", *words, *where, *overrides)
+
+@pytest.fixture(scope="module")
+def config(compose: Config, corpus: Path, folder: Path) -> Config:
+    """config(run name, *overrides) of experiment=smoke: 6 steps of 3 slots of about 300 tokens, with dropout."""
+
+    def composed(name: str, *overrides: str) -> dict[str, Any]:
+        where = (f"data.path={corpus}", f"paths.runs={folder / 'runs'}", f"run_name={name}")
+        words = ("data.slots=3", "data.tokens_per_slot=300", "data.max_len=60", "trainer.max_steps=6")
+        words += ("model.max_positions=64", "callbacks.checkpointing.every_n_steps=3")
+        words += ("callbacks.metrics.every_n_steps=1", "callbacks.validation.every_n_steps=3")
+        return compose("train", "experiment=smoke", *words, *where, *overrides)
 
     return composed
 
 
-@pytest.fixture(scope="module")
-def whole(config: Config, runs: Path) -> Path:
-    train_here(config("whole", "mlm_tlm"))
-    return runs / "whole"
-
-
-def test_a_stopped_run_becomes_the_undisturbed_one(config: Config, whole: Path, runs: Path) -> None:
-    train_here(config("stopped", "mlm_tlm", "trainer.max_steps=3"))
-    train_here(config("stopped", "mlm_tlm"))
-    one, two = (checkpoint_file.load(path / "checkpoints/step-00000006.pt") for path in (whole, runs / "stopped"))
-    assert all(torch.equal(one["model"][name], two["model"][name]) for name in one["model"])
-    assert one["evaluation"] == "masked"
-
-
-def test_its_checkpoint_is_scored_as_validation_did(whole: Path, paired_corpus: Path) -> None:
+@pytest.mark.parametrize("objective", [pytest.param("tlm", marks=pytest.mark.slow), "mlm_tlm"])
+def test_a_killed_run_and_one_of_two_processes_are_the_undisturbed_one(
+    objective: str, config: Config, corpus: Path
+) -> None:
+    whole = train_on(1, config(f"whole_{objective}", f"objective={objective}"))
+    names = {name for _, name, _ in reported(whole, "train/loss_", "val/ppl_")}
+    languages = {"de", "en"} if objective == "mlm_tlm" else set()
+    assert names == {f"{kind}_{name}" for kind in ("train/loss", "val/ppl") for name in {"de-en", *languages}}
+    settings = config(f"killed_{objective}", f"objective={objective}")
+    assert -signal.SIGKILL in start(settings, 1, Death(step=4, slot=2))
+    assert_same_run(whole, train_on(1, settings))
+    two = train_on(2, config(f"two_{objective}", f"objective={objective}"))
+    read = [[(slot.step, slot.slot, slot.tokens) for slot in slots_trained(run)] for run in (whole, two)]
+    assert read[0] == read[1]
+    assert largest_difference(whole, two) < 1e-5
     trained = open_checkpoint(whole / "checkpoints/step-00000006.pt", "cpu")
-    result = evaluate(trained, Corpus(paired_corpus), "valid")
-    validation = last(whole)["metrics"]
-    assert list(result["languages"]) == ["de", "en", "de-en"]
-    for name, scores in result["languages"].items():
-        assert scores["perplexity"] == pytest.approx(validation[f"val/ppl_{name}"], rel=1e-6)
-    assert result["mean"]["perplexity"] == pytest.approx(validation["val/ppl"], rel=1e-6)  # of the languages alone
-    assert result["languages"]["de-en"]["sentences"] == Corpus(paired_corpus).pairs("valid", "de-en").n
-    assert "de-en" in table(result)
+    result, validation = evaluate(trained, Corpus(corpus), "valid"), last(whole)["metrics"]
+    assert result["languages"]["de-en"]["perplexity"] == pytest.approx(validation["val/ppl_de-en"], rel=1e-6)
+    if objective == "mlm_tlm":
+        assert result["mean"]["perplexity"] == pytest.approx(validation["val/ppl"], rel=1e-6)
 
 
-def test_pairs_alone_have_a_mean_too(config: Config, runs: Path) -> None:
-    train_here(config("pairs", "tlm", "trainer.max_steps=2"))
-    validation = last(runs / "pairs")["metrics"]
-    assert validation["val/ppl"] == validation["val/ppl_de-en"]
-    run = read_run(runs / "pairs")
-    assert (run.languages, run.reads_pairs) == (["de-en"], True)
+def test_a_run_reads_every_pair_once_a_pass(
+    config: Config, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two passes, in which one step is read but not applied: its pairs do not come again."""
+    settings = config("passes", "objective=tlm", "callbacks.validation=null", *SKIPPED)
+    text = TrainingText(Corpus(corpus), tokens_per_slot=300, max_len=60, max_positions=64)
+    order = Order(TranslationLM(text).streams, 3, settings["seed"])
+    units = order.streams["de-en"].n_units
+    settings["trainer"]["max_steps"] = steps = -(-2 * units // 3)
+    trained: list[Counter[tuple[int, ...]]] = []
+    training_step = LanguageModel.training_step
 
+    def watched(module: LanguageModel, batch: Any, batch_idx: int) -> None:
+        for slot in batch.slots:
+            tokens = slot.inputs.tokens_BT.flatten().clone()
+            tokens[slot.inputs.chosen_N] = slot.inputs.targets_N
+            rows = tokens.view(slot.inputs.tokens_BT.shape)
+            lengths = slot.inputs.lengths_B.tolist()
+            trained.append(Counter(tuple(row[:n].tolist()) for row, n in zip(rows, lengths, strict=True)))
+        training_step(module, batch, batch_idx)
 
-def test_another_objective_may_start_from_it_and_names_its_parent(config: Config, whole: Path, runs: Path) -> None:
-    parent = whole / "checkpoints/step-00000006.pt"
-    train_here(config("causal", "clm", f"init_from={parent}", "trainer.max_steps=1"))
-    content = checkpoint_file.load(runs / "causal/checkpoints/step-00000001.pt")
-    assert content["lineage"]["parents"] == [checkpoint_file.load(parent)["sha256"]]
-    assert content["evaluation"] == "causal"
-    with pytest.raises(ConfigError, match=r"objective\._target_: was .*Mixture, now .*MaskedLM"):
-        train_here(config("whole", "mlm"))
-
-
-@pytest.mark.parametrize(
-    ("objective", "override", "message"),
-    [
-        ("mlmm", "", "objective has no option 'mlmm' (did you mean mlm or mlm_tlm?); there are clm, mlm, mlm_tlm, tlm"),
-        ("mlm", "+objective.mask_shares=1", "takes no 'mask_shares' (did you mean mask_share?)"),
-        ("mlm", "objective.mask_share=1.5", "objective.mask_share=1.5: must be above 0 and below 1"),
-        ("mlm", "objective.mask_share=x", "objective.mask_share=x: must be a number"),
-        ("mlm", "objective.sample_alpha=-1", "objective.sample_alpha=-1: must be at least 0"),
-        ("mlm", "objective.replacements=[0.5,0.5]", "must be three shares that add up to 1: mask, keep, random word"),
-        ("tlm", "objective.replacement=[1]", "did you mean objective.replacements?"),
-        ("tlm", "objective.pairs=[de-fr]", "has no parallel text train.de-fr (it has train.de-en, valid.de-en, test.de-en)"),
-        ("tlm", "objective.pairs=[german]", "objective.pairs: german does not name two languages, as de-en does"),
-        ("tlm", "data.tokens_per_slot=0", "data.tokens_per_slot=0: must be at least 1"),
-        ("tlm", "data.tokens_per_slot=20", "data.tokens_per_slot=20: must be more than the"),
-        ("tlm", "data.tokens_per_slots=20", "there is no 'data.tokens_per_slots' (did you mean data.tokens_per_slot?)"),
-        ("tlm", "data.max_len=0", "data.max_len=0: must be at least 1"),
-        ("tlm", "data.max_len=600", "data.max_len=62 is the longest"),
-        ("tlm", "data.max_length=60", "did you mean data.max_len?"),
-        ("mlm_tlm", "objective.shares.mlm=0", "objective.shares.mlm=0: must be above 0"),
-        ("mlm_tlm", "objective.parts.tlm.mask_share=2", "objective.parts.tlm.mask_share=2: must be above 0 and below 1"),
-        ("mlm", "trainer.precision=bf16", "must be one of 32-true, 16-mixed, bf16-mixed, auto"),
-        ("mlm", "callbacks.validation.monitor=val/ppl_de-en", "must be one of val/ppl, val/acc, val/loss_de"),
-    ],
-)  # fmt: skip
-def test_each_mistake_is_one_line(paired_corpus: Path, objective: str, override: str, message: str) -> None:
-    words = [
-        "experiment=smoke",
-        f"data.path={paired_corpus}",
-        "run_name=x",
-        f"objective={objective}",
-        "data.max_len=30",
+    monkeypatch.setattr(LanguageModel, "training_step", watched)
+    assert train_here(settings) == 0
+    assert len(trained) == 3 * steps
+    assert last(Path(settings["paths"]["runs"]) / "passes")["progress"]["skipped"] == [2]
+    pairs = text.corpus.pairs("train", "de-en")
+    found = [
+        (EOS, *a.tolist(), EOS, EOS, *b.tolist(), EOS)
+        for a, b in pairs.read(np.arange(pairs.n))
+        if max(len(a), len(b)) <= 60
     ]
-    words += [override] if override else []
-
-    def read() -> None:
-        read_train_config(composed("train", check_overrides("train", words, read_train_config), None))
-
-    with pytest.raises(ConfigError) as error:
-        read()
-    assert len(error.value.problems) == 1, error.value.problems
-    assert message in error.value.problems[0]
+    assert 200 < len(found) < pairs.n
+    assert sum(trained[:units], Counter()) == sum(trained[units : 2 * units], Counter()) == Counter(found)
+    assert f"de-en: {units} batches a pass, " in capsys.readouterr().err
 
 
-def test_a_corpus_without_pairs_says_how_to_prepare_them(compose: Config, corpus_folder: Path, tmp_path: Path) -> None:
-    words = (f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "run_name=x", "data.max_len=30")
-    with pytest.raises(ConfigError) as error:
-        read_train_config(OmegaConf.create(compose("train", "experiment=smoke", "objective=tlm", *words)))
-    (problem,) = error.value.problems
-    assert (
-        "has no parallel text train.de-en (it has none); prepare it with it: xlm-prep ... 'pairs.de-en.train=["
-        in problem
+def test_mistakes_are_told_early(compose: Config, corpus: Path, corpus_folder: Path, folder: Path) -> None:
+    def problems(path: Path, *overrides: str) -> list[str]:
+        where = (f"data.path={path}", f"paths.runs={folder / 'runs'}", "run_name=wrong")
+        with pytest.raises(ConfigError) as error:
+            read_train_config(OmegaConf.create(compose("train", "experiment=smoke", *where, *overrides)))
+        return error.value.problems
+
+    for objective in ("tlm", "mlm_tlm"):
+        (line,) = problems(corpus_folder, f"objective={objective}")
+        assert "has no parallel text train.de-en (it has none)" in line
+        assert "xlm-prep ... 'pairs.de-en.train=[FILE.de,FILE.en]'" in line
+    assert problems(corpus, "objective=tlm", "objective.pairs=[english]") == [
+        "objective.pairs: english does not name two languages, as de-en does"
+    ]
+    assert problems(corpus, "objective=mlm_tlm", "data.tokens_per_slot=20", "data.max_len=60")[0].startswith(
+        "data.tokens_per_slot=20: must be more than"
     )
+    assert problems(corpus, "objective=tlm", "data.max_len=600")[0].startswith("data.max_len=600 with eos on both ends")
+    assert problems(corpus, "objective=tlm", "data.max_len=60", "callbacks.validation.monitor=val/ppl_de") == [
+        "callbacks.validation.monitor=val/ppl_de: must be one of val/ppl, val/acc, val/loss_de-en, val/ppl_de-en, val/acc_de-en"
+    ]

@@ -263,7 +263,7 @@ def _corpus_problems(values: dict[str, Any], readable: bool) -> list[str]:
         corpus = Corpus(path)
     except CorpusError as error:
         return error.problems
-    streams, problems = list(corpus.languages), []
+    streams, problems = list(corpus.languages), list[str]()
     if readable:
         config = _build(values)
         text = config.data.text(corpus, config.seed, config.model.max_positions, float16=False)

@@ -57,11 +57,12 @@ class JoinedPairs:
         self.pairs = corpus.pairs(split, "-".join(sorted(codes)))
         self.n = self.pairs.n
         self._languages = languages[codes[0]], languages[codes[1]]
-        self._step = 1 if codes == self.pairs.languages else -1
+        self._swapped = codes != self.pairs.languages
 
     def read(self, numbers: NDArray[np.int64]) -> PairRows:
         """Read pairs (N,) by number."""
-        return concatenate([pair[:: self._step] for pair in self.pairs.read(numbers)], self._languages)
+        pairs = self.pairs.read(numbers)
+        return concatenate([(b, a) for a, b in pairs] if self._swapped else pairs, self._languages)
 
     def lengths(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Count the tokens (N, 2) of both sides of pairs (N,), in alphabetical order of languages."""
@@ -78,7 +79,7 @@ def concatenate(pairs: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]], la
     Source: Lample & Conneau 2019, section 3.4; positions and languages over eos and padding as the original has them.
     """
     firsts = np.array([len(first) + 2 for first, _ in pairs], dtype=np.int64)
-    lengths = firsts + [len(second) + 2 for _, second in pairs]
+    lengths = firsts + np.array([len(second) + 2 for _, second in pairs], dtype=np.int64)
     places = np.arange(lengths.max())
     tokens = np.full((len(pairs), len(places)), PAD, dtype=np.int64)
     for row, (first, second), start in zip(tokens, pairs, firsts.tolist(), strict=True):

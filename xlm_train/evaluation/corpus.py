@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 BASELINES = ("unigram_perplexity", "bigram_perplexity")
-COUNTS = ("tokens", "unknown", "words", "characters", "sentences")
 MEASURES = ("perplexity", "accuracy", "perplexity_per_word", "bits_per_character")
 
 
+COUNTS = ("tokens", "unknown", "words", "characters", "sentences")
 TOKENS = {"tokens": 0}  # the unit that progress is shown in
 
 
@@ -40,8 +40,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a split of a corpus as the original does: one stream a language, in order, in windows of `trained.bptt`.
 
-    A causal model predicts every token, a masked one the words that fixed masks hide; it also scores the split's pairs, both
-    sides at once, as translation language modelling reads them.
+    A causal model predicts every token, a masked one the words that fixed masks hide, in pairs of sentences too.
 
     Args:
         trained: The opened checkpoint.
@@ -73,22 +72,22 @@ def evaluate(
         trained.require_causal("baselines=true (they predict each word from those before it)")
     check_match(trained, corpus)
     pairs = corpus.pair_names(split) if trained.evaluation == "masked" else []
-    joined = {name: JoinedPairs(corpus, split, name, trained.text.languages) for name in pairs}
     languages = [lang for lang in corpus.languages if corpus.has(split, lang)]
-    if not languages and not pairs:
-        languages = list(corpus.languages)  # to be told that the split is not there
+    languages = languages or ([] if pairs else list(corpus.languages))
     streams = {lang: corpus.stream(split, lang) for lang in languages}
     training = {lang: corpus.stream("train", lang) for lang in languages} if baselines else {}
 
     start, measured = time.perf_counter(), {}
     for lang, stream in streams.items():
         sums = _score_stream(trained, stream, trained.text.language(lang), batch_tokens, f"{split}.{lang}", progress)
-        counts = {key: stream.statistics[key] for key in COUNTS}
-        measured[lang] = measures(Score.from_sums(sums), counts, trained)
-    averaged = mean(measured) if measured else None
-    for name, both in joined.items():
-        score_of = Score.from_sums(score_pairs(trained.model, both, device=trained.device))
-        measured[name] = measures(score_of, _counts_of_pairs(corpus.manifest["pairs"][split][name]), trained)
+        measured[lang] = measures(Score.from_sums(sums), {key: stream.statistics[key] for key in COUNTS}, trained)
+    for name in pairs:
+        text = JoinedPairs(corpus, split, name, trained.text.languages)
+        sides = corpus.manifest["pairs"][split][name]["sides"].values()
+        counts = {key: None if (each := [side[key] for side in sides])[0] is None else sum(each) for key in COUNTS}
+        measured[name] = measures(
+            Score.from_sums(score_pairs(trained.model, text, device=trained.device)), counts, trained
+        )
     seconds = time.perf_counter() - start
     for lang, stream in training.items():
         unigram, bigram = score(*estimate(stream, corpus.n_words), streams[lang], trained.bptt)
@@ -100,18 +99,9 @@ def evaluate(
         "evaluation": trained.evaluation,
         "bptt": trained.bptt,
         "languages": measured,
-        "mean": averaged or mean(measured),
+        "mean": mean({lang: measured[lang] for lang in languages} or measured),
         "tokens_per_second": sum(m["predicted_tokens"] for m in measured.values()) / seconds,
     }
-
-
-def _counts_of_pairs(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Of both sides together; `sentences` are pairs."""
-    sides = list(entry["sides"].values())
-    sums = {
-        key: None if any(side[key] is None for side in sides) else sum(side[key] for side in sides) for key in COUNTS
-    }
-    return {**sums, "sentences": entry["sentences"]}
 
 
 def score_text(

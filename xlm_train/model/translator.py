@@ -72,7 +72,7 @@ class Translator:
         Raises:
             ConfigError: The checkpoint does not know a language, or has no codes.
         """
-        languages = [self.text.language(code, f"{key}={code}") for key, code in (("src", source), ("tgt", target))]
+        source_id, target_id = self.text.language(source, f"src={source}"), self.text.language(target, f"tgt={target}")
         encoded = self.text.encode(lines, source)
         longest = min(MAX_WORDS, self.model.shape.max_positions - 2)
         parts: list[tuple[int, list[int]]] = []  # number of the line, ids with both eos
@@ -83,12 +83,13 @@ class Translator:
             sources = [parts[place][1] for place in batch]
             # the original's limit in evaluation, but for each sentence by itself
             limits = [min(int(1.5 * len(ids) + 10), self.model.shape.max_positions) for ids in sources]
-            for place, text in zip(batch, translate(self.model, sources, *languages, limits, search), strict=True):
+            texts = translate(self.model, sources, source_id, target_id, limits, search)
+            for place, text in zip(batch, texts, strict=True):
                 found[place] = text[1:-1]
         translations: list[list[str]] = [[] for _ in lines]
         for (number, _), words in zip(parts, found, strict=True):
             translations[number].append(self.text.decode(words, target))
-        return [" ".join(texts) for texts in translations]
+        return [" ".join(pieces) for pieces in translations]
 
     def _parts(self, words: list[int], longest: int) -> Iterator[list[int]]:
         """Pieces of a line, each short enough; borders behind a sentence, else between words, else anywhere."""

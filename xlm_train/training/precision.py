@@ -47,7 +47,7 @@ class Autocast(Precision):
 
     def __init__(self, precision: str, device_type: str) -> None:
         super().__init__()
-        self.precision = precision  # type: ignore[assignment] - Lightning's list of names
+        self.precision = precision  # type: ignore[assignment]  # Lightning's list of names
         self.device_type = device_type
 
     @contextlib.contextmanager

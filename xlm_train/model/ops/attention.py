@@ -74,7 +74,7 @@ class _BlockedAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     @torch.autocast("cpu", enabled=False)
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
         q, k, v, *saved = ctx.saved_tensors
         B, T, H, E = grad.shape
         scale, dropout = E**-0.5, ctx.dropout
