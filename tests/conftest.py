@@ -130,6 +130,29 @@ def corpus_folder(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder / "bin"
 
 
+@pytest.fixture(scope="session")
+def paired_corpus(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smaller one with pairs of German and English for training and validation."""
+    folder = tmp_path_factory.mktemp("pairs")
+    text = text_files(shared, folder, 500)
+    pairs = {}
+    for language in ("de", "en"):
+        lines = read_lines(shared / f"corpora/sutta.parvalid.{language}.gz")
+        for split, part in (("train", lines[:150]), ("valid", lines[150:190])):
+            pairs.setdefault(split, []).append(path := folder / f"{split}.{language}")
+            path.write_text("".join(f"{line}\n" for line in part), encoding="utf-8")
+    command(
+        "data_prep.prepare",
+        f"out={folder / 'bin'}",
+        *(f"train.{language}={path}" for language, path in text.items()),
+        *(f"pairs.de-en.{split}=[{','.join(map(str, sides))}]" for split, sides in pairs.items()),
+        "bpe.n_codes=300",
+        "holdout.sentences=40",
+        "workers=1",
+    )
+    return folder / "bin"
+
+
 def command(
     module: str, *arguments: str, status: int = 0, cwd: Path | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:

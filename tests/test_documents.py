@@ -57,7 +57,7 @@ def file_names() -> set[str]:
 
 @functools.cache
 def keys_of(config_name: str) -> dict[str, Any]:
-    """Every dotted key of a command's default config, and of the wandb logger's."""
+    """Every dotted key of a command's default config, of the wandb logger's and of the objective that has most."""
     from omegaconf import OmegaConf
 
     def walk(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -66,7 +66,7 @@ def keys_of(config_name: str) -> dict[str, Any]:
             if isinstance(value, dict):
                 yield from walk(value, f"{prefix}{key}.")
 
-    options = ["logger=wandb"] if config_name == "train" else []
+    options = ["logger=wandb", "objective=tlm"] if config_name == "train" else []
     values: Any = OmegaConf.to_container(compose(config_name, options, None), resolve=False)
     return dict(walk(values, ""))
 

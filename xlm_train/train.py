@@ -126,10 +126,8 @@ def assemble(
         f"{counted(reading.slots, 'slot')} = {data.tokens_per_step:,} tokens a step, "
         + (f"from step {start.step:,} of {module.stop:,}" if start.step else f"{module.stop:,} steps")
     )
-    for line in data.order.batches():
+    for line in [*data.order.batches(), *(f"warning: {it}" for it in advice(config.resolved, data.tokens_per_step))]:
         log(line)
-    for warning in advice(config.resolved, data.tokens_per_step):
-        log(f"warning: {warning}")
     run.folder.begin()
 
     parts = {name: instantiate(entry, _convert_="all") for name, entry in config.callbacks.items() if entry}

@@ -23,11 +23,15 @@ SMALL = [
 def test_experiments_are_there() -> None:
     assert {"smoke", "demo", "clm_ende_1024", "clm_ende_1024_warmup"} <= set(EXPERIMENTS)
     assert {"clm_ende_1024_32streams", "clm_ende_1024_h100"} <= set(EXPERIMENTS)
+    assert {"mlm_ende_1024", "mlm_tlm_ende_1024"} <= set(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_runs(name: str, compose: Callable[..., dict[str, Any]], corpus_folder: Path, tmp_path: Path) -> None:
-    config = compose("train", f"experiment={name}", f"data.path={corpus_folder}", f"paths.runs={tmp_path}", *SMALL)
+def test_runs(
+    name: str, compose: Callable[..., dict[str, Any]], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    corpus = request.getfixturevalue("paired_corpus" if "tlm" in name else "corpus_folder")
+    config = compose("train", f"experiment={name}", f"data.path={corpus}", f"paths.runs={tmp_path}", *SMALL)
     assert train_here(config) == 0
     assert (tmp_path / config["run_name"] / "checkpoints/step-00000002.pt").is_file()
 
@@ -49,6 +53,8 @@ def test_groups_run(
         ("clm_ende_1024_warmup", 64, 64, 64, "16-mixed"),
         ("clm_ende_1024_32streams", 64, 32, 32, "16-mixed"),
         ("clm_ende_1024_h100", 8, 64, 512, "bf16-mixed"),
+        ("mlm_ende_1024", 64, 32, 32, "16-mixed"),
+        ("mlm_tlm_ende_1024", 64, 32, 32, "16-mixed"),
     ],
 )
 def test_the_run(
@@ -66,9 +72,11 @@ def test_the_run(
     assert data["lang_alpha"] == 0.0
     assert trainer["precision"] == precision
     assert trainer["clip_norm"] == 5.0
-    # the original looks after every pair of updates whether its processes have read 200,000 streams each
-    evaluate = 2 * math.ceil(200_000 / (2 * streams))
-    assert evaluate == {64: 3126, 32: 6250}[streams]
+    # the original looks after every iteration, an update for each language and each pair, whether its processes have read
+    # 200,000 streams each
+    updates = 3 if name.startswith("mlm_tlm") else 2
+    evaluate = updates * math.ceil(200_000 / (updates * streams))
+    assert evaluate == {(64, 2): 3126, (32, 2): 6250, (32, 3): 6252}[streams, updates]
     assert config["callbacks"]["validation"]["every_n_steps"] == evaluate
     assert trainer["max_steps"] == 100 * evaluate
     assert config["callbacks"]["validation"]["patience"] == 10
@@ -78,6 +86,8 @@ def test_the_run(
     ("name", "betas", "rates"),
     [
         ("clm_ende_1024", [0.9, 0.999], [1e-4, 1e-4, 1e-4, 1e-4]),  # adam,lr=0.0001
+        ("mlm_ende_1024", [0.9, 0.999], [1e-4, 1e-4, 1e-4, 1e-4]),
+        ("mlm_tlm_ende_1024", [0.9, 0.999], [1e-4, 1e-4, 1e-4, 1e-4]),
         ("clm_ende_1024_warmup", [0.9, 0.98], [1e-7, 5.005e-5, 1e-4, 5e-5]),  # adam_inverse_sqrt,...,lr=0.0001
     ],
 )
@@ -91,6 +101,17 @@ def test_the_published_optimizers(
         assert optimizer["weight_decay"] == 0
         schedule = instantiate(config["schedule"])
         assert [schedule(update) for update in (0, 2000, 4000, 16000)] == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("name", ["mlm_ende_1024", "mlm_tlm_ende_1024"])
+def test_the_printed_masks(name: str, compose: Callable[..., dict[str, Any]]) -> None:
+    """The command gives none of the options, so these are the defaults of the original's code."""
+    objective = compose("train", f"experiment={name}", "data.path=x")["objective"]
+    parts = list(objective.get("parts", {"mlm": objective}).values())
+    assert [part["_target_"].rpartition(".")[2] for part in parts] == ["MaskedLM", "TranslationLM"][: len(parts)]
+    for part in parts:
+        assert (part["mask_share"], part["sample_alpha"], part["replacements"]) == (0.15, 0, [0.8, 0.1, 0.1])
+    assert objective.get("shares", {"mlm": 2, "tlm": 1}) == {"mlm": 2, "tlm": 1}  # draws of an iteration
 
 
 def test_the_model_has_the_published_size(compose: Callable[..., dict[str, Any]]) -> None:

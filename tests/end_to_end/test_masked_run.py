@@ -104,6 +104,7 @@ def test_a_masked_model_continues_no_text(undisturbed: Path) -> None:
     checkpoint = undisturbed / "checkpoints/step-00000009.pt"
     refused = command("xlm_train.commands.generate", f"checkpoint={checkpoint}", "lang=en", "prompt=the", status=2)
     assert "continuing a text needs a causal model; this one was trained to fill gaps" in refused.stderr
+    assert "(MaskedLM, evaluation masked)" in refused.stderr
 
 
 def test_another_objective_may_not_resume_the_run(config: Config, undisturbed: Path) -> None:

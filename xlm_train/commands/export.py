@@ -31,6 +31,7 @@ class ExportConfig:
     codes: str | None
     optimizer: bool
     verify: bool
+    lang: str | None
     sample: dict[str, str]
     evaluation: str | None
     card: CardFields
@@ -47,6 +48,8 @@ class ExportConfig:
             problems.append("give checkpoint=FILE for a model, or data.path=FOLDER for a corpus: one of them")
         if self.data.path is not None and self.format == "hf":
             problems.append("data.path: a corpus can only be exported with format=xlm")
+        if self.lang is not None and self.format == "xlm":
+            problems.append(f"lang={self.lang}: of pipelines of transformers (format=hf)")
         files = {"checkpoint": self.checkpoint, "codes": self.codes, "evaluation": self.evaluation}
         files |= {f"sample.{code}": file for code, file in self.sample.items()}
         return problems + [
@@ -94,6 +97,7 @@ def main(settings: ExportConfig) -> int:
                 fields=settings.card,
                 sample=settings.sample,
                 verify=settings.verify,
+                lang=settings.lang,
             )  # fmt: skip
     for warning in record["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)

@@ -6,9 +6,10 @@ import functools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from xlm_train.config.command import command
-from xlm_train.config.schema import Count, read_config
+from xlm_train.config.schema import Count, one_of, read_config
 from xlm_train.runtime.errors import ConfigError
 
 
@@ -23,6 +24,7 @@ class ImportConfig:
     optimizer: bool
     bptt: int | None
     vocab_multiple: Count
+    evaluation: Annotated[str | None, one_of("causal", "masked", null=True)]
     split: str | None
     lang: str | None
     languages: list[str] | None
@@ -80,11 +82,15 @@ def main(settings: ImportConfig) -> int:
     else:
         if is_transformers:
             vocab = None if settings.vocab is None else read_text(settings.vocab)
-            imported = transformers_folder.read(file, codes, vocab, settings.bptt, settings.vocab_multiple)
+            imported = transformers_folder.read(
+                file, codes, vocab, settings.bptt, settings.vocab_multiple, settings.evaluation
+            )
         else:
             imported = import_checkpoint(file, codes or "", settings.optimizer, settings.vocab_multiple)
             if settings.bptt is not None:
                 imported.content["config"]["data"] = {"bptt": settings.bptt}
+            if settings.evaluation is not None and imported.content["evaluation"] != "translation":
+                imported.content["evaluation"] = settings.evaluation
             if codes is None:
                 imported.warnings.append(
                     "a .pth holds no BPE codes: without codes=FILE this model cannot read raw text"

@@ -61,6 +61,7 @@ def export_transformers(
     fields: CardFields,
     sample: Mapping[str, str],
     verify: bool,
+    lang: str | None = None,
 ) -> dict[str, Any]:
     """Write the folder for transformers, try it out where transformers is installed, and fill in its card.
 
@@ -72,6 +73,7 @@ def export_transformers(
         fields: What the user says for the card.
         sample: Language -> file of raw text to compare encode() on.
         verify: Load the folder with transformers and compare.
+        lang: Of a masked model, the language of pipelines; None takes English, else the first.
 
     Returns:
         The folder's record (export.json).
@@ -84,9 +86,14 @@ def export_transformers(
     facts = gather(checkpoint, content, evaluation, fields, sum(tensor.numel() for tensor in exported.values()))
     if unknown := sample.keys() - facts.languages.keys():
         raise ConfigError(f"sample.{min(unknown)}: the checkpoint knows the languages {', '.join(facts.languages)}")
+    if lang is not None and content.get("evaluation") != "masked":
+        raise ConfigError(f"lang={lang}: only folders of masked models have a language of their own, for pipelines")
+    if lang is not None and lang not in facts.languages:
+        raise ConfigError(f"lang={lang}: the checkpoint knows the languages {', '.join(facts.languages)}")
+    facts.pipeline_language = lang
     samples = _find_samples(sample, facts.manifest)
     with whole_folder(out) as folder:
-        facts.warnings = transformers_folder.write(folder, content)
+        facts.warnings = transformers_folder.write(folder, content, lang)
         record = _record("hf", content, facts.warnings)
         _write_record(folder, record)  # reading the folder's text needs it; written again with what was measured
         if verify and check.installed():
@@ -183,6 +190,7 @@ def _record(kind: str, content: Mapping[str, Any] | None, warnings: list[str]) -
     if content is not None:
         lineage, progress = content["lineage"], content["progress"]
         record["lineage"] = {**lineage, "parents": [*lineage["parents"], content["sha256"]]}
+        record["evaluation"] = content.get("evaluation", "causal")
         record["progress"] = {key: progress[key] for key in ("step", "updates")}
         record["text"] = {key: content["text"][key] for key in ("lowercase", "remove_accents")}
     return record

@@ -41,6 +41,7 @@ class Facts:
         evaluations: Results of xlm-eval.
         stock: Language -> on how many lines transformers' encode() was tried, and for how many it differs.
         warnings: What transformers cannot treat as this program does.
+        pipeline_language: The user's choice for pipelines of transformers; None takes English, else the first.
     """
 
     content: Mapping[str, Any]
@@ -54,6 +55,7 @@ class Facts:
     evaluations: Sequence[Mapping[str, Any]] = ()
     stock: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    pipeline_language: str | None = None
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -69,7 +71,8 @@ class Facts:
     @property
     def name(self) -> str:
         """The model's name: the user's, else the run's."""
-        return self.fields.name or self.config.get("run_name") or "xlm-clm-" + "".join(self.languages)
+        kind = "mlm" if self.content.get("evaluation") == "masked" else "clm"
+        return self.fields.name or self.config.get("run_name") or f"xlm-{kind}-{''.join(self.languages)}"
 
     @property
     def hours(self) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from xlm_train.data.manifest import entries
+from xlm_train.interop.card_kinds import example_of, kind_of
 from xlm_train.interop.facts import Facts
 from xlm_train.model.transformer import ModelShape
 from xlm_train.runtime.run_folder import flatten
@@ -23,12 +23,11 @@ MEASURES = {
     "perplexity_per_word": "perplexity per word before BPE",
     "bits_per_character": "bits per character",
 }
-SETTINGS = ("data", "model", "optimizer", "schedule", "trainer", "seed")
+SETTINGS = ("objective", "data", "model", "optimizer", "schedule", "trainer", "seed")
 PARAMS = (  # of an imported checkpoint
     "optimizer", "bptt", "batch_size", "epoch_size", "clip_grad_norm", "fp16", "dropout", "attention_dropout",
 )  # fmt: skip
-NOT_SETTINGS = ("data.path", "optimizer._partial_", "schedule._partial_")
-EXAMPLES = defaultdict(lambda: "12 : 3 = 4", de="Es war einmal", en="Wikipedia was used to")
+NOT_SETTINGS = ("data.path", "optimizer._partial_", "schedule._partial_", "objective._partial_")
 LANGUAGE_NAMES = {"de": "German", "en": "English", "es": "Spanish", "fr": "French", "it": "Italian", "nl": "Dutch"}
 
 
@@ -42,7 +41,7 @@ def model_card(facts: Facts) -> str:
         Markdown with the hub's metadata on top.
     """
     head = OmegaConf.to_yaml(OmegaConf.create(metadata(facts)))
-    fields, names = facts.fields, _language_names(facts)
+    fields, names, kind = facts.fields, _language_names(facts), kind_of(facts)
     shape = ModelShape(**facts.content["shape"])
     language = "en" if "en" in facts.languages else next(iter(facts.languages))
     other = next((code for code in facts.languages if code != language), language)
@@ -59,12 +58,12 @@ def model_card(facts: Facts) -> str:
 
 ## Model details
 
-A causal (left-to-right) cross-lingual language model for {names}: one Transformer that reads text of
+{kind.intro} for {names}: one Transformer that reads text of
 each language with an embedding of that language added at every position (Lample & Conneau 2019). It is of the same
-kind as `xlm-clm-ende-1024`.
+kind as `{kind.like}`.
 
 - **Developed by:** {fields.authors or UNKNOWN}
-- **Model type:** causal language model, {facts.n_parameters:,} parameters
+- **Model type:** {kind.name}, {facts.n_parameters:,} parameters
 - **Languages:** {names}
 - **License:** {fields.license or UNKNOWN}
 - **Origin:** {_origin(facts)}
@@ -72,20 +71,7 @@ kind as `xlm-clm-ende-1024`.
 
 ## How to get started
 
-```python
-import torch
-from transformers import XLMTokenizer, XLMWithLMHeadModel
-
-tokenizer = XLMTokenizer.from_pretrained("FOLDER")
-model = XLMWithLMHeadModel.from_pretrained("FOLDER")
-
-input_ids = torch.tensor([tokenizer.encode("{EXAMPLES[language]}")])
-langs = torch.full_like(input_ids, tokenizer.lang2id["{language}"])  # without langs the scores are other ones
-scores = model(input_ids, langs=langs).logits
-```
-
-**Exact token ids.** transformers' `encode()` applies English rules to every language and begins a text with `<s>`,
-where training texts begin with `</s>`. Lines that it encodes differently from the training's preparation:
+{kind.example}
 
 {stock}
 
@@ -94,20 +80,18 @@ The training's own ids, from the files in this folder, each line ended by `</s>`
 ```python
 from xlm_train.interop.transformers.folder import open_text
 
-ids = open_text("FOLDER").encode(["{EXAMPLES[other]}"], "{other}").ids[:-1]
+ids = open_text("FOLDER").encode(["{example_of(other)}"], "{other}").ids{kind.ends}
 input_ids = torch.tensor([[tokenizer.sep_token_id, *ids.tolist()]])  # </s> first
 ```
 
 Text that is tokenised already comes out the same through
 `tokenizer.convert_tokens_to_ids(tokenizer._tokenize(text, bypass_tokenizer=True))`.
 
-**Do not use `model.generate()`.** For XLM it puts a mask token after the text and predicts what follows *that*.
-`xlm-generate` of this project continues text properly. A loss from `labels=input_ids` is not shifted: shift the labels
-yourself.{warnings}
+{kind.trap}{warnings}
 
 ## Uses
 
-Scoring and continuing text in {names}, and as the starting point of further training: translation
+{kind.uses} in {names}, and as the starting point of further training: translation
 models, as in the paper, or classifiers. It follows no instructions and is no translator as it is.
 
 ## Bias, risks and limitations
@@ -146,7 +130,7 @@ What it writes is not to be taken for fact. It was not tested for bias.{_window(
 - **Architecture:** Transformer, {shape.n_layers} layers, width {shape.dim}, {shape.n_heads} heads, feed-forward width
   {shape.ffn_dim}, GELU, LayerNorm after each sum; {shape.max_positions} {positions} positions; language embeddings:
   {shape.n_langs if shape.uses_languages else "none"}; input and output embeddings tied; dropout {shape.dropout}
-- **Objective:** each token from those before it in its window (cross-entropy)
+- **Objective:** {kind.objective}
 
 - **Software:** {_software(facts)}
 - **Checkpoint:** sha256 `{facts.checkpoint_sha256}`
@@ -171,11 +155,12 @@ Systems*, 32.
 
 def metadata(facts: Facts) -> dict[str, Any]:
     """Collect what the hub reads from the card's head."""
+    kind = kind_of(facts)
     found: dict[str, Any] = {
         "language": list(facts.languages),
         "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["xlm", "causal-lm", "cross-lingual"],
+        "pipeline_tag": kind.task,
+        "tags": ["xlm", kind.tag, "cross-lingual"],
     }
     if facts.fields.license:
         found["license"] = facts.fields.license
@@ -189,7 +174,7 @@ def metadata(facts: Facts) -> dict[str, Any]:
         }
     results = [
         {
-            "task": {"type": "text-generation", "name": "Causal language modelling"},
+            "task": {"type": kind.task, "name": kind.task_name},
             "dataset": {"type": "text", "name": f"{language}, {_text_name(result)}"},
             "metrics": [
                 {"type": measure, "name": title, "value": round(float(figures[measure]), 6)}
@@ -284,8 +269,11 @@ def _hyperparameters(facts: Facts) -> str:
 
 
 def _tokens(facts: Facts) -> int | None:
-    data = facts.config.get("data") or {}
-    if not {"slots", "slot_streams", "bptt"} <= data.keys():
+    if read := [line["progress/tokens"] for line in facts.metrics if "progress/tokens" in line]:
+        return int(read[-1])
+    data, objective = facts.config.get("data") or {}, facts.config.get("objective") or {}
+    parts = (objective, *(objective.get("parts") or {}).values())
+    if not {"slots", "slot_streams", "bptt"} <= data.keys() or any("pairs" in part for part in parts):
         return None
     return int(facts.content["progress"]["step"] * data["slots"] * data["slot_streams"] * data["bptt"])
 
@@ -298,11 +286,7 @@ def _evaluation(facts: Facts) -> str:
         for result in facts.evaluations
         for code, figures in [*result["languages"].items(), ("mean", result.get("mean", {}))]
     ]
-    return (
-        "By `xlm-eval`; a split is read as one stream in windows, as the original evaluates."
-        " Perplexities per token compare only under the same vocabulary; per word and per character they compare"
-        " between vocabularies.\n\n" + _table(["text", "language", *MEASURES.values()], rows)
-    )
+    return f"By `xlm-eval`; {kind_of(facts).scores}\n\n" + _table(["text", "language", *MEASURES.values()], rows)
 
 
 def _text_name(result: Mapping[str, Any]) -> str:

@@ -35,6 +35,7 @@ class TrainedModel:
         bptt: Window length in tokens, as in training.
         device: Where the model is.
         evaluation: How it is scored, which its objective said: "causal" continues texts, "masked" fills gaps.
+        objective: Class name of the objective; empty where it was not trained here.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class TrainedModel:
     bptt: int
     device: torch.device
     evaluation: str = "causal"
+    objective: str = ""
 
     def require_causal(self, wish: str) -> None:
         """Refuse what only a causal model can do.
@@ -56,7 +58,7 @@ class TrainedModel:
         if self.evaluation != "causal":
             raise CheckpointError(
                 f"{self.path}: {wish} needs a causal model; this one was trained to fill gaps and reads both sides"
-                f" (its objective's evaluation is {self.evaluation}): train with objective=clm for that"
+                f" ({self.objective or 'imported'}, evaluation {self.evaluation}): train with objective=clm for that"
             )
 
     @property
@@ -149,6 +151,7 @@ def open_checkpoint(path: str | Path, device: str = "auto", bptt: int | None = N
         bptt=bptt,
         device=place,
         evaluation=content.get("evaluation", "causal"),
+        objective=str((content["config"].get("objective") or {}).get("_target_", "")).rpartition(".")[2],
     )
 
 

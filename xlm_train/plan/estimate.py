@@ -189,7 +189,7 @@ def make_plan(config: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
         },
         "step": {
             "tokens": tokens_step, "predicted": round(data["slots"] * setting.streams * setting.positions * share),
-            "slots_per_device": slots_device, "streams_per_slot": setting.streams, "window": data["bptt"],
+            "mask_share": setting.mask_share, "slots_per_device": slots_device, "streams_per_slot": setting.streams, "window": data["bptt"],
             "precision": setting.precision, "recompute": setting.recompute,
         },
         "flops_per_token": {
@@ -357,6 +357,12 @@ def _notes(
     if plan["data"] is None:
         notes.append(
             f"vocabulary of {plan['model']['words']:,} words assumed: data.path=CORPUS reads the real one, and its size"
+        )
+    objective = config["objective"]
+    if any("pairs" in part for part in (objective, *(objective.get("parts") or {}).values())):
+        notes.append(
+            f"slots of pairs, of about {data['tokens_per_slot']:,} tokens (data.tokens_per_slot), are counted like slots of windows, of"
+            f" {data['slot_streams'] * data['bptt']:,}"
         )
     notes.append("not counted: validation, start-up, waiting in a queue, restarts, power of the hosts")
     return notes

@@ -44,6 +44,7 @@ def _model(plan: dict[str, Any]) -> Table:
             ["  of them in blocks", f"{model['blocks']:,}"],
             [f"vocabulary, {where}", f"{model['words']:,}"],
             ["tokens a step", f"{step['tokens']:,}"],
+            ["  of them predicted", f"{step['predicted']:,}"],
             ["slots a device and step, one after the other", f"{step['slots_per_device']}"],
             ["streams x tokens of a slot", f"{step['streams_per_slot']} x {step['window']}"],
         ],
@@ -59,7 +60,9 @@ def _flops(plan: dict[str, Any]) -> Table:
         for name, part in parts.items()
     ]
     rows.append(["all", *(f"{total[kind] / 1e6:.1f}" for kind in kinds), "100%"])
-    return Table("MFLOP a predicted token", ["part", *kinds, "share"], rows)
+    share = plan["step"]["mask_share"]
+    caption = "MFLOP a predicted token" if share is None else f"MFLOP a token, of which {share:.0%} are predicted"
+    return Table(caption, ["part", *kinds, "share"], rows)
 
 
 def _memory(plan: dict[str, Any]) -> Table:

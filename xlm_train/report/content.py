@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from xlm_train.report.curves import figures
 from xlm_train.report.figures import Figure
 from xlm_train.report.html import Block, Cell, Folded, Paragraph, Table
+from xlm_train.report.masking import models_of, points_of
 from xlm_train.report.reading import Run
-from xlm_train.report.recipe import POINTS, config_differences, n_parameters
+from xlm_train.report.recipe import config_differences, n_parameters
 from xlm_train.report.results import (
     NONE,
     by_language,
@@ -128,7 +129,8 @@ def _best(run: Run) -> str:
     if step is None:
         return NONE
     by = "" if run.monitor == "val/ppl" else f" (by {run.monitor}: {run.at(run.monitor, step):,.4g})"
-    return f"{digits(run.at('val/ppl', step), ',.4g')} at step {step:,}{by}"
+    masked = ", of masked words" if run.masked else ""
+    return f"{digits(run.at('val/ppl', step), ',.4g')}{masked} at step {step:,}{by}"
 
 
 def _hours(run: Run) -> str:
@@ -174,6 +176,10 @@ def _curves(runs: Sequence[Run]) -> list[Block | Figure]:
     found: list[Block | Figure] = list(figures(runs))
     if any(isinstance(figure, Figure) and figure.x_label == "tokens" for figure in found):
         found.insert(0, Paragraph("The runs' steps are of different sizes: the curves are drawn over the tokens read."))
+    if len({run.masked for run in runs}) > 1:
+        names = ", ".join(run.name for run in runs if run.masked)
+        text = f"Losses and perplexities of {names} are of hidden words, seen from both sides: they do not compare with the others'."
+        found.insert(0, Paragraph(text, warning=True))
     return found
 
 
@@ -182,7 +188,8 @@ TONES = {"same": "good", "differs": "bad", "unknown": ""}
 
 def _recipe(runs: Sequence[Run]) -> list[Block]:
     """Point by point; each run's column says whether it had what the original had, and what it had."""
-    compared = [[point.compare(run) for point in POINTS] for run in runs]
+    asked = points_of(runs)
+    compared = [[point.compare(run) for point in asked] for run in runs]
     blocks: list[Block] = []
     for run, points in zip(runs, compared, strict=True):
         count = {kind: sum(verdict == kind for _, verdict in points) for kind in TONES}
@@ -203,9 +210,9 @@ def _recipe(runs: Sequence[Run]) -> list[Block]:
             point.source,
             *(Cell(f"{verdict}: {here}", TONES[verdict]) for here, verdict in columns),
         ]
-        for point, *columns in zip(POINTS, *compared, strict=True)
+        for point, *columns in zip(asked, *compared, strict=True)
     ]
-    return [*blocks, Table("", ["point", "xlm-clm-ende-1024", "source", *(run.name for run in runs)], rows, words=True)]
+    return [*blocks, Table("", ["point", models_of(runs), "source", *(run.name for run in runs)], rows, words=True)]
 
 
 def _differences(runs: Sequence[Run]) -> list[Block]:

@@ -25,7 +25,8 @@ def figures(runs: Sequence[Run]) -> list[Figure]:
     x_label = "tokens" if set(scales) != {1} else "step"
     marks = [mark for i, run in enumerate(runs) for mark in _marks(run, scales[i], _hue(i) if len(runs) > 1 else None)]
     found = []
-    for title, unit, change in (("Loss", "nats per token", float), ("Perplexity", "per token", perplexity)):
+    token = "hidden word" if all(run.masked for run in runs) else "token"
+    for title, unit, change in (("Loss", f"nats per {token}", float), ("Perplexity", f"per {token}", perplexity)):
         for lang in [None] if len(runs) == 1 else sorted({lang for run in runs for lang in run.languages}):
             curves = [c for i, run in enumerate(runs) for c in _losses(run, i, scales[i], lang, change)]
             log = change is perplexity  # it begins at the size of the vocabulary and ends far below

@@ -105,8 +105,27 @@ class Run:
         return self.leaves.get(key)
 
     @property
+    def masked_parts(self) -> list[Mapping[str, Any]]:
+        """The objective, or the parts that it joins, as far as they predict hidden words."""
+        objective = self.config.get("objective")
+        objective = objective if isinstance(objective, dict) else {}
+        parts = objective.get("parts")
+        found = [objective, *(parts.values() if isinstance(parts, dict) else [])]
+        return [part for part in found if isinstance(part, dict) and "mask_share" in part]
+
+    @property
+    def masked(self) -> bool:
+        """Whether hidden words are predicted: perplexities are of these alone."""
+        return bool(self.masked_parts)
+
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether pairs of sentences are read."""
+        return any("pairs" in part for part in self.masked_parts)
+
+    @property
     def languages(self) -> list[str]:
-        """Codes of the languages that metrics were reported for, sorted."""
+        """Codes of the languages, and names of the pairs, that metrics were reported for, sorted."""
         found = {key.rpartition("_")[2] for key in self.columns if key.startswith(("train/loss_", "val/loss_"))}
         return sorted(found)
 
@@ -117,7 +136,10 @@ class Run:
 
     @property
     def tokens_per_step(self) -> int | None:
-        """Tokens that a step reads, over all processes."""
+        """Tokens that a step reads, over all processes; of a run that reads pairs the mean of those it has read."""
+        if self.reads_pairs:
+            read = self.columns.get("progress/tokens")
+            return round(read.values[-1] / read.steps[-1]) if read else None
         sizes = [self.setting(f"data.{key}") for key in ("slots", "slot_streams", "bptt")]
         return math.prod(sizes) if all(isinstance(size, int) for size in sizes) else None
 

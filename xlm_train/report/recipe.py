@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from xlm_train.data.manifest import languages_of
 from xlm_train.report.reading import Run
 from xlm_train.runtime.errors import ConfigError
 
@@ -91,7 +92,8 @@ def text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _verdict(same: bool) -> Verdict:
+def verdict(same: bool) -> Verdict:
+    """Same or not."""
     return "same" if same else "differs"
 
 
@@ -101,7 +103,7 @@ def _setting(name: str, key: str, source: str) -> Point:
     def compare(run: Run) -> Compared:
         if key not in run.leaves:
             return NOT_IN_CONFIG
-        return text(run.leaves[key]), _verdict(run.leaves[key] == ORIGINAL[key])
+        return text(run.leaves[key]), verdict(run.leaves[key] == ORIGINAL[key])
 
     return Point(f"{name} ({key})", text(ORIGINAL[key]), source, compare)
 
@@ -109,7 +111,7 @@ def _setting(name: str, key: str, source: str) -> Point:
 def _counted(name: str, original: int, source: str, count: Callable[[Run], int | None]) -> Point:
     def compare(run: Run) -> Compared:
         here = count(run)
-        return NO_CORPUS if here is None else (f"{here:,}", _verdict(here == original))
+        return NO_CORPUS if here is None else (f"{here:,}", verdict(here == original))
 
     return Point(name, f"{original:,}", source, compare)
 
@@ -148,8 +150,8 @@ def _size_of_model(n_words: int, n_langs: int, settings: tuple[tuple[str, Any], 
 
 
 def _languages(run: Run) -> Compared:
-    here = sorted(run.manifest.get("languages", {})) or run.languages
-    return (", ".join(here), _verdict(tuple(here) == LANGUAGES)) if here else ("not known", "unknown")
+    here = sorted(run.manifest.get("languages", {})) or [name for name in run.languages if languages_of(name) is None]
+    return (", ".join(here), verdict(tuple(here) == LANGUAGES)) if here else ("not known", "unknown")
 
 
 def _letters(run: Run) -> Compared:
@@ -158,7 +160,7 @@ def _letters(run: Run) -> Compared:
         return NO_CORPUS
     changes = {"lowercase": "lower-cased", "remove_accents": "accents removed"}
     changed = [words for key, words in changes.items() if settings.get(key)]
-    return ", ".join(changed) or "cased, accents kept", _verdict(not changed)
+    return ", ".join(changed) or "cased, accents kept", verdict(not changed)
 
 
 def _training_text(run: Run) -> Compared:
@@ -180,7 +182,9 @@ def _batch(run: Run) -> Compared:
     slots, streams, bptt = (run.setting(f"data.{key}") for key in ("slots", "slot_streams", "bptt"))
     ratio = tokens / TOKENS_PER_UPDATE
     share = "" if ratio == 1 else f", {ratio:,.4g} times as many" if ratio > 1 else f", 1/{1 / ratio:,.4g} of that"
-    return f"{slots} slots x {streams} streams x {bptt} = {tokens:,}{share}", _verdict(ratio == 1)
+    if run.reads_pairs:
+        return f"{slots} slots = about {tokens:,}{share}", verdict(ratio == 1)
+    return f"{slots} slots x {streams} streams x {bptt} = {tokens:,}{share}", verdict(ratio == 1)
 
 
 def _processes(run: Run) -> Compared:
@@ -190,7 +194,7 @@ def _processes(run: Run) -> Compared:
         return f"{run.processes}, on a machine that was not recorded", "unknown"
     devices = run.environment.get("devices")
     kind = str(devices[0]) if isinstance(devices, list) and devices else "CPU"
-    return f"{run.processes} x {kind}", _verdict(run.processes == PROCESSES and "V100" in kind)
+    return f"{run.processes} x {kind}", verdict(run.processes == PROCESSES and "V100" in kind)
 
 
 def _language_choice(run: Run) -> Compared:
@@ -235,12 +239,12 @@ def _learning_rate(run: Run) -> Compared:
     low, high = LEARNING_RATES
     same = here == ORIGINAL["optimizer.lr"]
     note = "" if same else ", in the paper's range" if low <= here <= high else ", outside the paper's range"
-    return f"{here:g}{note}", _verdict(same)
+    return f"{here:g}{note}", verdict(same)
 
 
 def _warm_up(run: Run) -> Compared:
     here = run.setting("schedule.warmup_updates")
-    return NOT_IN_CONFIG if here is None else (text(here), _verdict(here == ORIGINAL["schedule.warmup_updates"]))
+    return NOT_IN_CONFIG if here is None else (text(here), verdict(here == ORIGINAL["schedule.warmup_updates"]))
 
 
 def _evaluation(run: Run) -> Compared:
@@ -249,7 +253,7 @@ def _evaluation(run: Run) -> Compared:
         return NOT_IN_CONFIG
     here, original = steps * run.tokens_per_step, UPDATES_PER_EVALUATION * TOKENS_PER_UPDATE
     same = math.isclose(here, original, rel_tol=1e-3)  # an epoch is a whole number of updates
-    return f"every {steps:,} steps = {here / 1e6:,.4g} M tokens", _verdict(same)
+    return f"every {steps:,} steps = {here / 1e6:,.4g} M tokens", verdict(same)
 
 
 def _start(run: Run) -> Compared:
@@ -376,7 +380,7 @@ def advice(config: dict[str, Any], tokens_per_step: int) -> list[str]:
     found = []
     data, rate = config["data"], config["optimizer"].get("lr")
     if tokens_per_step * FAR <= TOKENS_PER_UPDATE:
-        slots = TOKENS_PER_UPDATE // (data["slot_streams"] * data["bptt"])
+        slots = data["slots"] * TOKENS_PER_UPDATE // tokens_per_step
         found.append(
             f"a step has {tokens_per_step:,} tokens, the recipe's {TOKENS_PER_UPDATE:,}: its gradient is noisier by about"
             f" {(TOKENS_PER_UPDATE / tokens_per_step) ** 0.5:.1f} times than those its learning rate was chosen for;"

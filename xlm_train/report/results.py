@@ -54,6 +54,10 @@ def by_language(runs: Sequence[Run]) -> list[Block]:
         "The last report of each, and the best validation, by default the one with the lowest mean over languages (of"
         " perplexities, as the original's)"
     )
+    if masked := [run.name for run in runs if run.masked]:
+        caption += (
+            f". Of hidden words alone: {', '.join(masked)}; such perplexities compare with those of masked models only"
+        )
     return [_listed(caption, head, rows)]
 
 

@@ -25,6 +25,7 @@ from xlm_train.interop.original.params import (
     read_languages,
     to_vocabulary,
 )
+from xlm_train.interop.original.steps import evaluation_of, metric_of, steps_of
 from xlm_train.model.seq2seq import SIDES, is_seq2seq, side_of
 from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime.errors import CheckpointError
@@ -121,7 +122,7 @@ def import_checkpoint(
             },
             "lineage": {"corpus": None, "parents": [sha256_of(path)]},
             "metrics": {},
-            "evaluation": _evaluation(params, sides),
+            "evaluation": evaluation_of(params, sides),
             "config": {
                 "data": {"bptt": bptt} if isinstance(bptt, int) and bptt > 1 else {},
                 "imported": {
@@ -134,12 +135,6 @@ def import_checkpoint(
         },
         warnings,
     )
-
-
-def _evaluation(params: Mapping[str, Any], sides: tuple[str, ...]) -> str:
-    if sides == SIDES:
-        return "translation"
-    return "masked" if params.get("mlm_steps") and not params.get("clm_steps") else "causal"
 
 
 def _to_ours(theirs: Mapping[str, Mapping[str, Tensor]], shape: ModelShape, path: str) -> dict[str, Tensor]:
@@ -235,10 +230,11 @@ def export_checkpoint(path: str | Path, content: Mapping[str, Any], with_optimiz
     updates = int(content["progress"]["updates"])
     progress = content["progress"]
     best = progress.get("best_metric") if progress.get("monitor", "val/ppl") == "val/ppl" else None
+    steps = steps_of(config, list(text["languages"]), content.get("evaluation", "causal"))
     record = {
         "epoch": imported.get("epoch", 0),
         "n_total_iter": imported.get("n_total_iter", updates),
-        "best_metrics": imported.get("best_metrics", {"valid_clm_ppl": NO_METRIC if best is None else best}),
+        "best_metrics": imported.get("best_metrics", {metric_of(steps): NO_METRIC if best is None else best}),
         "best_stopping_criterion": imported.get("best_stopping_criterion", NO_METRIC if best is None else best),
     }
     translates = is_seq2seq(content["model"])
@@ -253,7 +249,7 @@ def export_checkpoint(path: str | Path, content: Mapping[str, Any], with_optimiz
         record["model_optimizer"] = _write_adam(adam, shape, updates)
     record |= {f"dico_{name}": part for name, part in from_vocabulary(vocabulary).items()}
     record["params"] = original_params(
-        shape, text["languages"], vocabulary.counts, config, imported.get("params", {}), _optimizer_text(config)
+        shape, text["languages"], vocabulary.counts, config, steps, imported.get("params", {}), _optimizer_text(config)
     )
     record["params"]["encoder_only"] = not translates
     with atomic_write(path) as file:

@@ -18,12 +18,11 @@ from torch import Tensor
 
 from xlm_train.model.transformer import ModelShape
 from xlm_train.runtime.errors import CheckpointError, UserError
-from xlm_train.text.vocabulary import BOS, EOS, PAD, SPECIALS, UNK, Vocabulary
+from xlm_train.text.vocabulary import BOS, EOS, MASK, PAD, SPECIALS, UNK, Vocabulary
 
 LANGUAGE = re.compile(r"\w[\w.-]{0,19}")
 MOST_VALUES = 100_000  # a small pickle can spell a tree without end
-MASK = 5  # <special1>
-MASKING = (0.8, 0.1, 0.1)  # masked, kept, random: the masked objective's shares, unused here
+MASKING = (0.8, 0.1, 0.1)  # masked, kept, random: its default shares
 
 OBJECTIVES = ("clm", "mlm", "pc", "ae", "mt", "bt")
 UNSET: dict[str, Any] = {
@@ -166,6 +165,7 @@ def original_params(
     languages: Mapping[str, int],
     counts: Sequence[int],
     config: Mapping[str, Any],
+    steps: Mapping[str, Any],
     imported: Mapping[str, Any],
     optimizer: str,
 ) -> dict[str, Any]:
@@ -176,6 +176,7 @@ def original_params(
         languages: Language -> id.
         counts: Of the vocabulary, by id.
         config: The resolved config of our run, or of an import.
+        steps: What it has learned, in the original's options.
         imported: The params that an imported checkpoint came with; they stand above what is known otherwise, except
             for what describes the model itself.
         optimizer: In the original's notation.
@@ -186,24 +187,29 @@ def original_params(
     data, trainer = config.get("data") or {}, config.get("trainer") or {}
     codes = list(languages)
     slot_streams, slots = data.get("slot_streams", 0), data.get("slots", 1)
-    return {
+    settings = {
         **UNSET,
         "dump_path": "", "exp_name": str(config.get("run_name", "")), "exp_id": "", "command": "", "data_path": "",
         "fp16": trainer.get("precision") == "16-mixed",
-        "lgs": "-".join(codes), "clm_steps": [(code, None) for code in codes],
+        "lgs": "-".join(codes),
         "mono_dataset": {code: {} for code in codes},
         "lg_sampling_factor": float(data["lang_alpha"]) if data.get("lang_alpha") else -1,
         "bptt": int(data.get("bptt", shape.max_positions)), "batch_size": int(slot_streams * slots), "epoch_size": -1,
         "optimizer": optimizer, "clip_grad_norm": float(trainer.get("clip_norm", 0.0)),
-        "stopping_criterion": "", "validation_metrics": "_valid_clm_ppl",
+        "stopping_criterion": "", "validation_metrics": "",
+        **steps,
         **imported,
+    }  # fmt: skip
+    return {
+        **settings,
         "emb_dim": shape.dim, "n_layers": shape.n_layers, "n_heads": shape.n_heads, "dropout": float(shape.dropout),
         "attention_dropout": float(shape.attention_dropout), "gelu_activation": True, "share_inout_emb": True,
         "sinusoidal_embeddings": shape.sinusoidal_positions, "use_lang_emb": shape.language_embeddings,
         "langs": codes, "lang2id": dict(languages), "id2lang": {number: code for code, number in languages.items()},
         "n_langs": len(languages), "n_words": shape.n_words,
         "bos_index": BOS, "eos_index": EOS, "pad_index": PAD, "unk_index": UNK, "mask_index": MASK,
-        "pred_probs": torch.tensor(MASKING), "mask_scores": mask_scores(counts, imported.get("sample_alpha", 0)),
+        "pred_probs": torch.tensor([float(settings[f"word_{kind}"]) for kind in ("mask", "keep", "rand")]),
+        "mask_scores": mask_scores(counts, settings["sample_alpha"]),
     }  # fmt: skip
 
 

@@ -53,8 +53,10 @@ def compare_scores(folder: Path, content: Mapping[str, Any]) -> dict[str, float]
     with torch.device("meta"):
         ours = XLM(shape)
     ours.load_state_dict(content["model"], assign=True)
+    causal = content.get("evaluation") != "masked"
+    loader = _transformers().AutoModelForCausalLM if causal else _transformers().AutoModelForMaskedLM
     try:
-        theirs = _transformers().AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval().double()
+        theirs = loader.from_pretrained(folder, local_files_only=True).eval().double()
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{folder}: transformers does not load it: {error}") from error
     ours = ours.eval().double()
@@ -65,7 +67,7 @@ def compare_scores(folder: Path, content: Mapping[str, Any]) -> dict[str, float]
     with torch.no_grad():
         for code, number in content["text"]["languages"].items():
             found = theirs(tokens, langs=torch.full_like(tokens, number)).logits
-            differences[code] = float((found - ours.logits(ours(tokens, number))).abs().max())
+            differences[code] = float((found - ours.logits(ours(tokens, number, causal=causal))).abs().max())
     if wrong := {code: value for code, value in differences.items() if not value <= TOLERANCE}:
         raise CheckpointError(f"{folder}: transformers computes other scores than this program: {wrong}")
     return differences

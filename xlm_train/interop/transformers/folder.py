@@ -17,7 +17,7 @@ from torch import Tensor
 from xlm_train.config.schema import fits
 from xlm_train.interop.original import names, unpickle
 from xlm_train.interop.original.checkpoint import Imported
-from xlm_train.interop.original.params import MASK, is_text, read_languages
+from xlm_train.interop.original.params import is_text, read_languages
 from xlm_train.interop.transformers.tokenizer import from_transformers, to_transformers, unreadable_merges
 from xlm_train.model.seq2seq import is_seq2seq
 from xlm_train.model.transformer import LAYER_NORM_EPS, ModelShape
@@ -25,7 +25,7 @@ from xlm_train.runtime.errors import CheckpointError
 from xlm_train.runtime.files import read_json, sha256_of, write_json
 from xlm_train.text.bpe import BpeCodes
 from xlm_train.text.reader import TextReader
-from xlm_train.text.vocabulary import BOS, EOS, PAD, SPECIALS, UNK, Vocabulary, read_text
+from xlm_train.text.vocabulary import BOS, EOS, MASK, PAD, SPECIALS, UNK, Vocabulary, read_text
 
 RECORD = "export.json"
 RECORD_FORMAT = "xlm_train.export"
@@ -39,12 +39,13 @@ SPECIAL_IDS = {"bos": BOS, "eos": EOS, "pad": PAD, "unk": UNK, "mask": MASK}
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def write(folder: Path, content: Mapping[str, Any]) -> list[str]:
+def write(folder: Path, content: Mapping[str, Any], lang: str | None = None) -> list[str]:
     """Write weights, config and tokenizer of a checkpoint's content into an existing folder.
 
     Args:
         folder: Where to write.
         content: Of the checkpoint.
+        lang: See `pipeline_language`.
 
     Returns:
         Warnings: text that transformers' tokenizer cannot treat as ours does.
@@ -66,6 +67,13 @@ def write(folder: Path, content: Mapping[str, Any]) -> list[str]:
     theirs = names.to_transformers(names.to_original(content["model"], shape, tied=False))
     weights = {name: tensor.float().contiguous() for name, tensor in theirs.items()}
     lowercase, warnings = _lowercase(text)
+    masked, spoken = content.get("evaluation") == "masked", 0
+    if masked:
+        spoken = text["languages"][pipeline_language(text["languages"], lang)]
+        if shape.sinusoidal_positions and shape.uses_languages:
+            warnings.append("its positions are sinusoidal: a pipeline, which names no language, scores without one")
+        elif shape.uses_languages:
+            _speak(weights, spoken)
     spelled = to_transformers(vocabulary, codes)
     if spelled.ambiguous:
         warnings.append(
@@ -75,14 +83,41 @@ def write(folder: Path, content: Mapping[str, Any]) -> list[str]:
     if lost := unreadable_merges(codes):
         warnings.append(f"{len(lost)} BPE merges hold white space, where transformers splits them: {lost[0]!r}")
 
-    write_json(folder / "config.json", model_config(shape, text["languages"], content["config"]))
+    config = model_config(shape, text["languages"], content["config"])
+    tokenizer = tokenizer_config(shape, text["languages"], lowercase)
+    if masked:
+        config |= {"causal": False, "lang_id": spoken}
+        # a pipeline's texts then begin as those of the training; older versions would also add embeddings of token types
+        tokenizer |= {"bos_token": SPECIALS[EOS], "model_input_names": ["input_ids", "attention_mask"]}
+    write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", {"_from_model_config": True, **_token_ids("bos", "eos", "pad")})
-    write_json(folder / "tokenizer_config.json", tokenizer_config(shape, text["languages"], lowercase))
+    write_json(folder / "tokenizer_config.json", tokenizer)
     write_json(folder / "vocab.json", spelled.ids)
     for name, written in (("merges.txt", codes), ("codes", codes), ("vocab", vocabulary)):
         (folder / name).write_text(written.to_text(), encoding="utf-8", newline="")
     (folder / "model.safetensors").write_bytes(safetensors.torch.save(weights, {"format": "pt"}))
     return warnings
+
+
+def pipeline_language(languages: Mapping[str, int], lang: str | None) -> str:
+    """The language of a masked export's `pipeline("fill-mask")`, which cannot name one.
+
+    Args:
+        languages: Language -> id.
+        lang: The user's choice; None takes English where the model knows it, else its first language.
+    """
+    return lang or ("en" if "en" in languages else min(languages, key=lambda code: languages[code]))
+
+
+def _speak(weights: dict[str, Tensor], language: int) -> None:
+    """Make one language the one of a call without `langs`, where transformers adds no language's embedding.
+
+    Its embedding goes into all positions and out of all languages: every sum with `langs` is what it was, but for rounding.
+    """
+    languages = weights["transformer.lang_embeddings.weight"]
+    spoken = languages[language].clone()
+    weights["transformer.position_embeddings.weight"] = weights["transformer.position_embeddings.weight"] + spoken
+    weights["transformer.lang_embeddings.weight"] = languages - spoken
 
 
 def _token_ids(*kinds: str) -> dict[str, int]:
@@ -191,6 +226,7 @@ def read(
     vocab: str | None = None,
     bptt: int | None = None,
     vocab_multiple: int = 1,
+    evaluation: str | None = None,
 ) -> Imported:
     """Make the content of our checkpoint from a folder of transformers' XLMWithLMHeadModel: ours, or a published one.
 
@@ -200,6 +236,7 @@ def read(
         vocab: Text of fastBPE's vocabulary: the folder's words in its order, with their counts.
         bptt: Window length of its training in tokens, where the folder does not say.
         vocab_multiple: See ModelShape.
+        evaluation: causal or masked, where the folder does not say.
 
     Returns:
         The content and warnings.
@@ -213,7 +250,8 @@ def read(
     if not isinstance(config, dict) or config.get("model_type", "xlm") != "xlm":
         raise CheckpointError(f"{where}: is not the config of an XLM model")
     warnings: list[str] = []
-    _check_config(config, where, warnings)
+    record = read_record(folder) or {}
+    evaluation = _check_config(config, where, evaluation or record.get("evaluation"), warnings)
     theirs = names.from_transformers(_weights(folder))
     settings = {name: config.get(name, default) for name, default in DEFAULTS.items()}
     wrong = [name for name, default in DEFAULTS.items() if not fits(settings[name], type(default))]
@@ -225,7 +263,6 @@ def read(
     text = _text_of(folder, codes, vocab, shape.n_words, warnings)
     if len(text["languages"]) != n_langs:
         raise CheckpointError(f"{where}: n_langs={n_langs}, but lang2id names {len(text['languages'])}")
-    record = read_record(folder) or {}
     window = bptt or config.get("bptt")
     if window is None:
         warnings.append(
@@ -241,6 +278,7 @@ def read(
             "text": text,
             "lineage": record.get("lineage", {"corpus": None, "parents": [sha256_of(_weights_file(folder))]}),
             "metrics": {},
+            "evaluation": evaluation,
             "config": {
                 "data": {} if window is None else {"bptt": window},
                 "imported": {"format": "hf", "file": folder.resolve().name},
@@ -250,12 +288,14 @@ def read(
     )
 
 
-def _check_config(config: Mapping[str, Any], where: str, warnings: list[str]) -> None:
-    if config.get("causal") is not True:
+def _check_config(config: Mapping[str, Any], where: str, evaluation: str | None, warnings: list[str]) -> str:
+    """How the model is scored, after a check that it can be one of ours."""
+    if config.get("causal") is not True and evaluation is None:
         said = "does not say `causal`" if "causal" not in config else "says causal=false"
         warnings.append(
-            f"{where}: {said}; it is taken as true: the models here predict the next word. transformers itself would"
-            " let this model see the words it is to predict: set causal=true there"
+            f"{where}: {said}, which is also the default: it is taken for a model that predicts the next word; for one that fills"
+            " gaps give evaluation=masked. transformers itself would let this model see the words it is to predict: set"
+            " causal=true there"
         )
     wrong = [
         f"{where}: {name}={config[name]} is not supported"
@@ -264,6 +304,7 @@ def _check_config(config: Mapping[str, Any], where: str, warnings: list[str]) ->
     ]
     if wrong:
         raise CheckpointError(wrong)
+    return evaluation or "causal"
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
