@@ -7,6 +7,7 @@ imports. What torchrun and the command add has tests of its own.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -15,7 +16,8 @@ import shutil
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -43,7 +45,7 @@ class Death:
 
 @dataclass(frozen=True)
 class SlotTrained:
-    """One slot as a process trained on it. tokens: digest of ids and language. buckets: DDP's gradient buckets then."""
+    """One slot as a process trained on it. tokens: digest of the slot's batch. buckets: DDP's gradient buckets then."""
 
     step: int
     slot: int
@@ -125,32 +127,41 @@ def _process(config: dict[str, Any], rank: int, world: int, port: int, watched: 
 
 def _watch(rank: int, record: Path, death: Death | None) -> None:
     """Look on at the start of every slot, and die there if so wished; nothing that is computed changes."""
-    from xlm_train.objectives.clm import CausalLM
     from xlm_train.training.module import LanguageModel
 
-    loss, training_step = CausalLM.loss, LanguageModel.training_step
+    training_step = LanguageModel.training_step
     under_way: list[Any] = []  # the module, the step, and its slots of this process that have not begun
 
     def watched_step(module: LanguageModel, batch: Any, batch_idx: int) -> None:
         under_way[:] = [module, batch.step, list(batch.slots)]
+        if "loss" not in vars(module.objective):
+            module.objective.loss = functools.partial(watched_loss, module.objective.loss)  # type: ignore[method-assign]
         training_step(module, batch, batch_idx)
         under_way.clear()
 
-    def watched_loss(objective: CausalLM, model: Any, windows: Any) -> torch.Tensor:
+    def watched_loss(loss: Callable[..., torch.Tensor], model: Any, inputs: Any) -> torch.Tensor:
         if under_way:
             module, step, slots = under_way
             slot = slots.pop(0)
-            assert slot.inputs is windows
+            assert slot.inputs is inputs
             if death == Death(step, slot.number):
                 os.kill(os.getpid(), signal.SIGKILL)
-            tokens = hashlib.sha256(windows.tokens_BT.numpy().tobytes() + bytes([windows.language])).hexdigest()
+            tokens = hashlib.sha256(_content(inputs)).hexdigest()
             entry = SlotTrained(step, slot.number, rank, tokens, _buckets(module.trainer.model))
             with open(record, "a") as file:
                 file.write(json.dumps(vars(entry)) + "\n")
-        return loss(objective, model, windows)
+        return loss(model, inputs)
 
     LanguageModel.training_step = watched_step  # type: ignore[method-assign]
-    CausalLM.loss = watched_loss  # type: ignore[method-assign]
+
+
+def _content(batch: Any) -> bytes:
+    """All that a batch holds: tensors, numbers, and another batch inside it."""
+    if isinstance(batch, torch.Tensor):
+        return batch.numpy().tobytes()
+    if is_dataclass(batch):
+        return b"".join(_content(getattr(batch, part.name)) for part in fields(batch))
+    return repr(batch).encode()
 
 
 def _buckets(model: Any) -> int:

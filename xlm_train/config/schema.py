@@ -277,9 +277,9 @@ def fits(value: Any, wanted: Any) -> bool:
     if wanted is int:
         return isinstance(value, int) and not isinstance(value, bool)
     origin, inner = typing.get_origin(wanted) or wanted, typing.get_args(wanted)
-    if not isinstance(value, origin):
+    if not isinstance(value, origin) or (origin is Sequence and isinstance(value, str)):
         return False
-    if origin in (list, dict) and inner:
+    if origin in (list, dict, Sequence) and inner:
         return all(fits(item, inner[-1]) for item in (value.values() if origin is dict else value))
     return True
 
@@ -296,6 +296,7 @@ def words_of(wanted: Any) -> str:
         bool: "true or false",
         str: "text",
         list: "a list, as [a,b]",
+        Sequence: "a list, as [a,b]",
         type(None): "null",
     }
     options = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)

@@ -70,7 +70,7 @@ class Masking:
             chosen = np.zeros(tokens_TB.shape, dtype=bool)
             scores = np.where(self.counts > 0, np.maximum(self.counts, 1) ** -self.alpha, 0.0)[tokens_TB].ravel()
             scores[tokens_TB.ravel() == PAD] = 0.0
-            count = min(math.ceil(self.share * scores.size), np.count_nonzero(scores))
+            count = min(math.ceil(self.share * scores.size), int(np.count_nonzero(scores)))
             if count:
                 chosen.flat[random.choice(scores.size, count, replace=False, p=scores / scores.sum())] = True
         allowed = tokens_TB != PAD

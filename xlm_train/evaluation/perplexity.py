@@ -109,7 +109,7 @@ def score_windows(
     """
     windows = range(stream.n_windows(bptt)) if windows is None else windows
     sums = torch.zeros(3, dtype=torch.float64, device=device)
-    with _without_dropout(model):
+    with without_dropout(model):
         for numbers in _portions(windows, batch_windows):
             tokens_BT = torch.from_numpy(stream.windows(numbers, bptt)).to(device)
             targets = tokens_BT[:, 1:].reshape(-1)
@@ -143,7 +143,7 @@ def score_masked_windows(
     windows = range(stream.n_windows(bptt)) if windows is None else windows
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     masks = itertools.islice(evaluation_masks(windows.stop, bptt), windows.start, None)
-    with _without_dropout(model):
+    with without_dropout(model):
         for numbers in _portions(windows, batch_windows):
             tokens_BT = torch.from_numpy(stream.windows(numbers, bptt))
             chosen_BT = torch.from_numpy(np.stack(list(itertools.islice(masks, len(numbers)))))
@@ -176,9 +176,9 @@ def masked_sums(
         The sums (3,) of `score_windows`.
     """
     targets, chosen = tokens_BT[chosen_BT].to(device), chosen_BT.flatten().nonzero().squeeze(1).to(device)
-    langs, lengths_B, positions_BT = (
-        x.to(device) if isinstance(x, Tensor) else x for x in (langs, lengths_B, positions_BT)
-    )
+    langs = langs.to(device) if isinstance(langs, Tensor) else langs
+    lengths_B = None if lengths_B is None else lengths_B.to(device)
+    positions_BT = None if positions_BT is None else positions_BT.to(device)
     seen_BT = tokens_BT.masked_fill(chosen_BT, MASK).to(device)
     hidden = model(seen_BT, langs, lengths_B, causal=False, positions_BT=positions_BT).flatten(0, 1)
     losses, correct = _predict(model, hidden.index_select(0, chosen), targets)
@@ -219,7 +219,7 @@ def score_sentences(
     pieces.sort(key=lambda piece: piece[2] - piece[1])  # like lengths together: little padding
     texts = [np.concatenate([[EOS], ids]) for ids in sentences]
     sums = np.zeros((len(sentences), 2))
-    with _without_dropout(model):
+    with without_dropout(model):
         for batch in _batches(pieces, batch_tokens):
             length = max(end - begin for _, begin, end, _ in batch)
             inputs = np.full((len(batch), length), EOS, dtype=np.int64)
@@ -274,7 +274,8 @@ def _batches(
 
 
 @contextlib.contextmanager
-def _without_dropout(model: XLM) -> Iterator[None]:
+def without_dropout(model: XLM) -> Iterator[None]:
+    """Put a model into evaluation mode, and afterwards back into the mode in which it was."""
     was_training = model.training
     model.eval()
     try:

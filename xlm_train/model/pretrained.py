@@ -145,7 +145,7 @@ def open_checkpoint(path: str | Path, device: str = "auto", bptt: int | None = N
         text=TextReader(content["text"], name=str(path)),
         bptt=bptt,
         device=place,
-        evaluation=content.get("evaluation", "causal"),  # version 3's first checkpoints do not say it
+        evaluation=content.get("evaluation", "causal"),
     )
 
 

@@ -47,6 +47,7 @@ class CausalLM:
     """
 
     evaluation = "causal"
+    mask_share = None
 
     def __init__(self, text: TrainingText) -> None:
         self.text = text

@@ -78,6 +78,11 @@ class MaskedLM:
         self.masking = masking_of(text, mask_share, sample_alpha, replacements)
 
     @property
+    def mask_share(self) -> float:
+        """Share of the positions that are predicted."""
+        return self.masking.share
+
+    @property
     def streams(self) -> Sequence[Stream]:
         """The languages, in id order."""
         return self.text.language_streams()

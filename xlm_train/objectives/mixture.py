@@ -81,6 +81,14 @@ class Mixture:
         return next(iter(self.parts.values())).evaluation
 
     @property
+    def mask_share(self) -> float | None:
+        """The mean over the slots of all parts."""
+        found = {name: part.mask_share for name, part in self.parts.items()}
+        masked = {name: share for name, share in found.items() if share is not None}
+        weight = sum(self.shares[name] for name in masked)
+        return sum(self.shares[name] * share for name, share in masked.items()) / weight if masked else None
+
+    @property
     def streams(self) -> Sequence[Stream]:
         """The streams of all parts, each part's shares scaled to its own."""
         found: list[Stream] = []

@@ -16,11 +16,17 @@ class Objective(Reader, Protocol):
     `streams` are what the order divides into slots. `batch` is a pure function of the slot and its generator, so a
     resumed run and any number of processes read the same. `loss` is the mean, in nats, over the slot's own targets; a
     step averages its slots. `evaluation` names how the model is scored (xlm_train/evaluation): "causal" or "masked".
+    `mask_share` is the share of the positions that are predicted, each seeing all others; None: each sees those before
+    it, and all are predicted. The arithmetic of a step is counted by it.
     """
 
     @property
     def evaluation(self) -> str:
         """How a model that learned this is scored."""
+
+    @property
+    def mask_share(self) -> float | None:
+        """Share of the positions that are predicted; None: causal."""
 
     def loss(self, model: XLM, batch: Any) -> Tensor:
         """Compute the loss of one slot: a float32 scalar."""

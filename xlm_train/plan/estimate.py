@@ -109,8 +109,8 @@ def slot_time(
 
     Args:
         shape: The model's.
-        flops: Of a predicted token, by part.
-        tokens: Predicted tokens of the slot.
+        flops: Of a position, by part.
+        tokens: Positions of the slot.
         speed: Of the device.
         accumulates: Whether its gradients are added to others.
 
@@ -152,7 +152,8 @@ def make_plan(config: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
     parameters = parameter_shapes(shape)
     count = sum(math.prod(size) for size in parameters.values())
     setting = setting_of(config, cluster.devices, gpu=not cluster.is_cpu)
-    flops = flops_per_token(shape, setting.positions, setting.recompute)
+    share = 1.0 if setting.mask_share is None else setting.mask_share
+    flops = flops_per_token(shape, setting.positions, setting.recompute, setting.mask_share)
     flops_token = sum(part.total for part in flops.values())
 
     tokens_step = data["slots"] * data["slot_streams"] * data["bptt"]
@@ -187,7 +188,7 @@ def make_plan(config: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
             "blocks": sum(math.prod(size) for name, size in parameters.items() if name.startswith("blocks.")),
         },
         "step": {
-            "tokens": tokens_step, "predicted": data["slots"] * setting.streams * setting.positions,
+            "tokens": tokens_step, "predicted": round(data["slots"] * setting.streams * setting.positions * share),
             "slots_per_device": slots_device, "streams_per_slot": setting.streams, "window": data["bptt"],
             "precision": setting.precision, "recompute": setting.recompute,
         },

@@ -10,6 +10,8 @@ tests/xlm_train/plan/test_plan.py.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +34,7 @@ class Setting:
 
     Args:
         streams: Of a slot.
-        positions: Predicted tokens of a stream.
+        positions: Of a stream that the model reads.
         precision: The config's `trainer.precision`.
         gpu: Whether the device is a GPU.
         recompute: Whether the blocks' activations are computed again in the backward pass.
@@ -40,6 +42,7 @@ class Setting:
         processes: Of the run.
         compression: Of gradients between processes, or None.
         slots: Of a step, on one process.
+        mask_share: Share of the positions that a masked model predicts; None: a causal one predicts at each.
     """
 
     streams: int
@@ -51,6 +54,7 @@ class Setting:
     processes: int
     compression: str | None
     slots: int = 1
+    mask_share: float | None = None
 
     @property
     def accumulates(self) -> bool:
@@ -90,13 +94,15 @@ def _block_bytes_per_token(shape: ModelShape, setting: Setting) -> int:
         return kept + 4 * shape.n_heads  # the fused kernel keeps one sum a query
     # ops/attention.py on a CPU: the weights a query has for the keys its block of queries meets, and their mask
     weight = 5 if shape.attention_dropout else 4
-    return kept + shape.n_heads * weight * _keys_met(setting.positions) // setting.positions
+    return kept + shape.n_heads * weight * _keys_met(setting.positions, setting.mask_share is None) // setting.positions
 
 
-def _keys_met(positions: int) -> int:
+def _keys_met(positions: int, causal: bool) -> int:
     """Keys that the queries of a window meet, in all, in blocks of queries."""
     from xlm_train.model.ops.attention import BLOCK
 
+    if not causal:
+        return positions * positions
     return sum(
         (min(start + BLOCK, positions) - start) * min(start + BLOCK, positions) for start in range(0, positions, BLOCK)
     )
@@ -120,13 +126,14 @@ def peak_memory(shape: ModelShape, parameters: int, setting: Setting) -> dict[st
     mixed = low < 4
     activations = activation_bytes(shape, setting)
 
-    chunk = min(tokens, max(1, CHUNK_ELEMENTS // rows)) * rows
+    predicted = tokens if setting.mask_share is None else math.ceil(setting.mask_share * tokens)
+    chunk = min(predicted, max(1, CHUNK_ELEMENTS // rows)) * rows
     vocabulary = 4 * rows * D  # the vocabulary's gradient, formed in the forward pass
     widened = min(chunk, WIDENED_ELEMENTS) if mixed and not setting.gpu else chunk  # logits in float32
-    loss_work = chunk * (low if mixed else 0) + 4 * widened + 4 * tokens * D
+    loss_work = chunk * (low if mixed else 0) + 4 * widened + 4 * predicted * D
     if mixed:
         copies = 2 if setting.gpu else 1  # in low precision: of the matrix, and on a GPU a product of its size
-        vocabulary += copies * low * rows * D + low * tokens * D  # and the inputs
+        vocabulary += copies * low * rows * D + low * predicted * D  # and the inputs
     # the last block backward: gradients of its inner widths and of one weight
     backward_work = tokens * (2 * shape.ffn_dim * low + 2 * 4 * D) + 4 * D * shape.ffn_dim
 
@@ -172,9 +179,11 @@ def setting_of(config: dict[str, Any], processes: int, gpu: bool) -> Setting:
     Returns:
         The setting of the process with the most slots.
     """
+    mask_share = mask_share_of(config["objective"])
     return Setting(
         streams=config["data"]["slot_streams"],
-        positions=config["data"]["bptt"] - 1,
+        positions=config["data"]["bptt"] - (mask_share is None),  # a causal window's last token is a target only
+        mask_share=mask_share,
         precision=config["trainer"]["precision"],
         gpu=gpu,
         recompute=config["model"]["recompute"],
@@ -183,3 +192,9 @@ def setting_of(config: dict[str, Any], processes: int, gpu: bool) -> Setting:
         compression=config["trainer"].get("gradient_compression"),
         slots=-(-config["data"]["slots"] // processes),
     )
+
+
+def mask_share_of(objective: Mapping[str, Any]) -> float | None:
+    """The share of the positions that an objective predicts, by its config; a mixture's by its first masked part."""
+    parts = [objective, *(objective.get("parts") or {}).values()]
+    return next((part["mask_share"] for part in parts if "mask_share" in part), None)

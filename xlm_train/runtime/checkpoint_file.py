@@ -12,10 +12,12 @@ Inside (format version 3) is Lightning's own checkpoint dict (state_dict, optimi
     lineage      corpus: its lineage hash; parents: hashes of the checkpoints this one descends from (init_from, import)
     metrics      last validation metrics
     config       the resolved config of the run
+    evaluation   how its model is scored, which its objective said; older files lack it, they are "causal"
 Version 2 held the same under other names; it is converted when it is read.
 
 `load` and `save` show a checkpoint as everybody but the Trainer needs it: weights by their names in the model, and
-    model, optimizer (None where there is none), progress (the train state), shape, text, lineage, metrics, config.
+    model, optimizer (None where there is none), progress (the train state), shape, text, lineage, metrics, config,
+    evaluation.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ from xlm_train.runtime.files import atomic_write
 
 FORMAT = "xlm_train.checkpoint"
 VERSION = 3
-VIEWED = ("shape", "text", "lineage", "metrics", "config", "sha256")  # keys that are the same inside and in a view
+VIEWED = (  # keys that are the same inside and in a view
+    "shape", "text", "lineage", "metrics", "config", "evaluation", "sha256",
+)  # fmt: skip
 PREFIX = "model."  # of the weights' names in a Lightning module that holds the model as `model`
 MAGIC = b"XLMCKPT1"
 TRAILER = struct.Struct("<8sQ32s")

@@ -14,7 +14,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from hydra.utils import instantiate
 
+from xlm_train.config.parts import objective_problems
 from xlm_train.data.corpus import Corpus
 from xlm_train.data.datamodule import CorpusDataModule, SlotBatch, StepBatch
 from xlm_train.data.training_text import TrainingText
@@ -244,3 +246,26 @@ def test_mistakes_of_a_mixture_are_told_together(text: TrainingText) -> None:
         "parts.a.mask_share=2: must be above 0 and below 1",
         "parts are scored in different ways, causal and masked: leave one out",
     ]
+
+
+def test_a_mixture_in_a_config(text: TrainingText) -> None:
+    """Its parts are checked like objectives of their own, and made from their entries."""
+
+    def entry(**settings: Any) -> dict[str, Any]:
+        part = {"_target_": "xlm_train.objectives.masked.MaskedLM", "_partial_": True, **settings}
+        return {
+            "_target_": "xlm_train.objectives.mixture.Mixture",
+            "_partial_": True,
+            "shares": {"mlm": 1},
+            "parts": {"mlm": part},
+        }
+
+    assert objective_problems(entry(mask_shar=0.1, sample_alpha="x")) == [
+        "objective.parts.mlm.mask_shar=0.1: xlm_train.objectives.masked.MaskedLM takes no 'mask_shar'"
+        " (did you mean mask_share?)",
+        "objective.parts.mlm.sample_alpha=x: must be a number",
+    ]
+    assert objective_problems(entry(mask_share=0.2)) == []
+    made = instantiate(entry(mask_share=0.2), _convert_="all")(text)
+    assert (made.evaluation, made.mask_share) == ("masked", 0.2)
+    assert [stream.name for stream in made.streams] == ["de", "en"]

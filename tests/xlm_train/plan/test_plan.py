@@ -16,7 +16,7 @@ import torch
 
 from tests.conftest import REPOSITORY, command, process_environment
 from xlm_train.config.train import ClusterConfig
-from xlm_train.model.flops import flops_per_token
+from xlm_train.model.flops import flops_per_token, training_flops_per_token
 from xlm_train.model.transformer import XLM, ModelShape, count_parameters
 from xlm_train.plan.estimate import gradients_of, make_plan, parameter_shapes, slot_time, speed_of_cluster
 from xlm_train.plan.memory import Setting, activation_bytes, peak_memory
@@ -70,6 +70,21 @@ def test_flops_of_the_blocks_are_those_that_torch_counts() -> None:
     # a window shorter than a block of queries is computed whole, without the causal half left out: 9 keys for 5
     scores = 3 * 9 * parts["attention scores"].total * 9 / 5
     assert counter.get_total_flops() == pytest.approx(products + scores)
+
+
+def test_flops_of_a_masked_loss_are_those_that_torch_counts() -> None:
+    """All but attention's scores, which torch does not count in its own kernel on a CPU."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shape = ModelShape(n_words=100, dim=32, n_layers=2, n_heads=4, ffn_dim=64, dropout=0.0, attention_dropout=0.0)
+    model, tokens, chosen = XLM(shape, ops="plain"), torch.randint(100, (3, 10)), torch.tensor([1, 4, 7, 11, 18, 29])
+    with FlopCounterMode(display=False) as counter:
+        model.masked_loss(tokens, 0, chosen, tokens.flatten()[chosen]).backward()
+    parts = flops_per_token(shape, 10, recompute=False, mask_share=6 / 30)
+    total = sum(part.total for part in parts.values())
+    assert counter.get_total_flops() == pytest.approx(30 * (total - parts["attention scores"].total))
+    assert parts["attention scores"].forward == 2 * 2 * 2 * 32 * 10  # a query meets all 10 keys
+    assert training_flops_per_token(shape, 10, False, mask_share=6 / 30) == total
 
 
 def test_parameters_are_those_of_the_model() -> None:
@@ -179,6 +194,20 @@ def test_a_slot_takes_its_flops_over_the_speed(compose: Callable[..., dict[str, 
     assert time.total == pytest.approx(16 * 255 * sum(part.total for part in flops.values()) / 50e12)
     blocks_backward = sum(part.backward for name, part in flops.items() if name != "output softmax")
     assert time.backward == pytest.approx(16 * 255 * blocks_backward / 50e12)
+
+
+def test_a_masked_run_reads_all_and_predicts_a_share(compose: Callable[..., dict[str, Any]]) -> None:
+    causal, masked, both = (
+        make_plan(compose("plan", "experiment=clm_ende_1024", *words), None)
+        for words in ((), ("objective=mlm",), ("objective=mlm", "objective.mask_share=0.3"))
+    )
+    assert masked["step"]["tokens"] == causal["step"]["tokens"] == 64 * 64 * 256
+    assert masked["step"]["predicted"] == round(0.15 * 64 * 64 * 256)
+    softmax = [plan["flops_per_token"]["output softmax"]["total"] for plan in (causal, masked, both)]
+    assert softmax[1:] == pytest.approx([0.15 * softmax[0], 0.3 * softmax[0]], rel=1e-6)
+    assert masked["flops_per_token"]["attention scores"]["forward"] == 6 * 2 * 2 * 1024 * 256
+    assert causal["time"]["hours"] > both["time"]["hours"] > masked["time"]["hours"]
+    assert causal["memory"]["peak_gb"] > masked["memory"]["peak_gb"]
 
 
 def test_the_real_run(compose: Callable[..., dict[str, Any]]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -16,6 +18,7 @@ from tests.conftest import process_environment
 from xlm_train.data.datamodule import SlotBatch, StepBatch
 from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.objectives.clm import CausalLM, Windows
+from xlm_train.objectives.masked import MaskedLM, masked
 from xlm_train.training.module import LanguageModel
 from xlm_train.training.precision import Autocast
 
@@ -76,11 +79,22 @@ class Counted(LanguageModel):
             super().training_step(batch, batch_idx)
 
 
-def waits_of_a_run(plugins: Any = None, **options: Any) -> Counter[str]:
+CAUSAL = CausalLM(None)  # type: ignore[arg-type]  # the batches are made here
+MASKED = MaskedLM(SimpleNamespace(n_words=50, float16=False))  # type: ignore[arg-type]
+
+
+def batch_of(objective: Any, language: int) -> Any:
+    tokens = torch.randint(14, 50, (3, 9))
+    if objective is CAUSAL:
+        return Windows(tokens, language)
+    return masked(tokens.numpy(), language, objective.masking, np.random.default_rng(language))
+
+
+def waits_of_a_run(objective: Any = CAUSAL, plugins: Any = None, **options: Any) -> Counter[str]:
     torch.manual_seed(0)
     module = Counted(
         XLM(SHAPE),
-        CausalLM(None),  # type: ignore[arg-type]  # its batches are made here
+        objective,
         lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True),
         lambda k: 1e-3,
         stop=1000,
@@ -91,8 +105,7 @@ def waits_of_a_run(plugins: Any = None, **options: Any) -> Counter[str]:
     )
     module.waits = Waits()
     batches = [
-        StepBatch(t, tuple(SlotBatch(s, s % 2, Windows(torch.randint(14, 50, (3, 9)), s % 2)) for s in range(SLOTS)))
-        for t in range(STEPS)
+        StepBatch(t, tuple(SlotBatch(s, s % 2, batch_of(objective, s % 2)) for s in range(SLOTS))) for t in range(STEPS)
     ]
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
@@ -109,8 +122,9 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
-def test_a_float32_step_never_waits_for_the_device() -> None:
-    assert waits_of_a_run() == Counter()
+@pytest.mark.parametrize("objective", [CAUSAL, MASKED], ids=["clm", "mlm"])
+def test_a_float32_step_never_waits_for_the_device(objective: Any) -> None:
+    assert waits_of_a_run(objective) == Counter()
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")

@@ -98,10 +98,6 @@ def import_checkpoint(
     if len(vocabulary) != shape.n_words:
         raise CheckpointError(f"{path}: its dictionary has {len(vocabulary)} words, its embeddings {shape.n_words}")
     warnings = []
-    if params.get("mlm_steps") and not params.get("clm_steps"):
-        warnings.append(
-            "it was trained on the masked objective (mlm_steps), not the causal one: the commands here read it causally"
-        )
     if any(tensor.dtype != torch.float32 for tensor in theirs.values()):
         warnings.append("its weights are not all float32: they become so here")
     optimizer, updates = None, 0
@@ -123,6 +119,7 @@ def import_checkpoint(
             },
             "lineage": {"corpus": None, "parents": [sha256_of(path)]},
             "metrics": {},
+            "evaluation": "masked" if params.get("mlm_steps") and not params.get("clm_steps") else "causal",
             "config": {
                 "data": {"bptt": bptt} if isinstance(bptt, int) and bptt > 1 else {},
                 "imported": {

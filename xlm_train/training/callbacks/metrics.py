@@ -116,6 +116,7 @@ class Metrics(StepCallback):
         }
         peak = self.peak_tflops.get(trainer.precision_name)
         if peak is not None:
-            flops = training_flops_per_token(module.model.shape, trainer.data.bptt, module.model.recompute)
+            model, share = module.model, module.objective.mask_share
+            flops = training_flops_per_token(model.shape, trainer.data.bptt, model.recompute, share)
             metrics["speed/mfu"] = tokens / per_step * flops / (peak * 1e12 * trainer.world_size)
         return metrics

@@ -340,7 +340,7 @@ def test_an_encoder_decoder_is_told_apart(tmp_path: Path) -> None:
         import_checkpoint(tmp_path / "mt.pth")
 
 
-def test_a_masked_model_is_imported_with_a_warning(changed: Callable[..., Path]) -> None:
+def test_a_masked_model_is_known_as_one(changed: Callable[..., Path]) -> None:
     path = changed(params=lambda p: {**p, "clm_steps": [], "mlm_steps": [("de", None), ("en", None)]})
-    (warning,) = import_checkpoint(path).warnings
-    assert "masked" in warning
+    assert import_checkpoint(path).content["evaluation"] == "masked"
+    assert import_checkpoint(changed()).content["evaluation"] == "causal"
