@@ -20,6 +20,7 @@ from benchmarks.gpu_work import REPORT_EVERY, REPOSITORY, Work, call, environmen
 from xlm_train.config.overrides import config_folder
 from xlm_train.model.flops import training_flops_per_token
 from xlm_train.model.transformer import ModelShape
+from xlm_train.plan.memory import CONTEXT
 from xlm_train.runtime import checkpoint_file
 from xlm_train.training.loggers import read_metrics
 
@@ -244,9 +245,10 @@ def plans(work: Work) -> dict[str, Any]:
     for name, (words, took) in measured.items():
         if took and "peak_memory_gb" in took:
             plan = _plan([*work.scale.overrides, f"data.path={work.corpus()}", *words, f"cluster={chosen}"])
+            memory = sum(gb for part, gb in plan["memory_gb"].items() if part != CONTEXT)  # as torch's allocator counts
             found[name] = {
-                "memory_gb": [plan["memory"]["peak_gb"], took["peak_memory_gb"]],
-                "memory_planned_by_measured": plan["memory"]["peak_gb"] / took["peak_memory_gb"],
+                "memory_gb": [memory, took["peak_memory_gb"]],
+                "memory_planned_by_measured": memory / took["peak_memory_gb"],
                 "seconds_per_step": [plan["speed"]["seconds_per_step"], took["seconds_per_step"]],
                 "seconds_planned_by_measured": plan["speed"]["seconds_per_step"] / took["seconds_per_step"],
                 "efficiency_stated": plan["speed"]["efficiency"],
