@@ -245,7 +245,7 @@ def plans(work: Work) -> dict[str, Any]:
     for name, (words, took) in measured.items():
         if took and "peak_memory_gb" in took:
             plan = _plan([*work.scale.overrides, f"data.path={work.corpus()}", *words, f"cluster={chosen}"])
-            memory = sum(gb for part, gb in plan["memory_gb"].items() if part != CONTEXT)  # as torch's allocator counts
+            memory = allocated_gb(plan["memory_gb"])
             found[name] = {
                 "memory_gb": [memory, took["peak_memory_gb"]],
                 "memory_planned_by_measured": memory / took["peak_memory_gb"],
@@ -256,6 +256,11 @@ def plans(work: Work) -> dict[str, Any]:
     if not found:
         raise Failed("no run to compare with: --only step,others,variants,plan")
     return found
+
+
+def allocated_gb(parts: Mapping[str, float]) -> float:
+    """A plan's memory as torch's allocator counts it, which CUDA's context is not part of."""
+    return sum(gb for part, gb in parts.items() if part != CONTEXT)
 
 
 def _plan(words: list[str]) -> dict[str, Any]:
