@@ -235,8 +235,8 @@ def plans(work: Work) -> dict[str, Any]:
     measured = {str(work.scale.trial): (work.scale.trial.words, work.seen.get("step"))}
     for trial in work.scale.others:
         measured[str(trial)] = (trial.words, work.seen.get("others", {}).get(str(trial)))
-    for words in ("model.recompute=true",):
-        measured[words] = ([*work.scale.trial.words, words], work.seen.get("variants", {}).get(words))
+    again = "model.recompute=true"
+    measured[again] = ([*work.scale.trial.words, again], work.seen.get("variants", {}).get(again))
     cluster = goal_of(torch.cuda.get_device_name()) if work.gpu else None
     if work.gpu and cluster is None:
         raise Failed(f"no file of configs/cluster for {torch.cuda.get_device_name()}")
