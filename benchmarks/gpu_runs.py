@@ -20,6 +20,7 @@ from benchmarks.gpu_work import REPORT_EVERY, REPOSITORY, Work, call, environmen
 from xlm_train.config.overrides import config_folder
 from xlm_train.model.flops import training_flops_per_token
 from xlm_train.model.transformer import ModelShape
+from xlm_train.plan.memory import CONTEXT
 from xlm_train.runtime import checkpoint_file
 from xlm_train.training.loggers import read_metrics
 
@@ -234,8 +235,8 @@ def plans(work: Work) -> dict[str, Any]:
     measured = {str(work.scale.trial): (work.scale.trial.words, work.seen.get("step"))}
     for trial in work.scale.others:
         measured[str(trial)] = (trial.words, work.seen.get("others", {}).get(str(trial)))
-    for words in ("model.recompute=true",):
-        measured[words] = ([*work.scale.trial.words, words], work.seen.get("variants", {}).get(words))
+    again = "model.recompute=true"
+    measured[again] = ([*work.scale.trial.words, again], work.seen.get("variants", {}).get(again))
     cluster = goal_of(torch.cuda.get_device_name()) if work.gpu else None
     if work.gpu and cluster is None:
         raise Failed(f"no file of configs/cluster for {torch.cuda.get_device_name()}")
@@ -244,9 +245,10 @@ def plans(work: Work) -> dict[str, Any]:
     for name, (words, took) in measured.items():
         if took and "peak_memory_gb" in took:
             plan = _plan([*work.scale.overrides, f"data.path={work.corpus()}", *words, f"cluster={chosen}"])
+            memory = allocated_gb(plan["memory_gb"])
             found[name] = {
-                "memory_gb": [plan["memory"]["peak_gb"], took["peak_memory_gb"]],
-                "memory_planned_by_measured": plan["memory"]["peak_gb"] / took["peak_memory_gb"],
+                "memory_gb": [memory, took["peak_memory_gb"]],
+                "memory_planned_by_measured": memory / took["peak_memory_gb"],
                 "seconds_per_step": [plan["speed"]["seconds_per_step"], took["seconds_per_step"]],
                 "seconds_planned_by_measured": plan["speed"]["seconds_per_step"] / took["seconds_per_step"],
                 "efficiency_stated": plan["speed"]["efficiency"],
@@ -254,6 +256,11 @@ def plans(work: Work) -> dict[str, Any]:
     if not found:
         raise Failed("no run to compare with: --only step,others,variants,plan")
     return found
+
+
+def allocated_gb(parts: Mapping[str, float]) -> float:
+    """A plan's memory as torch's allocator counts it, which CUDA's context is not part of."""
+    return sum(gb for part, gb in parts.items() if part != CONTEXT)
 
 
 def _plan(words: list[str]) -> dict[str, Any]:

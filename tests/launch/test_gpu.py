@@ -13,8 +13,12 @@ import pytest
 from benchmarks import gpu, gpu_machine, gpu_step
 from benchmarks.gpu_links import measure_devices, stragglers
 from benchmarks.gpu_machine import Failed
+from benchmarks.gpu_runs import allocated_gb
 from benchmarks.gpu_work import Work
+from tests.conftest import REPOSITORY
 from tests.launch.conftest import LAUNCH
+from xlm_train.model.transformer import ModelShape
+from xlm_train.plan.memory import Setting, peak_memory
 
 PYPI_2_10 = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
 PYPI_2_11 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
@@ -80,6 +84,27 @@ def test_goals_by_device(name: str, cluster: str, share: float | None) -> None:
 
 def test_no_goal_for_an_unknown_device() -> None:
     assert gpu_machine.goal_of("NVIDIA GeForce RTX 2080") is None
+
+
+@pytest.mark.parametrize(
+    ("trial", "precision", "slots", "streams"),
+    [
+        ("16-mixed, 1 slots of 64 streams", "16-mixed", 1, 64),
+        ("bf16-mixed, 1 slots of 64 streams", "bf16-mixed", 1, 64),
+        ("16-mixed, 4 slots of 16 streams", "16-mixed", 4, 16),
+    ],
+)
+def test_planned_memory_is_that_of_the_measured_runs(trial: str, precision: str, slots: int, streams: int) -> None:
+    """CUDA's context, which the plan assumes, is outside the peak that torch counts."""
+    results = json.loads((REPOSITORY / "benchmarks/measured/2026-11-26_h200.json").read_text())["second"]
+    measured = results["plan"][trial]["memory_gb"][1]
+    setting = Setting(
+        streams=streams, positions=255, precision=precision, gpu=True, recompute=False, optimizer="torch.optim.AdamW",
+        processes=1, compression=None, slots=slots,
+    )  # fmt: skip
+    parts = peak_memory(ModelShape(n_words=64699, vocab_multiple=8), 142_422_203, setting)
+    assert allocated_gb(parts) / 1e9 == pytest.approx(measured, rel=0.05)
+    assert sum(parts.values()) / 1e9 > 1.15 * measured
 
 
 def test_a_part_that_fails_or_hangs_is_told(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ HOLES_SEVERAL_SLOTS = 1.0  # in one process: the first slot's gradients come to 
 HOLES_KEPT_GRADIENTS = 0.5  # under DDP they stay where they are
 HOLES_RECOMPUTE = 1.4
 # On a GPU: CUDA context, cuBLAS workspaces, NCCL's buffers and the caching allocator's remainders. Assumed.
+CONTEXT = "context and workspaces (assumed)"  # outside what torch's allocator counts as its peak
 GPU_CONTEXT = 1.0e9
 
 
@@ -165,7 +166,7 @@ def peak_memory(shape: ModelShape, parameters: int, setting: Setting) -> dict[st
         parts["update"] = 4.0 * parameters - transient
         transient = 4.0 * parameters
     if setting.gpu:
-        parts["context and workspaces (assumed)"] = GPU_CONTEXT
+        parts[CONTEXT] = GPU_CONTEXT
     else:
         share = HOLES_KEPT_GRADIENTS if setting.processes > 1 else HOLES_SEVERAL_SLOTS
         share = HOLES_RECOMPUTE if setting.recompute else share if setting.accumulates else HOLES_ONE_SLOT

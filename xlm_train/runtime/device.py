@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import re
 import resource
 import sys
 import time
@@ -116,6 +117,25 @@ def resolve_device(device: str) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda: this PyTorch sees no GPU; device=cpu works everywhere")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """Return what the driver calls a GPU; any other device's type, as "CPU"."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return device.type.upper()
+
+
+def is_accelerator(accelerator: str, name: str) -> bool:
+    """Whether a device of this name is the one of a cluster's file: "A100 SXM4 40 GB" is "NVIDIA A100-SXM4-40GB".
+
+    What counts is the file's first word with a digit, else its first word.
+    """
+    words = re.findall(r"\w+", accelerator)
+    model = next((word for word in words if any(map(str.isdigit, word))), words[0] if words else "")
+    return model in re.findall(r"\w+", name)
 
 
 def peak_memory_gb(device: torch.device) -> float:

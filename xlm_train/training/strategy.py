@@ -17,6 +17,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 from xlm_train.runtime.control_group import ProcessesMissing
+from xlm_train.runtime.errors import UserError
 
 SHARDINGS = ("zero",)
 COMPRESSIONS = ("fp16", "powersgd")
@@ -62,7 +63,11 @@ class HandshakeDDPStrategy(DDPStrategy):
                 raise ProcessesMissing(
                     f"the processes did not all come within trainer.start_timeout_seconds={self.start_timeout:g}: {error}"
                 ) from error
-        self.handshake(environment.global_rank(), self.root_device)
+        try:
+            self.handshake(environment.global_rank(), self.root_device)
+        except UserError:
+            dist.destroy_process_group()  # NCCL warns of a group that is left when the process ends
+            raise
         super().setup_distributed()
 
     def configure_ddp(self) -> None:

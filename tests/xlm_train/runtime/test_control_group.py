@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+import torch
+import torch.distributed as dist
+from lightning_fabric.plugins.environments import LightningEnvironment
+
 from xlm_train.runtime.control_group import RankInfo, differences, problems_of, table
+from xlm_train.runtime.errors import UserError
 from xlm_train.training.callbacks.stragglers import slow_ones
+from xlm_train.training.strategy import HandshakeDDPStrategy
 
 GPUS = [RankInfo(rank, f"node{rank // 4}", 100 + rank, "V100", f"uuid{rank}", "2.13.0", "abc") for rank in range(8)]
 
@@ -35,3 +42,16 @@ def test_slow_processes() -> None:
     assert slow_ones([1.0, 1.1, 3.0, 1.2]) == {2: 3.0 / 1.1}
     assert slow_ones([2.0, 1.0]) == {0: 2.0}  # of two the faster is the measure
     assert slow_ones([0.0, 0.0]) == {}
+
+
+def test_no_process_group_is_left_when_the_processes_do_not_fit() -> None:
+    def refuse(rank: int, device: torch.device) -> None:
+        assert dist.is_initialized()
+        raise UserError(problems_of([GPUS[0], replace(GPUS[1], device_id="uuid0")]))
+
+    strategy = HandshakeDDPStrategy(refuse, start_timeout=30)
+    strategy.cluster_environment = LightningEnvironment()
+    strategy.parallel_devices = [torch.device("cpu")]
+    with pytest.raises(UserError, match="share one device"):
+        strategy.setup_distributed()
+    assert not dist.is_initialized()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import command, process_environment
-from xlm_train.runtime.device import limit_openmp_spin
+from xlm_train.runtime.device import is_accelerator, limit_openmp_spin
 
 # OpenMP reads its settings once, when torch loads it: what stands in the environment at that moment counts.
 WATCHED = """
@@ -86,3 +86,21 @@ def test_a_sweep_tells_openmp_too(corpus_folder: Path, tmp_path: Path) -> None:
     words = [f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "run_name=x", "trainer.max_steps=1"]
     found = spins("xlm_train.commands.train", "-m", "experiment=smoke", *words, "seed=1,2")
     assert set(found) == {"2000"}
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "name", "same"),
+    [
+        ("V100 SXM2 16 GB", "Tesla V100-SXM2-16GB", True),
+        ("A100 SXM4 40 GB", "NVIDIA A100-SXM4-40GB", True),
+        ("RTX 4090 24 GB", "NVIDIA GeForce RTX 4090", True),
+        ("T4 16 GB", "Tesla T4", True),
+        ("CPU", "CPU", True),
+        ("V100 SXM2 16 GB", "NVIDIA H200", False),
+        ("H100 SXM5 80 GB", "NVIDIA H200", False),
+        ("T4 16 GB", "NVIDIA T400", False),
+        ("H200 SXM 141 GB", "CPU", False),
+    ],
+)
+def test_a_device_and_a_clusters_name_for_it(accelerator: str, name: str, same: bool) -> None:
+    assert is_accelerator(accelerator, name) is same

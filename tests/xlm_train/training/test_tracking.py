@@ -83,6 +83,17 @@ def test_metrics_are_what_users_expect(run: Callable[..., Path]) -> None:
     assert energy["co2_kg"] == pytest.approx(energy["energy_kwh"] * 0.481)
 
 
+def test_no_share_of_another_devices_peak(run: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+    folder = run("elsewhere", "+cluster.peak_tflops={32-true: 0.001}", "cluster.accelerator=V100 SXM2 16 GB")
+    assert (
+        capfd.readouterr().err.count(
+            "speed/mfu is left out: the cluster's peak is that of V100 SXM2 16 GB, and this is"
+        )
+        == 1
+    )
+    assert not any("speed/mfu" in line for line in read_metrics(folder / "metrics.jsonl"))
+
+
 def test_a_tracker_that_fails_never_stops_training(run: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
     here = f"{__name__}"
     folder = run(

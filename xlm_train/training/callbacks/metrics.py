@@ -10,7 +10,7 @@ import torch
 
 from xlm_train.model.flops import training_flops_per_token
 from xlm_train.runtime.console import log
-from xlm_train.runtime.device import peak_memory_gb
+from xlm_train.runtime.device import device_name, is_accelerator, peak_memory_gb
 from xlm_train.runtime.errors import at_least
 from xlm_train.training.loss_buffer import mean_by_stream
 from xlm_train.training.module import LanguageModel
@@ -48,6 +48,7 @@ class Metrics(StepCallback):
     Args:
         every_n_steps: the device is waited for, and processes exchange their losses, only then and after the first step.
         peak_tflops: arithmetic that one device can do at most, by precision; None or a missing precision: not known.
+        accelerator: which device that is; `speed/mfu` is left out, with a warning, on any other. None: whichever runs.
 
     Raises:
         ConfigError: the value cannot work.
@@ -56,16 +57,29 @@ class Metrics(StepCallback):
     phase = Phase.REPORT
     takes_losses = True
 
-    def __init__(self, every_n_steps: int = 10, peak_tflops: Mapping[str, float | None] | None = None) -> None:
+    def __init__(
+        self,
+        every_n_steps: int = 10,
+        peak_tflops: Mapping[str, float | None] | None = None,
+        accelerator: str | None = None,
+    ) -> None:
         at_least(1, every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
         self.peak_tflops = dict(peak_tflops or {})
+        self.accelerator = accelerator
         self._is_first = True
         self._since = 0.0  # moment and step of the last report
         self._since_step = 0
 
     def on_train_start(self, trainer: Trainer, module: LanguageModel) -> None:  # type: ignore[override]
-        """Begin to measure."""
+        """Begin to measure; drop a peak that is another device's."""
+        known, name = self.peak_tflops.get(trainer.precision_name) is not None, device_name(module.device)
+        if known and self.accelerator is not None and not is_accelerator(self.accelerator, name):
+            log(
+                f"warning: speed/mfu is left out: the cluster's peak is that of {self.accelerator}, and this is"
+                f" {name}; cluster=FILE names the right one"
+            )
+            self.peak_tflops = {}
         self._begin(trainer, module.state.step)
 
     def _begin(self, trainer: Trainer, step: int) -> None:
