@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -66,7 +67,8 @@ class StopFlag:
         if number == signal.SIGINT:
             self._interrupted = True
             if is_first_process():
-                os.write(2, ANSWER)  # a handler may interrupt a print, in which another print fails
+                with contextlib.suppress(OSError):  # `2>&1 | tee LOG`: the same Ctrl-C has ended tee
+                    os.write(2, ANSWER)  # a handler may interrupt a print, in which another print fails
 
 
 def require_processes(devices: int, nodes: int) -> None:

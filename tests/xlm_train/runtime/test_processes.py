@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -30,3 +31,22 @@ def test_ctrl_c_is_answered_at_once_by_the_first_process(rank: str, answers: int
     )
     assert result.stdout.split() == ["True", "aborted"]
     assert result.stderr.count("leaving after this step, with a checkpoint; Ctrl-C again aborts at once") == answers
+
+
+def test_a_run_outlives_the_reader_of_its_output() -> None:
+    """As `xlm-train 2>&1 | tee LOG`, where Ctrl-C ends tee too."""
+    script = """
+import os, signal
+from xlm_train.runtime.console import log
+from xlm_train.runtime.processes import StopFlag
+flag = StopFlag()
+flag.install()
+os.kill(os.getpid(), signal.SIGINT)
+log("a line that nobody reads")
+os._exit(7 if flag.is_set else 1)
+"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run([sys.executable, "-c", script], stderr=writer, env=process_environment())
+    os.close(writer)
+    assert result.returncode == 7
