@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from xlm_train.plan.memory import peak_memory, setting_of
 from xlm_train.runtime.console import compact, log
 from xlm_train.runtime.errors import OutOfMemory
 from xlm_train.runtime.memory import Memory, is_out_of_memory, memory_of
+from xlm_train.runtime.processes import local_rank
 
 if TYPE_CHECKING:
     from xlm_train.config.train import TrainConfig
@@ -30,7 +30,7 @@ def require_memory(config: TrainConfig, shape: ModelShape) -> None:
     import torch
 
     gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
+    device = torch.device("cuda", local_rank()) if gpu else torch.device("cpu")
     compare(config.resolved, shape, memory_of(device), gpu)
 
 

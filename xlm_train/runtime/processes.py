@@ -19,6 +19,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
 
 
+def local_rank() -> int:
+    """Return the rank on this node, from the same environment: the number of the process's GPU."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+
+
 def processes() -> int:
     """Return the world size, from the same environment; 1 where there is no launcher."""
     return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1")))

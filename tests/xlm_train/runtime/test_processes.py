@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.conftest import process_environment
+from xlm_train.runtime.processes import local_rank
 
 INTERRUPTED = """
 import os, signal
@@ -50,3 +51,16 @@ os._exit(7 if flag.is_set else 1)
     result = subprocess.run([sys.executable, "-c", script], stderr=writer, env=process_environment())
     os.close(writer)
     assert result.returncode == 7
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [({}, 0), ({"SLURM_LOCALID": "3"}, 3), ({"LOCAL_RANK": "1", "SLURM_LOCALID": "0"}, 1)],
+    ids=["alone", "srun", "torchrun below srun"],
+)
+def test_the_rank_on_a_node(environment: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert local_rank() == expected
