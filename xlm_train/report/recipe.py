@@ -177,10 +177,14 @@ def _batch(run: Run) -> Compared:
     tokens = run.tokens_per_step
     if tokens is None:
         return NOT_IN_CONFIG
-    slots, streams, bptt = (run.setting(f"data.{key}") for key in ("slots", "slot_streams", "bptt"))
+    slots, *window = (run.setting(f"data.{key}") for key in ("slots", "slot_streams", "bptt"))
     ratio = tokens / TOKENS_PER_UPDATE
     share = "" if ratio == 1 else f", {ratio:,.4g} times as many" if ratio > 1 else f", 1/{1 / ratio:,.4g} of that"
-    return f"{slots} slots x {streams} streams x {bptt} = {tokens:,}{share}", _verdict(ratio == 1)
+    if all(isinstance(size, int) for size in (slots, *window)) and math.prod((slots, *window)) == tokens:
+        made_of = f"{slots} slots x {window[0]} streams x {window[1]} ="
+    else:
+        made_of = f"{slots} slots with batches of sentences, on average"
+    return f"{made_of} {tokens:,}{share}", _verdict(ratio == 1)
 
 
 def _processes(run: Run) -> Compared:
