@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
+from xlm_train.data.order import Stream
 from xlm_train.runtime.control_group import RankInfo, differences, problems_of, table
-from xlm_train.training.callbacks.stragglers import slow_ones
+from xlm_train.training.callbacks.stragglers import are_alike, slow_ones
 
 GPUS = [RankInfo(rank, f"node{rank // 4}", 100 + rank, "V100", f"uuid{rank}", "2.13.0", "abc") for rank in range(8)]
 
@@ -35,3 +37,11 @@ def test_slow_processes() -> None:
     assert slow_ones([1.0, 1.1, 3.0, 1.2]) == {2: 3.0 / 1.1}
     assert slow_ones([2.0, 1.0]) == {0: 2.0}  # of two the faster is the measure
     assert slow_ones([0.0, 0.0]) == {}
+
+
+def test_processes_are_compared_by_slots_of_like_sizes_only() -> None:
+    def stream(name: str, tokens: float) -> Stream:
+        return Stream(name, 10, 1, tokens, Fraction(1))
+
+    assert are_alike([stream("de", 4096), stream("en", 4096), stream("de-en", 3991.5)])
+    assert not are_alike([stream("de", 4096), stream("de-en", 1995.3)])  # a rank that gets pairs only would look fast
