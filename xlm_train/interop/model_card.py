@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from xlm_train.config.train import window_tokens
 from xlm_train.data.manifest import entries
 from xlm_train.interop.facts import Facts
 from xlm_train.model.transformer import ModelShape
@@ -284,10 +285,8 @@ def _hyperparameters(facts: Facts) -> str:
 
 
 def _tokens(facts: Facts) -> int | None:
-    data = facts.config.get("data") or {}
-    if not {"slots", "slot_streams", "bptt"} <= data.keys():
-        return None
-    return int(facts.content["progress"]["step"] * data["slots"] * data["slot_streams"] * data["bptt"])
+    tokens = window_tokens(facts.config)
+    return None if tokens is None else int(facts.content["progress"]["step"]) * tokens
 
 
 def _evaluation(facts: Facts) -> str:

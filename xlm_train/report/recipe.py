@@ -378,9 +378,9 @@ def advice(config: dict[str, Any], tokens_per_step: int) -> list[str]:
     if any(config["model"][key] != ORIGINAL[f"model.{key}"] for key in ("dim", "n_layers", "n_heads")):
         return []
     found = []
-    data, rate = config["data"], config["optimizer"].get("lr")
+    rate = config["optimizer"].get("lr")
     if tokens_per_step * FAR <= TOKENS_PER_UPDATE:
-        slots = TOKENS_PER_UPDATE // (data["slot_streams"] * data["bptt"])
+        slots = TOKENS_PER_UPDATE * config["data"]["slots"] // tokens_per_step
         found.append(
             f"a step has {tokens_per_step:,} tokens, the recipe's {TOKENS_PER_UPDATE:,}: its gradient is noisier by about"
             f" {(TOKENS_PER_UPDATE / tokens_per_step) ** 0.5:.1f} times than those its learning rate was chosen for;"
