@@ -264,8 +264,8 @@ def window_tokens(config: Mapping[str, Any]) -> int | None:
     parts = (objective.get("parts") or {"": objective}).values()
     if any(str(part.get("_target_")).startswith(OF_SENTENCES) for part in parts):
         return None
-    sizes = [data.get(key) for key in ("slots", "slot_streams", "bptt")]
-    return math.prod(sizes) if all(isinstance(size, int) for size in sizes) else None
+    sizes = [size for key in ("slots", "slot_streams", "bptt") if isinstance(size := data.get(key), int)]
+    return math.prod(sizes) if len(sizes) == 3 else None
 
 
 def _corpus_problems(values: dict[str, Any], readable: bool) -> list[str]:
