@@ -89,7 +89,6 @@ def assemble(
 ) -> tuple[Trainer, LanguageModel, CorpusDataModule, Path | None]:
     """Put the parts of one attempt together, and find the checkpoint that it resumes."""
     reading, settings, run.stop_reason = config.data, config.trainer, None
-
     float16 = settings.precision == "16-mixed"
     text = reading.text(corpus, config.seed, config.model.max_positions, float16)
     objective = instantiate(config.objective, _convert_="all")(text)
@@ -126,7 +125,8 @@ def assemble(
         f"{counted(reading.slots, 'slot')} = {data.tokens_per_step:,} tokens a step, "
         + (f"from step {start.step:,} of {module.stop:,}" if start.step else f"{module.stop:,} steps")
     )
-    for line in [*data.order.batches(), *(f"warning: {it}" for it in advice(config.resolved, data.tokens_per_step))]:
+    warnings = [f"warning: {warning}" for warning in advice(config.resolved, data.tokens_per_step)]
+    for line in (*data.order.batches(), *warnings):
         log(line)
     run.folder.begin()
 

@@ -184,3 +184,17 @@ def test_checkpoints_that_were_deleted_do_not_start_a_run_again(tmp_path: Path) 
             opened(width=width)
     (folder.path / "status.json").unlink()
     opened(width=2)
+
+
+def test_a_run_that_was_to_save_no_checkpoints_has_lost_none(tmp_path: Path) -> None:
+    from xlm_train.runtime.run_folder import RunFolder
+
+    def opened() -> RunFolder:
+        return RunFolder(tmp_path, "unsaved", {"callbacks": {"checkpointing": None}}, "hash", ())
+
+    folder = opened()
+    folder.prepare()
+    folder.begin()
+    folder.release()
+    folder.write_status("finished", step=7)
+    opened()  # from step 0, as the first time

@@ -56,7 +56,7 @@ def run_job(carry_out: Callable[[DictConfig], int | None], config: DictConfig) -
 
 @command(
     "train",
-    "Train the causal cross-lingual language model; the same run_name again resumes the run.",
+    "Train a cross-lingual language model; the same run_name again resumes the run.",
     [
         "xlm-train experiment=demo data.path=CORPUS run_name=first",
         "xlm-train experiment=clm_ende_1024 data.path=CORPUS run_name=paper trainer.devices=8 trainer.nodes=8   (under srun or torchrun)",

@@ -17,6 +17,7 @@ def verify(folder: str) -> int:
         CheckpointError: Where there is none.
         CorpusError: Where the folder is a corpus, and damaged.
     """
+    from xlm_train.config.train import window_tokens
     from xlm_train.data.corpus import Corpus
     from xlm_train.runtime import checkpoint_file
     from xlm_train.training.loggers import describe
@@ -41,11 +42,11 @@ def verify(folder: str) -> int:
             print(f"DAMAGED  {error}")
             continue
         progress, config, lineage = content["progress"], content["config"], content["lineage"]
-        data = config["data"]
-        tokens = progress["step"] * data["slots"] * data["slot_streams"] * data["bptt"]
+        tokens = window_tokens(config)
+        read = "" if tokens is None else f"{progress['step'] * tokens:,} tokens, "
         scores = describe(content["metrics"], "val/ppl") if content["metrics"] else "no validation yet"
         print(
-            f"ok       {path}: step {progress['step']:,}, {progress['updates']:,} updates, {tokens:,} tokens, {scores}, "
+            f"ok       {path}: step {progress['step']:,}, {progress['updates']:,} updates, {read}{scores}, "
             f"corpus {str(lineage['corpus'])[:12]}, {len(lineage['parents'])} parents, sha256 {content['sha256'][:12]}"
         )
     return EXIT_FAILED if damaged else 0

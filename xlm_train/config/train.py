@@ -6,6 +6,7 @@ that fixes it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -33,6 +34,12 @@ if TYPE_CHECKING:
 
     from xlm_train.data.corpus import Corpus
     from xlm_train.data.training_text import TrainingText
+
+
+# Objectives that read batches of sentences; others read windows.
+OF_SENTENCES = tuple(
+    f"xlm_train.objectives.{name}." for name in ("tlm", "translation", "denoising", "back_translation")
+)
 
 
 def _share(value: float) -> str | None:
@@ -242,6 +249,23 @@ def steps_of(settings: Mapping[str, Any], tokens_per_step: int) -> int:
     if settings["max_tokens"] is not None:
         limits.append(-(-settings["max_tokens"] // tokens_per_step))
     return int(min(limits))
+
+
+def window_tokens(config: Mapping[str, Any]) -> int | None:
+    """Count the tokens of a step by a run's config alone.
+
+    Args:
+        config: Of any version, or as much of it as an imported checkpoint has.
+
+    Returns:
+        The tokens; None where the config does not tell: batches of sentences differ, and their mean is the corpus's.
+    """
+    data, objective = config.get("data") or {}, config.get("objective") or {}
+    parts = (objective.get("parts") or {"": objective}).values()
+    if any(str(part.get("_target_")).startswith(OF_SENTENCES) for part in parts):
+        return None
+    sizes = [size for key in ("slots", "slot_streams", "bptt") if isinstance(size := data.get(key), int)]
+    return math.prod(sizes) if len(sizes) == 3 else None
 
 
 def _corpus_problems(values: dict[str, Any], readable: bool) -> list[str]:

@@ -249,7 +249,8 @@ class Corpus:
         """
         found = self._streams.get((split, language))
         if found is None or found.n_tokens == 0:
-            have = ", ".join(f"{s}.{lang}" for (s, lang), stream in self._streams.items() if stream.n_tokens)
+            texts = [f"{s}.{lang}" for (s, lang), stream in self._streams.items() if stream.n_tokens]
+            have = ", ".join([*texts, *(f"the pairs {s}.{pair}" for s, pair in self._pairs)])
             raise CorpusError(f"{self.path}: has no text for {split}.{language}; it has {have}")
         return found
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from xlm_train.config.train import window_tokens
 from xlm_train.data.manifest import entries
 from xlm_train.interop.card_kinds import example_of, kind_of
 from xlm_train.interop.facts import Facts
@@ -271,11 +272,8 @@ def _hyperparameters(facts: Facts) -> str:
 def _tokens(facts: Facts) -> int | None:
     if read := [line["progress/tokens"] for line in facts.metrics if "progress/tokens" in line]:
         return int(read[-1])
-    data, objective = facts.config.get("data") or {}, facts.config.get("objective") or {}
-    parts = (objective, *(objective.get("parts") or {}).values())
-    if not {"slots", "slot_streams", "bptt"} <= data.keys() or any("pairs" in part for part in parts):
-        return None
-    return int(facts.content["progress"]["step"] * data["slots"] * data["slot_streams"] * data["bptt"])
+    tokens = window_tokens(facts.config)
+    return None if tokens is None else int(facts.content["progress"]["step"]) * tokens
 
 
 def _evaluation(facts: Facts) -> str:

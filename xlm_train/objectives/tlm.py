@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from fractions import Fraction
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,9 +11,9 @@ from numpy.typing import NDArray
 
 from xlm_train.data.concatenation import JoinedPairs, rounded
 from xlm_train.data.order import Slot, Stream
-from xlm_train.data.sentences import SentenceBatches
 from xlm_train.data.training_text import TrainingText
 from xlm_train.objectives.masked import MaskedBatch, MaskedLM, masked
+from xlm_train.objectives.sentences import SentenceReader
 
 
 class TranslationLM(MaskedLM):
@@ -51,39 +49,25 @@ class TranslationLM(MaskedLM):
         # where there are none, the error names what the corpus's own languages would be
         names = pairs or text.corpus.pair_names("train") or ["-".join(sorted(text.languages)[:2])]
         self.pairs = {name: JoinedPairs(text.corpus, "train", name, text.languages) for name in names}
-
-    @cached_property
-    def batches(self) -> dict[str, SentenceBatches]:
-        """The batches of each pair.
-
-        Raises:
-            ConfigError: `data.tokens_per_slot` or `data.max_len` fits neither the text nor the model.
-        """
-        return {name: self.text.sentence_batches(joined.pairs.name, name) for name, joined in self.pairs.items()}
+        self._reader = SentenceReader(text, {name: joined.pairs.name for name, joined in self.pairs.items()})
 
     @property
     def streams(self) -> Sequence[Stream]:
         """The pairs, all with the same share."""
-        return [
-            Stream(name, batches.n_batches, 1, batches.tokens_per_batch, Fraction(1), batches.padding)
-            for name, batches in self.batches.items()
-        ]
+        return self._reader.streams
 
     def batch(self, slot: Slot, generator: np.random.Generator) -> MaskedBatch:
         """Read the slot's pairs and hide words in them."""
-        rows = self.pairs[slot.stream].read(self._numbers(slot))
+        rows = self.pairs[slot.stream].read(self._reader.numbers(slot))
         if self.text.float16:
             rows = rounded(rows, generator.permutation(len(rows.lengths_B)))
         rows = rows.within(self.text.max_positions)
         langs, lengths, positions = map(torch.from_numpy, (rows.langs_BT, rows.lengths_B, rows.positions_BT))
         return masked(rows.tokens_BT, langs, self.masking, generator, lengths, positions)
 
-    def _numbers(self, slot: Slot) -> NDArray[np.int64]:
-        return self.batches[slot.stream].sentences(int(slot.units[0]), int(slot.passes[0]))
-
     def texts(self, slot: Slot) -> Sequence[tuple[str, NDArray[np.int64]]]:
         """List the slot's pairs, nothing hidden."""
-        numbers = self._numbers(slot)
+        numbers = self._reader.numbers(slot)
         rows = self.pairs[slot.stream].read(numbers)
         return [
             (f"pair {number}", tokens[:length])

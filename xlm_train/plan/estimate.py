@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from xlm_train.config.train import ClusterConfig
 from xlm_train.model.flops import Flops, flops_per_token
-from xlm_train.plan.memory import peak_memory, setting_of
+from xlm_train.plan.memory import peak_memory, reads_pairs, setting_of
 from xlm_train.plan.network_model import COMPRESSIONS, Gradient, Link, StepTime, make_buckets, step_time
 from xlm_train.plan.probe import Speed, measure, vocabulary_seconds
 from xlm_train.plan.settings import PlanSettings, with_planned_precision
@@ -156,7 +156,9 @@ def make_plan(config: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
     flops = flops_per_token(shape, setting.positions, setting.recompute, setting.mask_share)
     flops_token = sum(part.total for part in flops.values())
 
-    tokens_step = data["slots"] * data["slot_streams"] * data["bptt"]
+    tokens_step = data["slots"] * (
+        data["tokens_per_slot"] if reads_pairs(config) else data["slot_streams"] * data["bptt"]
+    )
     slots_device = -(-data["slots"] // cluster.devices)  # of the process with the most
     speed, source = _speed(config, cluster, plan, shape)
     slot = slot_time(shape, flops, setting.streams * setting.positions, speed, setting.accumulates)
@@ -189,7 +191,8 @@ def make_plan(config: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
         },
         "step": {
             "tokens": tokens_step, "predicted": round(data["slots"] * setting.streams * setting.positions * share),
-            "mask_share": setting.mask_share, "slots_per_device": slots_device, "streams_per_slot": setting.streams, "window": data["bptt"],
+            "mask_share": setting.mask_share, "slots_per_device": slots_device, "streams_per_slot": setting.streams,
+            "window": setting.positions if reads_pairs(config) else data["bptt"],
             "precision": setting.precision, "recompute": setting.recompute,
         },
         "flops_per_token": {
@@ -211,7 +214,7 @@ def make_plan(config: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
             "gb": checkpoint_gb, "every_n_steps": every, "stall_seconds": stall,
             "stall_share": stall / every / (step.total + stall / every), "kept": keep, "disk_gb": keep * checkpoint_gb,
         },
-        "data": _data(corpus, budget["tokens"], data["lang_alpha"]),
+        "data": _data(config, corpus, budget["tokens"]),
         "cost": {
             "per_device_hour": price, "currency": cluster.currency,
             "total": None if price is None else price * device_hours,
@@ -303,27 +306,42 @@ def _budget(config: dict[str, Any], plan: PlanSettings, corpus: Corpus | None, t
     elif plan.epochs is not None:
         assert corpus is not None
         bptt = config["data"]["bptt"]
-        once = sum(corpus.stream("train", lang).n_windows(bptt) * bptt for lang in corpus.languages)
+        if reads_pairs(config):
+            once = sum(_pair_tokens(corpus).values())
+        else:
+            once = sum(corpus.stream("train", lang).n_windows(bptt) * bptt for lang in corpus.languages)
         steps, source = math.ceil(plan.epochs * once / tokens_step), "plan.epochs"
     else:
         steps, source = steps_of(config["trainer"], tokens_step), "trainer.max_steps and trainer.max_tokens"
     return {"steps": steps, "tokens": steps * tokens_step, "source": source}
 
 
-def _data(corpus: Corpus | None, tokens: int, alpha: float) -> dict[str, Any] | None:
-    """Disk of a corpus, and how often the run reads each language."""
+def _data(config: dict[str, Any], corpus: Corpus | None, tokens: int) -> dict[str, Any] | None:
+    """Disk of a corpus, and how often the run reads each language, or each pair."""
     from xlm_train.data.order import language_shares
 
     if corpus is None:
         return None
-    streams = {lang: corpus.stream("train", lang) for lang in corpus.languages}
-    shares = language_shares({lang: stream.n_sentences for lang, stream in streams.items()}, alpha)
+    if reads_pairs(config):
+        sizes = _pair_tokens(corpus)
+        shares = language_shares(sizes, 0.0)
+    else:
+        streams = {lang: corpus.stream("train", lang) for lang in corpus.languages}
+        sizes = {lang: stream.n_tokens for lang, stream in streams.items()}
+        sentences = {lang: stream.n_sentences for lang, stream in streams.items()}
+        shares = language_shares(sentences, config["data"]["lang_alpha"])
     return {
         "path": str(corpus.path),
         "disk_gb": sum(file.stat().st_size for file in corpus.path.iterdir() if file.is_file()) / GB,
-        "train_tokens": {lang: stream.n_tokens for lang, stream in streams.items()},
-        "passes": {lang: tokens * float(shares[lang]) / stream.n_tokens for lang, stream in streams.items()},
+        "train_tokens": sizes,
+        "passes": {name: tokens * float(shares[name]) / size for name, size in sizes.items()},
     }
+
+
+def _pair_tokens(corpus: Corpus) -> dict[str, int]:
+    """Training tokens of each pair, all eos included."""
+    tables = {name: corpus.length_order("train", name).classes for name in corpus.pair_names("train")}
+    return {name: int((table[:, 0] * table[:, -1]).sum()) for name, table in tables.items()}
 
 
 def _notes(

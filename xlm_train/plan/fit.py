@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from xlm_train.plan.estimate import parameter_shapes
-from xlm_train.plan.memory import peak_memory, setting_of
+from xlm_train.plan.memory import peak_memory, reads_pairs, setting_of
 from xlm_train.runtime.console import compact, log
 from xlm_train.runtime.errors import OutOfMemory
 from xlm_train.runtime.memory import Memory, is_out_of_memory, memory_of
+from xlm_train.runtime.processes import local_rank
 
 if TYPE_CHECKING:
     from xlm_train.config.train import TrainConfig
@@ -24,6 +24,7 @@ GB = 1e9
 # Parts of the prediction that are measured or assumed; the others are counted tensor by tensor.
 UNSURE = ("holes in the heap", "context and workspaces (assumed)")
 MARGIN = 1.25  # refused only beyond it: on a GPU up to 1.2 times what was measured has been predicted
+ADAM = ("torch.optim.AdamW", "torch.optim.Adam", "xlm_train.training.optim.OriginalAdam")  # others keep other moments
 
 
 def require_memory(config: TrainConfig, shape: ModelShape) -> None:
@@ -31,7 +32,7 @@ def require_memory(config: TrainConfig, shape: ModelShape) -> None:
     import torch
 
     gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
+    device = torch.device("cuda", local_rank()) if gpu else torch.device("cpu")
     compare(config.resolved, shape, memory_of(device), gpu)
 
 
@@ -55,7 +56,8 @@ def compare(config: dict[str, Any], shape: ModelShape, memory: Memory, gpu: bool
         parts["optimizer"] /= processes
     here = 1 if gpu else settings["devices"]
     peak = here * sum(parts.values())
-    counted = {name: size for name, size in parts.items() if name not in UNSURE}
+    unsure = UNSURE if config["optimizer"]["_target_"] in ADAM else (*UNSURE, "optimizer")
+    counted = {name: size for name, size in parts.items() if name not in unsure}
     least = here * sum(counted.values())
     largest = max(counted, key=lambda name: counted[name])
     of_which = f"{slot_text(config)}, most of it for {largest}"
@@ -99,19 +101,28 @@ def out_of_memory_named(config: dict[str, Any], run: RunContext) -> Iterator[Non
 def slot_text(config: dict[str, Any]) -> str:
     """Describe the shape of a slot, such as `slots of 8 streams x 256 tokens`."""
     data = config["data"]
-    return f"slots of {data['slot_streams']} streams x {data['bptt']:,} tokens in {config['trainer']['precision']}"
+    size = f"{data['slot_streams']} streams x {data['bptt']:,} tokens"
+    if reads_pairs(config):
+        size = f"{data['tokens_per_slot']:,} tokens in pairs"
+    return f"slots of {size} in {config['trainer']['precision']}"
 
 
 def ways_out(config: dict[str, Any]) -> str:
     """Name three settings that take less memory, those that change the run least first."""
     data, ways = config["data"], []
-    streams = data["slot_streams"]
-    if streams > 1:
+    streams, of_pairs = data["slot_streams"], reads_pairs(config)
+    if of_pairs:
+        ways.append(
+            f"data.tokens_per_slot={data['tokens_per_slot'] // 2} data.slots={data['slots'] * 2} (as many tokens a step)"
+        )
+    elif streams > 1:
         fewer = next(streams // divisor for divisor in range(2, streams + 1) if streams % divisor == 0)
         ways.append(f"data.slot_streams={fewer} data.slots={data['slots'] * streams // fewer} (as many tokens a step)")
     if not config["model"]["recompute"]:
         ways.append("model.recompute=true (activations are computed twice)")
-    ways.append(f"data.bptt={max(2, data['bptt'] // 2)}")
+    ways.append(
+        f"data.max_len={max(1, data['max_len'] // 2)}" if of_pairs else f"data.bptt={max(2, data['bptt'] // 2)}"
+    )
     if config["trainer"]["precision"] == "32-true" and config["trainer"]["accelerator"] != "cpu":
         ways.append("trainer.precision=bf16-mixed")
     ways.append("a smaller model (model.n_layers, model.dim)")

@@ -11,6 +11,7 @@ tests/xlm_train/plan/test_plan.py.
 from __future__ import annotations
 
 import math
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -185,10 +186,17 @@ def setting_of(config: dict[str, Any], processes: int, gpu: bool) -> Setting:
     Returns:
         The setting of the process with the most slots.
     """
-    mask_share = mask_share_of(config["objective"])
+    mask_share, data = mask_share_of(config["objective"]), config["data"]
+    streams, positions = (
+        data["slot_streams"],
+        data["bptt"] - (mask_share is None),
+    )  # a window's last token is a target only
+    if reads_pairs(config):  # the longest, whose attention takes most
+        positions = min(2 * (data["max_len"] + 2), data["tokens_per_slot"])
+        streams = data["tokens_per_slot"] // positions
     return Setting(
-        streams=config["data"]["slot_streams"],
-        positions=config["data"]["bptt"] - (mask_share is None),  # a causal window's last token is a target only
+        streams=streams,
+        positions=positions,
         mask_share=mask_share,
         precision=config["trainer"]["precision"],
         gpu=gpu,
@@ -198,6 +206,17 @@ def setting_of(config: dict[str, Any], processes: int, gpu: bool) -> Setting:
         compression=config["trainer"].get("gradient_compression"),
         slots=-(-config["data"]["slots"] // processes),
     )
+
+
+def reads_pairs(config: Mapping[str, Any]) -> bool:
+    """Whether a run's largest slots are of sentence pairs (data.tokens_per_slot), not of windows."""
+    from xlm_train.objectives.tlm import TranslationLM
+
+    data, objective = config["data"], config["objective"]
+    parts = (objective.get("parts") or {"": objective}).values()
+    made = [pkgutil.resolve_name(part["_target_"]) for part in parts]
+    of_pairs = [isinstance(kind, type) and issubclass(kind, TranslationLM) for kind in made]
+    return all(of_pairs) or (any(of_pairs) and data["tokens_per_slot"] > data["slot_streams"] * data["bptt"])
 
 
 def mask_share_of(objective: Mapping[str, Any]) -> float | None:

@@ -136,10 +136,9 @@ class Run:
 
     @property
     def tokens_per_step(self) -> int | None:
-        """Tokens that a step reads, over all processes; of a run that reads pairs the mean of those it has read."""
-        if self.reads_pairs:
-            read = self.columns.get("progress/tokens")
-            return round(read.values[-1] / read.steps[-1]) if read else None
+        """Tokens that a step reads, over all processes: as reported, else as windows make them up."""
+        if told := self.columns.get("progress/tokens"):  # batches of sentences are not all of one size
+            return round(told.values[-1] / max(1, told.steps[-1]))
         sizes = [self.setting(f"data.{key}") for key in ("slots", "slot_streams", "bptt")]
         return math.prod(sizes) if all(isinstance(size, int) for size in sizes) else None
 

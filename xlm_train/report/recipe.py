@@ -179,12 +179,14 @@ def _batch(run: Run) -> Compared:
     tokens = run.tokens_per_step
     if tokens is None:
         return NOT_IN_CONFIG
-    slots, streams, bptt = (run.setting(f"data.{key}") for key in ("slots", "slot_streams", "bptt"))
+    slots, *window = (run.setting(f"data.{key}") for key in ("slots", "slot_streams", "bptt"))
     ratio = tokens / TOKENS_PER_UPDATE
     share = "" if ratio == 1 else f", {ratio:,.4g} times as many" if ratio > 1 else f", 1/{1 / ratio:,.4g} of that"
-    if run.reads_pairs:
-        return f"{slots} slots = about {tokens:,}{share}", verdict(ratio == 1)
-    return f"{slots} slots x {streams} streams x {bptt} = {tokens:,}{share}", verdict(ratio == 1)
+    if all(isinstance(size, int) for size in (slots, *window)) and math.prod((slots, *window)) == tokens:
+        made_of = f"{slots} slots x {window[0]} streams x {window[1]} ="
+    else:
+        made_of = f"{slots} slots with batches of sentences, on average"
+    return f"{made_of} {tokens:,}{share}", verdict(ratio == 1)
 
 
 def _processes(run: Run) -> Compared:
@@ -378,9 +380,9 @@ def advice(config: dict[str, Any], tokens_per_step: int) -> list[str]:
     if any(config["model"][key] != ORIGINAL[f"model.{key}"] for key in ("dim", "n_layers", "n_heads")):
         return []
     found = []
-    data, rate = config["data"], config["optimizer"].get("lr")
+    rate = config["optimizer"].get("lr")
     if tokens_per_step * FAR <= TOKENS_PER_UPDATE:
-        slots = data["slots"] * TOKENS_PER_UPDATE // tokens_per_step
+        slots = TOKENS_PER_UPDATE * config["data"]["slots"] // tokens_per_step
         found.append(
             f"a step has {tokens_per_step:,} tokens, the recipe's {TOKENS_PER_UPDATE:,}: its gradient is noisier by about"
             f" {(TOKENS_PER_UPDATE / tokens_per_step) ** 0.5:.1f} times than those its learning rate was chosen for;"

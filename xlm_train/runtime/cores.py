@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ class CoreUse:
 
     Args:
         waited: share of it in which a thread was ready and had no core, of the thread that waited most.
-        others: cores that all other processes used, on average.
+        others: cores that all other processes used, on average, of those that this process may use.
         cores: that this process may use.
     """
 
@@ -27,7 +28,7 @@ class CoreUse:
 
 @dataclass(frozen=True)
 class _Look:
-    """Seconds: of the clock, of all processes on all cores, of this process; and waited by each thread."""
+    """Seconds: of the clock, of all processes on this process's cores, of this process; and waited by each thread."""
 
     at: float
     everyone: float
@@ -54,7 +55,7 @@ class CoreWatch:
 
 
 def cores_of_others(seconds: float = 0.1) -> float:
-    """Measure how many cores all other processes use just now, on average; 0 where the system does not say."""
+    """Measure how many of this process's cores all others use just now, on average; 0 where the system does not say."""
     before = _look()
     time.sleep(seconds)
     after = _look()
@@ -69,9 +70,14 @@ def _look() -> _Look | None:
             task.name: int((task / "schedstat").read_text().split()[1]) / 1e9
             for task in Path("/proc/self/task").iterdir()
         }
-        with open("/proc/stat", encoding="ascii") as file:
-            user, nice, system, _, _, irq, softirq = (int(number) for number in file.readline().split()[1:8])
+        everyone = ticks(Path("/proc/stat").read_text(), os.sched_getaffinity(0))
     except (OSError, ValueError, IndexError):  # another system, or a thread that has just ended
         return None
-    everyone = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
-    return _Look(time.monotonic(), everyone, time.process_time(), waited)
+    return _Look(time.monotonic(), everyone / os.sysconf("SC_CLK_TCK"), time.process_time(), waited)
+
+
+def ticks(stat: str, cores: Collection[int]) -> int:
+    """Add up for how long some cores were in use, in the system's units, from the text of /proc/stat."""
+    names, lines = {f"cpu{core}" for core in cores}, [line.split() for line in stat.splitlines()]
+    in_use = (1, 2, 3, 6, 7)  # user, nice, system, irq, softirq
+    return sum(int(words[column]) for words in lines if words[0] in names for column in in_use)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -16,6 +17,11 @@ PR_SET_PDEATHSIG = 1  # from prctl.h
 def rank() -> int:
     """Return the global rank, from torchrun's or srun's environment; 0 where there is no launcher."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+
+
+def local_rank() -> int:
+    """Return the rank on this node, from the same environment: the number of the process's GPU."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
 
 
 def processes() -> int:
@@ -66,7 +72,8 @@ class StopFlag:
         if number == signal.SIGINT:
             self._interrupted = True
             if is_first_process():
-                os.write(2, ANSWER)  # a handler may interrupt a print, in which another print fails
+                with contextlib.suppress(OSError):  # `2>&1 | tee LOG`: the same Ctrl-C has ended tee
+                    os.write(2, ANSWER)  # a handler may interrupt a print, in which another print fails
 
 
 def require_processes(devices: int, nodes: int) -> None:

@@ -39,6 +39,12 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _is_without_checkpoints(config: dict[str, Any]) -> bool:
+    """Whether a run was told to save none (callbacks.checkpointing=null): then none are lost."""
+    callbacks = config.get("callbacks")
+    return isinstance(callbacks, dict) and "checkpointing" in callbacks and callbacks["checkpointing"] is None
+
+
 class RunFolder:
     """Paths of a run, and the files beside its checkpoints.
 
@@ -76,12 +82,13 @@ class RunFolder:
         self.excluded: set[int] = set()  # steps that rollbacks have found bad
         self.starts_again = False  # another config's start left this folder without a checkpoint
         self._lock: IO[str] | None = None
-        self._refuse_lost_checkpoints()
+        previous: Any = OmegaConf.to_container(OmegaConf.load(self.config_file)) if self.config_file.is_file() else {}
+        if not isinstance(previous, dict):
+            raise ConfigError(f"{self.config_file}: is damaged: not a config")
+        if not _is_without_checkpoints(previous):
+            self._refuse_lost_checkpoints()
         # A start that failed before its first checkpoint left nothing that another config could spoil.
         if self.config_file.is_file():
-            previous = OmegaConf.to_container(OmegaConf.load(self.config_file))
-            if not isinstance(previous, dict):
-                raise ConfigError(f"{self.config_file}: is damaged: not a config")
             self._compare({str(key): value for key, value in previous.items()})
         if not self.starts_again and (self.path / "excluded.json").is_file():
             self.excluded = set(read_json(self.path / "excluded.json"))

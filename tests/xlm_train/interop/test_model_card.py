@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from xlm_train.config.train import window_tokens
 from xlm_train.interop.facts import CardFields, gather
 from xlm_train.interop.model_card import UNKNOWN, model_card
 from xlm_train.runtime import checkpoint_file
@@ -194,3 +195,11 @@ def test_energy_is_estimated_from_stated_power_and_says_so(run: Path) -> None:
     assert "2000 W" in found[2]
     co2 = float(re.search(r"dioxide emitted:\*\* ([\d.,]+) kg", body)[1])  # type: ignore[index]
     assert co2 == pytest.approx(0.8 * hours, rel=0.02)
+
+
+def test_tokens_that_a_config_alone_does_not_tell_are_left_out() -> None:
+    assert window_tokens(CONFIG) == 4 * 8 * 64
+    assert window_tokens({"data": {"bptt": 64}}) is None  # as an imported checkpoint has it
+    pairs = {"_target_": "xlm_train.objectives.tlm.TranslationLM", "_partial_": True}
+    assert window_tokens({**CONFIG, "objective": pairs}) is None
+    assert window_tokens({**CONFIG, "objective": {"_target_": "x.Mixture", "parts": {"tlm": pairs}}}) is None

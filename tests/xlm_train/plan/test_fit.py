@@ -54,9 +54,44 @@ def test_what_is_predicted_is_compared_with_what_is_free(
     compare(config, shape, Memory(free=peak + GB, most=peak + GB), gpu=True)  # of each GPU
 
 
+def test_moments_of_an_unknown_optimizer_refuse_nothing(config: dict[str, Any]) -> None:
+    shape = from_resolved(config).model.shape(2000, 2)
+    count = sum(torch.Size(size).numel() for size in parameter_shapes(shape).values())
+    parts = peak_memory(shape, count, setting_of(config, 1, gpu=False))
+    most = (sum(parts.values()) - parts["holes in the heap"] - parts["optimizer"]) / MARGIN + 1
+    memory = Memory(free=1e12, most=most)
+    with pytest.raises(OutOfMemory):
+        compare(config, shape, memory, gpu=False)
+    config["optimizer"] = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
+    compare(config, shape, memory, gpu=False)
+
+
+def test_slots_of_pairs_are_not_taken_for_windows(
+    config: dict[str, Any], compose: Callable[..., dict[str, Any]]
+) -> None:
+    shape = from_resolved(config).model.shape(2000, 2)
+    config["data"] |= {"slot_streams": 10**7, "bptt": 256}  # which translation language modelling does not read
+    config["objective"] = compose("train", "objective=mlm_tlm", "run_name=fit", "data.path=.")["objective"]
+    with pytest.raises(OutOfMemory, match=r"slots of 10000000 streams x 256 tokens"):
+        compare(config, shape, Memory(free=1e12, most=1e12), gpu=False)
+    config["objective"] = config["objective"]["parts"]["tlm"]
+    setting = setting_of(config, 1, gpu=False)
+    assert (setting.streams, setting.positions) == (9, 204)  # of 2,000 tokens
+    compare(config, shape, Memory(free=1e12, most=1e12), gpu=False)
+    with pytest.raises(
+        OutOfMemory, match=r"slots of 2,000 tokens in pairs in .* data.tokens_per_slot=1000 data.slots=4 "
+    ):
+        compare(config, shape, Memory(free=1e12, most=1e6), gpu=False)
+
+
 def test_a_run_that_cannot_fit_is_refused_at_once(corpus_folder: Path, tmp_path: Path) -> None:
-    words = ["experiment=demo", f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "run_name=large"]
-    words += ["trainer.precision=32-true"]
+    words = [
+        "experiment=demo",
+        f"data.path={corpus_folder}",
+        f"paths.runs={tmp_path}",
+        "run_name=large",
+        "trainer.precision=32-true",
+    ]
     told = command(
         "xlm_train.commands.train", *words, "data.bptt=10000", "model.max_positions=10000", "data.slot_streams=99999",
         status=71,
@@ -71,8 +106,7 @@ def test_a_run_that_cannot_fit_is_refused_at_once(corpus_folder: Path, tmp_path:
 def test_a_run_out_of_memory_says_where_and_what_helps(corpus_folder: Path, tmp_path: Path) -> None:
     """The address space is limited: the allocation fails in the middle of a step."""
     words = ["experiment=demo", f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "run_name=short"]
-    words += ["data.bptt=3000", "model.max_positions=3000", "trainer.max_steps=2"]
-    words += ["trainer.precision=32-true"]
+    words += ["trainer.precision=32-true", "data.bptt=3000", "model.max_positions=3000", "trainer.max_steps=2"]
     result = subprocess.run(
         [sys.executable, "-m", "xlm_train.commands.train", *words],
         capture_output=True, text=True, env=process_environment(),

@@ -16,6 +16,7 @@ import torch
 
 from tests.conftest import REPOSITORY, command, process_environment
 from xlm_train.config.train import ClusterConfig
+from xlm_train.data.corpus import Corpus
 from xlm_train.model.flops import flops_per_token, training_flops_per_token
 from xlm_train.model.transformer import XLM, ModelShape, count_parameters
 from xlm_train.plan.estimate import gradients_of, make_plan, parameter_shapes, slot_time, speed_of_cluster
@@ -496,3 +497,20 @@ def test_against_this_machine(arguments: dict[str, Any], streams: int, positions
     )
     assert memory == pytest.approx(peak, rel=0.15)
     assert median(predicted) == pytest.approx(median(measured), rel=0.25)
+
+
+def test_a_run_on_pairs_alone_is_planned_by_its_batches(
+    compose: Callable[..., dict[str, Any]],
+    make_corpus: Callable[..., Path],
+    golden_text: tuple[str, str],
+    tmp_path: Path,
+) -> None:
+    train = {"de": [[20] * 7, [21] * 3], "en": [[22] * 5, [23] * 4]}
+    folder = make_corpus(tmp_path / "corpus", *golden_text, {}, {"de": 0, "en": 1}, pairs={"train": {"de-en": train}})
+    words = ["experiment=demo", "objective=tlm", "data.tokens_per_slot=600", "cluster=v100_1", "plan.epochs=1000"]
+    plan = make_plan(compose("plan", *words), Corpus(folder))
+    once = 7 + 3 + 5 + 4 + 2 * 4  # words, and four eos a pair
+    assert plan["step"]["tokens"] == 2 * 600
+    assert (plan["step"]["streams_per_slot"], plan["step"]["window"]) == (2, 204)
+    assert plan["data"]["train_tokens"] == {"de-en": once}
+    assert plan["budget"]["steps"] == math.ceil(1000 * once / 1200)

@@ -353,13 +353,22 @@ def test_several_runs_side_by_side(make_run: Callable[..., Path]) -> None:
 
 
 def test_runs_with_steps_of_different_sizes_compare_by_tokens(make_run: Callable[..., Path]) -> None:
-    small, large = make_run("a", lines_of(200, 5)), make_run("b", lines_of(100, 5), "data.slots=4")
+    small = make_run("a", lines_of(200, 5, tokens=256))
+    large = make_run("b", lines_of(100, 5, tokens=512), "data.slots=4")
     text = written(small, large)
     assert "drawn over the tokens read" in text
     data = json.loads(re.findall(r'<script type="application/json">(.*?)</script>', text)[0])
     assert data["x"] == "tokens"
     assert data["range"] == [0, 200 * 256]
     assert [curve["x"][-1] for curve in data["curves"]] == [200 * 256, 100 * 512]
+
+
+def test_a_step_of_sentence_batches_has_the_tokens_that_were_reported(make_run: Callable[..., Path]) -> None:
+    folder = make_run("a", lines_of(20, 5, tokens=3990), "objective=tlm", "data.tokens_per_slot=2000")
+    assert read_run(folder).tokens_per_step == 3990
+    assert "2 slots with batches of sentences, on average 3,990, " in written(folder)
+    windows = make_run("b", lines_of(20, 5, tokens=256))
+    assert "2 slots x 4 streams x 32 = 256, " in written(windows)
 
 
 def test_the_shipped_experiment_is_the_recipe_but_for_what_is_said(

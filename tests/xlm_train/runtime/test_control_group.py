@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
 import torch.distributed as dist
 from lightning_fabric.plugins.environments import LightningEnvironment
 
+from xlm_train.data.order import Stream
 from xlm_train.runtime.control_group import RankInfo, differences, problems_of, table
 from xlm_train.runtime.errors import UserError
-from xlm_train.training.callbacks.stragglers import slow_ones
+from xlm_train.training.callbacks.stragglers import are_alike, slow_ones
 from xlm_train.training.strategy import HandshakeDDPStrategy
 
 GPUS = [RankInfo(rank, f"node{rank // 4}", 100 + rank, "V100", f"uuid{rank}", "2.13.0", "abc") for rank in range(8)]
@@ -55,3 +57,11 @@ def test_no_process_group_is_left_when_the_processes_do_not_fit() -> None:
     with pytest.raises(UserError, match="share one device"):
         strategy.setup_distributed()
     assert not dist.is_initialized()
+
+
+def test_processes_are_compared_by_slots_of_like_sizes_only() -> None:
+    def stream(name: str, tokens: float) -> Stream:
+        return Stream(name, 10, 1, tokens, Fraction(1))
+
+    assert are_alike([stream("de", 4096), stream("en", 4096), stream("de-en", 3991.5)])
+    assert not are_alike([stream("de", 4096), stream("de-en", 1995.3)])  # a rank that gets pairs only would look fast

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import process_environment
+from xlm_train.runtime.cores import ticks
 
 LOOP = "import os\nos.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\nwhile True: pass"
 WATCHER = """
@@ -52,3 +53,10 @@ def test_a_process_that_sleeps_beside_a_busy_loop_does_not() -> None:
     waited, others, _ = measured("sleeps")
     assert waited < 0.15
     assert others > 0.3
+
+
+def test_programs_on_cores_that_a_process_may_not_use_do_not_count() -> None:
+    """In a container, /proc/stat has all cores of the host."""
+    stat = "cpu  30 3 3 90 9 3 3 0 0 0\ncpu0 10 1 1 30 3 1 1 0 0 0\ncpu1 20 2 2 60 6 2 2 0 0 0\nintr 1 2\n"
+    assert ticks(stat, {0}) == 14
+    assert ticks(stat, {0, 1}) == 42

@@ -152,11 +152,13 @@ def test_energy_measured_by_codecarbon(tmp_path: Path) -> None:
 def test_advice(compose: Compose) -> None:
     paper = compose("train", "experiment=clm_ende_1024", "data.path=x")
     assert advice(paper, 1_048_576) == []
+    paper["data"]["slots"] = 4
     few = advice(paper, 16_384)
     assert len(few) == 1
     assert "16,384 tokens, the recipe's 1,048,576" in few[0]
     assert "8.0 times" in few[0]
     assert "data.slots=256" in few[0]
+    assert "data.slots=512" in advice(paper, 8192)[0]  # 4 batches of pairs with 2,048 tokens each
     paper["optimizer"]["lr"] = 1e-2
     assert "likely to diverge" in advice(paper, 1_048_576)[0]
     assert advice(compose("train", "experiment=demo", "data.path=x"), 1024) == []

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
+from xlm_train.data.order import Stream
 from xlm_train.runtime.console import counted, log
 from xlm_train.runtime.cores import CoreUse, CoreWatch
 from xlm_train.runtime.device import Stopwatch
@@ -22,7 +23,7 @@ OTHERS = 0.25  # cores: below it this run's own threads are in each other's way
 
 
 class Stragglers(StepCallback):
-    """Compares the processes' own time for the forward pass of one slot.
+    """Compares the processes' own time for the forward pass of one slot, where slots of all streams are of like sizes.
 
     A rank is named where two comparisons in a row find it slow, and again only when it has recovered in between. On a
     CPU the first process warns, once, where two comparisons in a row find that other programs keep it from its cores.
@@ -50,7 +51,9 @@ class Stragglers(StepCallback):
         self._stopwatch = module.stopwatch = Stopwatch()
 
     def on_train_start(self, trainer: Trainer, module: LanguageModel) -> None:  # type: ignore[override]
-        """Begin to watch the cores."""
+        """Begin to watch the cores; compare nothing where the time says more about the slot than about the process."""
+        if not are_alike(trainer.data.order.streams.values()):
+            module.stopwatch = None
         if module.device.type == "cpu" and trainer.is_global_zero:
             self._watch = CoreWatch()
 
@@ -59,6 +62,8 @@ class Stragglers(StepCallback):
         if module.state.step % (self.every_n_steps or trainer.log_every_n_steps):
             return
         self._look_at_cores(trainer, module.state.step)
+        if module.stopwatch is None:
+            return
         group = trainer.run.control_group
         slow = slow_ones(group.gather(self._stopwatch.take()))
         for rank, times in slow.items():
@@ -86,6 +91,15 @@ class Stragglers(StepCallback):
                 + (advice if fewer < torch.get_num_threads() else "")
             )
             trainer.run.folder.record("busy_cores", step, others=use.others, waited=use.waited)
+
+
+def are_alike(streams: Iterable[Stream]) -> bool:
+    """Whether slots take so nearly the same time that a process is not slow for those it gets.
+
+    Slots are in the order of the streams, so a process has a step's first or last stream more often than others.
+    """
+    sizes = [stream.tokens_per_slot for stream in streams]
+    return max(sizes) < SLOW * min(sizes)
 
 
 def is_kept(use: CoreUse) -> bool:
