@@ -12,7 +12,7 @@ from typing import Any
 from data_prep import learn_bpe
 from data_prep.distributed import check_executor
 from data_prep.sources import sources_of
-from data_prep.sources.pairs import AlignedInputs, PairSource, pair_sources_of
+from data_prep.sources.pairs import AlignedInputs, PairSource, as_file, pair_sources_of
 from data_prep.sources.parquet import ParquetFile
 from xlm_train.config.schema import Rule, near
 from xlm_train.data.manifest import LANGUAGE, SPLITS, languages_of
@@ -142,8 +142,8 @@ def _pairs_given_twice(sources: Mapping[Key, Sequence[PairSource]]) -> list[str]
     owners: dict[Any, str] = {}
     for (split, pair), entries in sources.items():
         for source in entries:
-            for one in source.sides if isinstance(source, AlignedInputs) else [source]:
-                key = f"pairs.{pair}.{split}"
+            for given in source.sides if isinstance(source, AlignedInputs) else [source]:
+                one, key = as_file(given), f"pairs.{pair}.{split}"
                 if one in owners:
                     problems.append(f"{key}: {source.names[0]} is given twice (also in {owners[one]})")
                 owners[one] = key
@@ -153,7 +153,13 @@ def _pairs_given_twice(sources: Mapping[Key, Sequence[PairSource]]) -> list[str]
 def _text_problems(
     train: Any, valid: Any, test: Any, pairs: Any, codes: str | None, vocab: str | None
 ) -> Iterator[str]:
-    paired = {split for splits in pairs.values() if isinstance(splits, dict) for split in splits}
+    paired = {
+        split
+        for splits in pairs.values()
+        if isinstance(splits, dict)
+        for split, value in splits.items()
+        if value is not None
+    }
     if not _languages(train, valid, test) and not paired:
         yield "no text is given: train.LANG=[FILE, ...] for each language"
     elif not _languages(train) and "train" not in paired and not (codes and vocab):

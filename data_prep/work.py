@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import signal
+import sys
 import threading
 import zipfile
 from collections import deque
@@ -139,6 +140,8 @@ class Workers:
         if self.pool is None:
             import multiprocessing
 
+            # where this process is killed, the one that then frees its semaphores has nothing to tell a person
+            sys.warnoptions.append("ignore:resource_tracker")
             context = multiprocessing.get_context("spawn")
             self.pool = ProcessPoolExecutor(self.n, mp_context=context, initializer=_start_worker)
         out: deque[Future[Result]] = deque()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,7 +59,7 @@ class AlignedInputs:
 
     def check(self) -> list[str]:
         """Problems of both."""
-        same = [f"{self.names[0]}: is both sides of the pair"] if self.sides[0] == self.sides[1] else []
+        same = [f"{self.names[0]}: is both sides of the pair"] if as_file(self.sides[0]) == as_file(self.sides[1]) else []
         return same or [problem for side in self.sides for problem in side.check()]
 
     def reading(self) -> PairReading:
@@ -166,6 +166,15 @@ class RowInput(_OneInput):
                     held, size, first_row = [], 0, first_row + len(held)
         if held:
             yield _piece_of(held, first_row, max_line_bytes)
+
+
+def as_file(source: Any) -> Any:
+    """The same input with its path in one form, to compare: two paths can name one file."""
+    if isinstance(source, (TextFile, ParquetFile)):
+        return replace(source, path=source.path.resolve())
+    if isinstance(source, (TsvFile, RowInput)):
+        return replace(source, source=as_file(source.source))
+    return source
 
 
 def _piece_of(rows: Sequence[Row], line: int, max_line_bytes: int) -> PairPiece:

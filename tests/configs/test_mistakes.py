@@ -79,6 +79,24 @@ def test_typing_mistakes_are_found_before_anything_runs() -> None:
     assert "there are demo, tiny, xlm_1024" in problems["model=xlm"]
 
 
+@pytest.mark.parametrize(
+    ("command_name", "words", "message"),
+    [
+        ("prep", ["pairs=[a.de,a.en]"], "pairs=[a.de,a.en]: pairs is no list; set its keys, as pairs.NAME=VALUE"),
+        ("prep", ["parallel={a: b}"], "parallel={a: b}: parallel must be a list, as [a,b]"),
+        (
+            "train",
+            ["objective=mlm", "objective.replacements={a: 1}"],
+            "objective.replacements={a: 1}: objective.replacements must be a list, as [a,b]",
+        ),
+    ],
+)
+def test_a_list_for_a_mapping_and_a_mapping_for_a_list(command_name: str, words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_overrides(command_name, words)
+    assert error.value.problems == [message]
+
+
 @pytest.mark.parametrize("module", ["train", "evaluate", "generate", "translate", "export", "import_"])
 def test_commands_refuse_unknown_overrides(module: str, tmp_path: Path) -> None:
     result = command(f"xlm_train.commands.{module}", "no_such_key=1", status=2, cwd=tmp_path)

@@ -370,6 +370,22 @@ def test_a_file_given_twice_is_an_error(tmp_path: Path, files: dict[str, list[st
     assert "is given twice (also in pairs.de-en.train)" in problems(tmp_path / "out", given(files))
 
 
+def test_one_file_under_two_paths_is_found(tmp_path: Path, files: dict[str, list[str]]) -> None:
+    german = Path(files["train"][0])
+    other_way = str(german.parent / ".." / german.parent.name / german.name)
+    assert "is both sides of the pair" in problems(tmp_path / "out", given({"train": [str(german), other_way]}))
+    files["valid"] = [other_way, files["valid"][1]]
+    assert "is given twice (also in pairs.de-en.train)" in problems(tmp_path / "out", given(files))
+    tsv = write(tmp_path / "t.tsv", ["eins\tone"])
+    link = tmp_path / "link.tsv"
+    link.symlink_to(tsv)
+    assert "is given twice" in problems(tmp_path / "out", given({"train": tsv, "valid": str(link)}))
+
+
+def test_pairs_that_are_null_are_no_text(tmp_path: Path) -> None:
+    assert "no text is given: " in problems(tmp_path / "out", given({"train": None}))
+
+
 def test_a_bad_row_in_the_middle_of_a_tsv_is_an_error(tmp_path: Path, files: dict[str, list[str]]) -> None:
     rows = [f"{number} sagte\t{number} said" for number in range(20_000)]
     tsv = write(tmp_path / "t.tsv", [*rows, "no column", *rows])

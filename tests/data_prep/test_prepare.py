@@ -30,7 +30,7 @@ from data_prep.distributed import Share
 from data_prep.prepare import prepare
 from data_prep.publish import locked
 from data_prep.settings import read_settings
-from tests.conftest import golden_pieces
+from tests.conftest import REPOSITORY, golden_pieces
 from xlm_train.config.overrides import config_folder
 from xlm_train.data.corpus import Corpus
 from xlm_train.runtime.errors import ConfigError, TextError, UserError
@@ -852,3 +852,17 @@ def test_the_command_prints_a_table_and_progress(tmp_path: Path, texts: dict[str
         assert f"\n{stage}" in f"\n{done.stderr}"
     assert "MB/s" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "text"]
+
+
+def test_a_killed_parent_leaves_no_noise() -> None:
+    """Python's own helper process warns of semaphores left, after the prompt is back."""
+    code = (
+        "import os, signal\n"
+        "from data_prep.work import Workers\n"
+        "with Workers(2) as workers:\n"
+        "    assert list(workers.map(abs, [-1, -2])) == [1, 2]\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == -signal.SIGKILL
+    assert ended.stderr == ""

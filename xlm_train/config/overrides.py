@@ -174,6 +174,7 @@ def check_overrides(
             translated[word] = force + word.replace(key, new, 1)
         if new not in (None, key):
             log(f"warning: {key} is now {new}")
+    problems += [problem for word, key in keys.items() if (problem := _shape_problem(word, key, nodes.get(key)))]
     rest = [translated.get(word, word) for word in words if word not in unknown]
     if unknown and not problems and read is not None and not {"-m", "--multirun"} & {*arguments}:
         try:
@@ -183,6 +184,16 @@ def check_overrides(
     if unknown or problems:
         raise ConfigError([*unknown.values(), *problems])
     return [translated.get(word, word) for word in arguments]
+
+
+def _shape_problem(word: str, key: str, node: Any) -> str | None:
+    """Say that a list is given for a mapping or the other way round, which Hydra cannot merge."""
+    value = word.partition("=")[2]
+    if isinstance(node, Mapping) and value.startswith("["):
+        return f"{word}: {key} is no list; set its keys, as {key}.NAME=VALUE"
+    if isinstance(node, list) and value.startswith("{"):
+        return f"{word}: {key} must be a list, as [a,b]"
+    return None
 
 
 def _sort_out(words: Sequence[str], folders: Sequence[Path]) -> tuple[list[str], dict[str, str], list[str]]:

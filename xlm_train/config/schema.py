@@ -301,6 +301,8 @@ def words_of(wanted: Any) -> str:
         return "a mapping"
     if typing.get_origin(wanted) is list and typing.get_args(wanted) == (int,):
         return "a list of whole numbers, as [1,2]"
+    if typing.get_args(wanted) == (float,):
+        return "a list of numbers, as [1,2]"
     names = {
         int: "a whole number",
         float: "a number",

@@ -212,7 +212,8 @@ class Corpus:
         except FileNotFoundError:
             problems.append(f"{file}: is missing")
         except (ValueError, OSError, EOFError) as error:
-            problems.append(f"{file}: is truncated or not a .npy file ({error})")
+            why = str(error).partition("\n")[0]  # numpy goes on about its own settings
+            problems.append(f"{file}: is truncated or not a .npy file ({why})")
         else:
             if array.dtype == dtype and array.shape == shape:
                 return array.view(np.ndarray)  # still mapped; np.memmap does a dozen things more at every slice

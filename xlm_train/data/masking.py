@@ -20,6 +20,7 @@ from xlm_train.runtime.errors import ConfigError
 from xlm_train.text.vocabulary import MASK, PAD
 
 SHARE = 0.15  # of the positions, in evaluation always
+MAX_ALPHA = 10  # count^-alpha of any count stays a normal float64
 Random = np.random.Generator | np.random.RandomState
 
 
@@ -50,8 +51,8 @@ class Masking:
         problems = []
         if not 0 < self.share < 1:
             problems.append(f"mask_share={self.share}: must be above 0 and below 1")
-        if self.alpha < 0:
-            problems.append(f"sample_alpha={self.alpha}: must be at least 0")
+        if not 0 <= self.alpha <= MAX_ALPHA:
+            problems.append(f"sample_alpha={self.alpha}: must be from 0 to {MAX_ALPHA}")
         shares = list(self.replacements)
         if len(shares) != 3 or min(shares, default=0) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
             problems.append(f"replacements={shares}: must be three shares that add up to 1: mask, keep, random word")
@@ -68,7 +69,7 @@ class Masking:
             chosen = random.random(tokens_TB.shape) <= self.share
         else:
             chosen = np.zeros(tokens_TB.shape, dtype=bool)
-            scores = np.where(self.counts > 0, np.maximum(self.counts, 1) ** -self.alpha, 0.0)[tokens_TB].ravel()
+            scores = np.where(self.counts > 0, np.maximum(self.counts, 1) ** -float(self.alpha), 0.0)[tokens_TB].ravel()
             scores[tokens_TB.ravel() == PAD] = 0.0
             count = min(math.ceil(self.share * scores.size), int(np.count_nonzero(scores)))
             if count:

@@ -26,6 +26,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from xlm_train.runtime.console import counted
 from xlm_train.runtime.errors import ConfigError
 
 FEISTEL_ROUNDS = 6
@@ -137,7 +138,8 @@ class Order:
     def batches(self) -> list[str]:
         """Describe the streams that are read in batches of like lengths, for a person."""
         return [
-            f"{s.name}: {s.n_units:,} batches a pass, {s.tokens_per_slot:,.0f} tokens each, {s.padding:.1%} of a batch padding"
+            f"{s.name}: {counted(s.n_units, 'batch')} a pass, {s.tokens_per_slot:,.0f} tokens each, "
+            f"{s.padding:.1%} of a batch padding"
             for s in self.streams.values()
             if s.padding
         ]

@@ -27,7 +27,7 @@ def counted(number: int, noun: str) -> str:
         number: How many.
         noun: In the singular.
     """
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    plural = f"{noun}es" if noun.endswith(("s", "ch")) else f"{noun}s"
     return f"{number:,} {noun if number == 1 else plural}"
 
 

@@ -99,6 +99,17 @@ def test_damaged_files_are_refused_by_name(folder: Path, damage: Callable[[Path]
         Corpus(folder)
 
 
+def test_a_damaged_header_is_told_in_one_line(folder: Path) -> None:
+    path = folder / "train.en.00000.npy"
+    data = bytearray(path.read_bytes())
+    data[9] ^= 0x40  # the header's length
+    path.write_bytes(data)
+    with pytest.raises(CorpusError) as error:
+        Corpus(folder)
+    assert len(error.value.problems) == 1
+    assert "\n" not in str(error.value)
+
+
 def test_a_vocabulary_of_another_corpus_is_refused(folder: Path) -> None:
     (folder / "vocab").write_text("the 5\n")
     with pytest.raises(CorpusError, match="vocab: is not the vocabulary this corpus was made with"):

@@ -109,6 +109,21 @@ def test_rare_words_are_chosen_in_proportion_to_their_score() -> None:
     assert found[14] / found[15] == pytest.approx(10, rel=0.2)
 
 
+def test_a_whole_number_as_alpha_works_and_none_is_too_large_to_compute() -> None:
+    counts = np.zeros(17, dtype=np.int64)
+    counts[14], counts[15] = 1, 10**12
+    tokens = np.tile(np.array([14, 15]), (10, 5))
+    for alpha in (1, 10):
+        whole, decimal = (
+            Masking(17, alpha=kind(alpha), counts=counts).choose(tokens, np.random.default_rng(0))
+            for kind in (int, float)
+        )
+        assert (whole == decimal).all()
+    for alpha in (float("nan"), float("inf"), 10.1):
+        with pytest.raises(ConfigError, match="must be from 0 to 10"):
+            Masking(17, alpha=alpha, counts=counts)
+
+
 def test_a_draw_of_nothing_still_chooses_one_position() -> None:
     for seed in range(20):
         chosen = Masking(60, share=1e-9).choose(np.full((5, 2), 20), np.random.default_rng(seed))
@@ -128,6 +143,6 @@ def test_impossible_settings_are_told_together() -> None:
         Masking(60, share=0.0, alpha=-1.0, replacements=(0.8, 0.1))
     assert error.value.problems == [
         "mask_share=0.0: must be above 0 and below 1",
-        "sample_alpha=-1.0: must be at least 0",
+        "sample_alpha=-1.0: must be from 0 to 10",
         "replacements=[0.8, 0.1]: must be three shares that add up to 1: mask, keep, random word",
     ]

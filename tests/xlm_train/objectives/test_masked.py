@@ -249,6 +249,9 @@ def test_a_mixture_in_a_config(text: TrainingText) -> None:
         " (did you mean mask_share?)",
         "objective.parts.mlm.sample_alpha=x: must be a number",
     ]
+    assert objective_problems(entry(replacements=["a", 1, 0])) == [
+        "objective.parts.mlm.replacements=['a', 1, 0]: must be a list of numbers, as [1,2]"
+    ]
     assert objective_problems(entry(mask_share=0.2)) == []
     made = instantiate(entry(mask_share=0.2), _convert_="all")(text)
     assert (made.evaluation, made.mask_share) == ("masked", 0.2)

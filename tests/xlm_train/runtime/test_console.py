@@ -8,7 +8,7 @@ import time
 import pytest
 
 from xlm_train.runtime import console
-from xlm_train.runtime.console import Progress, waiting
+from xlm_train.runtime.console import Progress, counted, waiting
 from xlm_train.training.loggers import progress_line
 
 UNITS = {"MB": 1, "lines": 0}
@@ -120,3 +120,9 @@ def test_a_long_call_is_heard_of(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(lines) > 2
     assert lines[0] == "learn       60,000 codes: 0:00 so far"
     assert lines[-1] == "learn       60,000 codes: took 0:00"
+
+
+def test_counts_have_their_plural() -> None:
+    assert [counted(n, noun) for noun in ("text", "process", "batch") for n in (1, 2)] == [
+        *("1 text", "2 texts", "1 process", "2 processes", "1 batch", "2 batches")
+    ]
