@@ -39,8 +39,6 @@ from xlm_train.text.bpe_codes import BpeCodes, read_limit
 from xlm_train.text.tokenise import Tokeniser
 from xlm_train.text.vocabulary import EOS, UNK, Vocabulary
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-
 WORDS = {
     "de": "der die das und nicht ein Haus Häuser Straße läuft schöner größte Übung Zug Züge spät früh sagte 1984 usw.",
     "en": "the and of not a house houses street runs nicer greatest exercise train trains late early said 1984 etc.",

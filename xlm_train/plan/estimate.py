@@ -156,9 +156,8 @@ def make_plan(config: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
     flops = flops_per_token(shape, setting.positions, setting.recompute, setting.mask_share)
     flops_token = sum(part.total for part in flops.values())
 
-    tokens_step = data["slots"] * (
-        data["tokens_per_slot"] if reads_pairs(config) else data["slot_streams"] * data["bptt"]
-    )
+    of_slot = data["tokens_per_slot"] if reads_pairs(config) else data["slot_streams"] * data["bptt"]
+    tokens_step = data["slots"] * of_slot
     slots_device = -(-data["slots"] // cluster.devices)  # of the process with the most
     speed, source = _speed(config, cluster, plan, shape)
     slot = slot_time(shape, flops, setting.streams * setting.positions, speed, setting.accumulates)
@@ -306,10 +305,8 @@ def _budget(config: dict[str, Any], plan: PlanSettings, corpus: Corpus | None, t
     elif plan.epochs is not None:
         assert corpus is not None
         bptt = config["data"]["bptt"]
-        if reads_pairs(config):
-            once = sum(_pair_tokens(corpus).values())
-        else:
-            once = sum(corpus.stream("train", lang).n_windows(bptt) * bptt for lang in corpus.languages)
+        windows = (corpus.stream("train", lang).n_windows(bptt) * bptt for lang in corpus.languages)
+        once = sum(_pair_tokens(corpus).values() if reads_pairs(config) else windows)
         steps, source = math.ceil(plan.epochs * once / tokens_step), "plan.epochs"
     else:
         steps, source = steps_of(config["trainer"], tokens_step), "trainer.max_steps and trainer.max_tokens"

@@ -12,7 +12,7 @@ from torch import Tensor
 from xlm_train.data.concatenation import JoinedPairs
 from xlm_train.data.corpus import TokenStream
 from xlm_train.evaluation import higher_is_better
-from xlm_train.evaluation.pairs import score_pairs
+from xlm_train.evaluation.pairs import batches_of, score_pairs
 from xlm_train.evaluation.perplexity import WINDOW_SCORES, Score
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import ConfigError, at_least
@@ -75,6 +75,14 @@ class Validation(StepCallback):
                 f"objective: its evaluation is {kind!r}, known are {', '.join(WINDOW_SCORES)}: callbacks.validation=null"
             )
         self.texts = trainer.data.validation_texts
+        longest = module.model.shape.max_positions
+        for name, text in list(self.texts.items()):
+            if isinstance(text, JoinedPairs) and (long := text.n - sum(map(len, batches_of(text, longest)))):
+                log(
+                    f"validation of {name}: {long:,} of {text.n:,} pairs have a side beyond {longest} positions and are left out"
+                )
+                if long == text.n:
+                    del self.texts[name]
         if self.texts and self.monitor not in (names := metrics_of(self.texts)):
             raise ConfigError(f"callbacks.validation.monitor={self.monitor}: must be one of {', '.join(names)}")
 
