@@ -59,7 +59,9 @@ class AlignedInputs:
 
     def check(self) -> list[str]:
         """Problems of both."""
-        same = [f"{self.names[0]}: is both sides of the pair"] if as_file(self.sides[0]) == as_file(self.sides[1]) else []
+        same = (
+            [f"{self.names[0]}: is both sides of the pair"] if as_file(self.sides[0]) == as_file(self.sides[1]) else []
+        )
         return same or [problem for side in self.sides for problem in side.check()]
 
     def reading(self) -> PairReading:
