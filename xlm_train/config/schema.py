@@ -290,15 +290,16 @@ def fits(value: Any, wanted: Any) -> bool:
     origin, inner = typing.get_origin(wanted) or wanted, typing.get_args(wanted)
     if not isinstance(value, origin) or (origin is Sequence and isinstance(value, str)):
         return False
-    if origin in (list, dict, Sequence) and inner:
-        return all(fits(item, inner[-1]) for item in (value.values() if origin is dict else value))
+    # a mapping of anything else, as of a mixture's parts, is the reader's to check
+    if inner and (origin in (list, dict, Sequence) or (origin is Mapping and inner[1:] == (float,))):
+        return all(fits(item, inner[-1]) for item in (value.values() if isinstance(value, Mapping) else value))
     return True
 
 
 def words_of(wanted: Any) -> str:
     """Say what a type is to a user: `a whole number or null`."""
-    if typing.get_origin(wanted) is dict:
-        return "a mapping"
+    if typing.get_origin(wanted) in (dict, Mapping):
+        return "a mapping of names to numbers" if typing.get_args(wanted)[1:] == (float,) else "a mapping"
     if typing.get_origin(wanted) is list and typing.get_args(wanted) == (int,):
         return "a list of whole numbers, as [1,2]"
     if typing.get_args(wanted) == (float,):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -59,7 +60,11 @@ class Mixture:
         problems = []
         if not parts or parts.keys() != shares.keys():
             problems.append(f"shares has {', '.join(shares) or 'none'}: one is needed for each of {', '.join(parts)}")
-        problems += [f"shares.{name}={share}: must be above 0" for name, share in shares.items() if share <= 0]
+        problems += [
+            f"shares.{name}={share}: must be above 0, and finite"
+            for name, share in shares.items()
+            if not 0 < share < math.inf
+        ]
         self.parts: dict[str, Objective] = {}
         for name, make in parts.items():
             try:

@@ -226,10 +226,16 @@ def test_mistakes_of_a_mixture_are_told_together(text: TrainingText) -> None:
         Mixture(text, {"a": wrong, "b": MaskedLM, "c": CausalLM}, {"b": 0, "c": 1})
     assert error.value.problems == [
         "shares has b, c: one is needed for each of a, b, c",
-        "shares.b=0: must be above 0",
+        "shares.b=0: must be above 0, and finite",
         "parts.a.mask_share=2: must be above 0 and below 1",
         "parts are scored in different ways, causal and masked: leave one out",
     ]
+
+
+@pytest.mark.parametrize("share", [float("nan"), float("inf"), -1])
+def test_shares_that_are_no_quota_are_refused(text: TrainingText, share: float) -> None:
+    with pytest.raises(ConfigError, match=r"shares\.a=.*: must be above 0, and finite"):
+        Mixture(text, {"a": MaskedLM}, {"a": share})
 
 
 def test_a_mixture_in_a_config(text: TrainingText) -> None:
@@ -251,6 +257,9 @@ def test_a_mixture_in_a_config(text: TrainingText) -> None:
     ]
     assert objective_problems(entry(replacements=["a", 1, 0])) == [
         "objective.parts.mlm.replacements=['a', 1, 0]: must be a list of numbers, as [1,2]"
+    ]
+    assert objective_problems({**entry(), "shares": {"mlm": "x"}}) == [
+        "objective.shares={'mlm': 'x'}: must be a mapping of names to numbers"
     ]
     assert objective_problems(entry(mask_share=0.2)) == []
     made = instantiate(entry(mask_share=0.2), _convert_="all")(text)
