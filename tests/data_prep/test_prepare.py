@@ -30,7 +30,7 @@ from data_prep.distributed import Share
 from data_prep.prepare import prepare
 from data_prep.publish import locked
 from data_prep.settings import read_settings
-from tests.conftest import golden_pieces
+from tests.conftest import REPOSITORY, golden_pieces
 from xlm_train.config.overrides import config_folder
 from xlm_train.data.corpus import Corpus
 from xlm_train.runtime.errors import ConfigError, TextError, UserError
