@@ -73,7 +73,7 @@ def test_another_objective_may_start_from_it_and_names_its_parent(config: Config
         ("mlm", "+objective.mask_shares=1", "takes no 'mask_shares' (did you mean mask_share?)"),
         ("mlm", "objective.mask_share=1.5", "objective.mask_share=1.5: must be above 0 and below 1"),
         ("mlm", "objective.mask_share=x", "objective.mask_share=x: must be a number"),
-        ("mlm", "objective.sample_alpha=-1", "objective.sample_alpha=-1: must be at least 0"),
+        ("mlm", "objective.sample_alpha=-1", "objective.sample_alpha=-1: must be from 0 to 10"),
         ("mlm", "objective.replacements=[0.5,0.5]", "must be three shares that add up to 1: mask, keep, random word"),
         ("tlm", "objective.replacement=[1]", "did you mean objective.replacements?"),
         ("tlm", "objective.pairs=[de-fr]", "has no parallel text train.de-fr (it has train.de-en, valid.de-en, test.de-en)"),

@@ -141,7 +141,7 @@ def test_mistakes_are_told_early(compose: Config, corpus_folder: Path, runs: Pat
     assert problems("+objective.mask_shares=1", "objective.sample_alpha=x", "objective.replacements=[a]") == [
         "objective.mask_shares=1: xlm_train.objectives.masked.MaskedLM takes no 'mask_shares' (did you mean mask_share?)",
         "objective.sample_alpha=x: must be a number",
-        "objective.replacements=['a']: must be a list, as [a,b]",
+        "objective.replacements=['a']: must be a list of numbers, as [1,2]",
     ]
     assert problems("objective.mask_share=1", "objective.replacements=[1,2]") == [
         "objective.mask_share=1: must be above 0 and below 1",
