@@ -31,6 +31,23 @@ class Batch(Protocol):
         """Return it in memory that a GPU can read by itself."""
 
 
+@dataclass(frozen=True)
+class TensorBatch:
+    """A batch whose fields are tensors and plain values: what moves are the tensors."""
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
+        """Return it on a device."""
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """Return it in memory that a GPU can read by itself."""
+        return self._changed(torch.Tensor.pin_memory)
+
+    def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+
+
 class Reader(Protocol):
     """The half of an objective that reads: see objectives/objective.py."""
 

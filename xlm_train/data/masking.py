@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +70,7 @@ class Masking:
             chosen = random.random(tokens_TB.shape) <= self.share
         else:
             chosen = np.zeros(tokens_TB.shape, dtype=bool)
-            scores = np.where(self.counts > 0, np.maximum(self.counts, 1) ** -float(self.alpha), 0.0)[tokens_TB].ravel()
+            scores = self._scores[tokens_TB].ravel()
             scores[tokens_TB.ravel() == PAD] = 0.0
             count = min(math.ceil(self.share * scores.size), int(np.count_nonzero(scores)))
             if count:
@@ -83,6 +84,11 @@ class Masking:
         elif len(places) >= self.multiple:
             chosen.flat[places[: len(places) % self.multiple]] = False
         return chosen
+
+    @cached_property
+    def _scores(self) -> NDArray[np.float64]:
+        """How readily each word (n_words,) is chosen."""
+        return np.where(self.counts > 0, np.maximum(self.counts, 1) ** -float(self.alpha), 0.0)
 
     def draw_replacements(self, count: int, random: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Draw for each of `count` chosen words what becomes of it (0 mask, 1 keep, 2 random), and a random word."""

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xlm_train.data.datamodule import TensorBatch
 from xlm_train.data.order import Slot, Stream
 from xlm_train.data.training_text import TrainingText
 from xlm_train.model.transformer import XLM
 
 
 @dataclass(frozen=True)
-class Windows:
+class Windows(TensorBatch):
     """Windows of one language.
 
     Args:
@@ -26,14 +27,6 @@ class Windows:
 
     tokens_BT: Tensor
     language: int
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> Windows:
-        """Return them on a device."""
-        return replace(self, tokens_BT=self.tokens_BT.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Windows:
-        """Return them in memory that a GPU can read by itself."""
-        return replace(self, tokens_BT=self.tokens_BT.pin_memory())
 
 
 class CausalLM:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xlm_train.data.datamodule import TensorBatch
 from xlm_train.data.masking import Masking
 from xlm_train.data.masking import replace as replace_words
 from xlm_train.data.order import Slot, Stream
@@ -18,7 +19,7 @@ from xlm_train.model.transformer import XLM
 
 
 @dataclass(frozen=True)
-class MaskedBatch:
+class MaskedBatch(TensorBatch):
     """Text with words hidden in it. Shapes: B rows, T positions, N hidden words.
 
     Args:
@@ -36,18 +37,6 @@ class MaskedBatch:
     targets_N: Tensor
     lengths_B: Tensor | None = None
     positions_BT: Tensor | None = None
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> MaskedBatch:
-        """Return it on a device."""
-        return replace(self, **{k: v.to(device, non_blocking=non_blocking) for k, v in self._tensors().items()})
-
-    def pin_memory(self) -> MaskedBatch:
-        """Return it in memory that a GPU can read by itself."""
-        return replace(self, **{name: value.pin_memory() for name, value in self._tensors().items()})
-
-    def _tensors(self) -> dict[str, Tensor]:
-        values = {part.name: getattr(self, part.name) for part in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 class MaskedLM:

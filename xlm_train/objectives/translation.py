@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xlm_train.data.datamodule import TensorBatch
 from xlm_train.data.manifest import languages_of
 from xlm_train.data.order import Slot
 from xlm_train.data.training_text import TrainingText
@@ -20,7 +19,7 @@ from xlm_train.text.vocabulary import EOS
 
 
 @dataclass(frozen=True)
-class TranslationBatch:
+class TranslationBatch(TensorBatch):
     """Sentences and what they are to become. Shapes: B pairs, S and T positions, N words to predict.
 
     Args:
@@ -38,18 +37,6 @@ class TranslationBatch:
     target_BT: Tensor
     target_lang: int
     chosen_N: Tensor
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> TranslationBatch:
-        """Return it on a device."""
-        return replace(self, **{k: v.to(device, non_blocking=non_blocking) for k, v in self._tensors().items()})
-
-    def pin_memory(self) -> TranslationBatch:
-        """Return it in memory that a GPU can read by itself."""
-        return replace(self, **{name: value.pin_memory() for name, value in self._tensors().items()})
-
-    def _tensors(self) -> dict[str, Any]:
-        values = {part.name: getattr(self, part.name) for part in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def loss(self, model: Seq2Seq) -> Tensor:
         """Compute the mean cross-entropy of the targets' words, in nats."""
