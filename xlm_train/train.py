@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 from pathlib import Path
@@ -14,13 +13,15 @@ from xlm_train.config.renamed import with_new_names
 from xlm_train.config.train import IDENTITY, TrainConfig, steps_of
 from xlm_train.data.corpus import Corpus
 from xlm_train.data.datamodule import CorpusDataModule
-from xlm_train.model.transformer import XLM, count_parameters
+from xlm_train.interop.import_ import open_model
+from xlm_train.model.transformer import count_parameters
+from xlm_train.objectives.back_translation import cannot_begin
 from xlm_train.plan.fit import out_of_memory_named, require_memory
 from xlm_train.report import leave_report
 from xlm_train.report.recipe import advice
 from xlm_train.runtime.console import counted, log
 from xlm_train.runtime.control_group import ControlGroup, is_lost_peer
-from xlm_train.runtime.device import disable_malloc_trim
+from xlm_train.runtime.device import disable_malloc_trim, release_memory
 from xlm_train.runtime.launcher import STARTED
 from xlm_train.runtime.processes import StopFlag, is_first_process, processes, rank, require_processes
 from xlm_train.runtime.run_folder import RunFolder
@@ -78,9 +79,7 @@ def fit(config: TrainConfig, corpus: Corpus, run: RunContext) -> tuple[str, int]
         except SystemExit as error:  # what Lightning makes of a second SIGINT
             raise KeyboardInterrupt from error
         del trainer, module, data
-        gc.collect()  # the attempt's model and its gradient buffers, before the next one's are made
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()  # of the attempt's model and its gradient buffers, before the next one's are made
         run.control_group.highest(0)  # all wait for the first process, whose last checkpoint is whole now
 
 
@@ -95,12 +94,12 @@ def assemble(
     pin = settings.accelerator != "cpu" and torch.cuda.is_available()
     data = CorpusDataModule(corpus, objective, reading.slots, reading.bptt, config.seed, rank(), processes(), pin)
 
-    shape = config.model.shape(corpus.n_words, len(corpus.languages))
-    start = find_start(run.folder, config.init_from, config.init_optimizer, corpus, shape.to_dict())
     torch.manual_seed(config.seed)
+    model = config.model.make(corpus.n_words, len(corpus.languages), translates=objective.evaluation == "translation")
+    start = find_start(run.folder, config.given_weights, config.init_optimizer, model, corpus, open_model)
     make_optimizer = instantiate(config.optimizer, _convert_="all")
     module = LanguageModel(
-        XLM(shape, config.model.recompute, config.model.ops),
+        model,
         objective,
         make_optimizer if settings.sharding is None else sharded(make_optimizer),
         unwrapped(instantiate(config.schedule)),
@@ -112,7 +111,7 @@ def assemble(
         excluded=run.folder.excluded,
         nan_steps=config.debug.nan_steps,
         provenance={
-            "shape": shape.to_dict(),
+            "shape": model.shape.to_dict(),
             "text": corpus.text,
             "lineage": {"corpus": corpus.lineage, "parents": start.parents},
             "config": config.resolved,
@@ -125,8 +124,8 @@ def assemble(
         f"{counted(reading.slots, 'slot')} = {data.tokens_per_step:,} tokens a step, "
         + (f"from step {start.step:,} of {module.stop:,}" if start.step else f"{module.stop:,} steps")
     )
-    warnings = [f"warning: {warning}" for warning in advice(config.resolved, data.tokens_per_step)]
-    for line in (*data.order.batches(), *warnings):
+    doubts = advice(config.resolved, data.tokens_per_step) + cannot_begin(data.order.streams, start.parents)
+    for line in (*data.order.batches(), *map("warning: {}".format, doubts)):
         log(line)
     run.folder.begin()
 

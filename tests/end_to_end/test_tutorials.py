@@ -42,6 +42,8 @@ SUBSTITUTIONS = {
             "corpus=news_crawl_ende raw=data/raw",
             "train.en=text.en train.de=text.de bpe.n_codes=500 holdout.sentences=50",
         ),
+        ("experiment=mlm_tlm_ende_1024", "experiment=smoke objective=mlm_tlm data.max_len=62 data.tokens_per_slot=500"),
+        ("experiment=mlm_ende_1024", "experiment=smoke objective=mlm"),
         (r"(?<=xlm-train)(.*) experiment=\w+(?!.*--cfg)", r"\1 experiment=smoke"),
         (r"max_steps=400000", "max_steps=25"),
         ("seed=0,1,2", "seed=0,1 trainer.max_steps=5"),
@@ -227,8 +229,11 @@ def test_a_student(tmp_path: Path, follow: Callable[..., str]) -> None:
 
 @pytest.mark.slow
 def test_a_researcher(shared: Path, tmp_path: Path, follow: Callable[..., str]) -> None:
-    text_files(shared, tmp_path, 2500)
+    for language, path in text_files(shared, tmp_path, 2500).items():
+        (tmp_path / f"wmt.{language}").write_bytes(path.read_bytes())
     output = follow("researcher")
+    reported = json.loads((tmp_path / "runs/mlm_tlm/metrics.jsonl").read_text().splitlines()[0])
+    assert {"train/loss_de", "train/loss_en", "train/loss_de-en"} <= reported.keys()
     assert "changed since the last start: trainer.max_steps: was 20, now 25" in output
     assert status_of(tmp_path / "runs/paper")["step"] == 25
     start = events_of(tmp_path / "runs/lower")[0]

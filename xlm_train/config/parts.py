@@ -19,6 +19,7 @@ from xlm_train.runtime.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from xlm_train.data.training_text import TrainingText
+    from xlm_train.objectives.objective import Objective
 
 LOGGER_PACKAGES = {"WandbLogger": "wandb", "TensorBoardLogger": "tensorboard"}
 
@@ -143,11 +144,11 @@ def objective_problems(entry: Mapping[str, Any], key: str = "objective") -> list
     return problems
 
 
-def reading_problems(entry: Mapping[str, Any], text: TrainingText) -> tuple[list[str], list[str]]:
+def reading_problems(entry: Mapping[str, Any], text: TrainingText) -> tuple[Objective | None, list[str]]:
     """Tell whether an objective can be made and finds its text in the corpus; nothing is read.
 
     Returns:
-        The names of the streams that it reads, and the problems.
+        The objective, None where it cannot be used, and the problems.
     """
     import hydra.utils
 
@@ -157,14 +158,15 @@ def reading_problems(entry: Mapping[str, Any], text: TrainingText) -> tuple[list
     except Exception as error:  # whatever a user's class raises, it is this entry that must change
         cause = error.__cause__ or error
         if isinstance(cause, ConfigError):
-            return [], [
+            return None, [
                 problem if problem.startswith("data.") else f"objective.{problem}" for problem in cause.problems
             ]
-        return [], cause.problems if isinstance(cause, UserError) else [f"objective: {entry['_target_']}: {cause}"]
+        return None, cause.problems if isinstance(cause, UserError) else [f"objective: {entry['_target_']}: {cause}"]
     try:
-        return list(Order(made.streams, slots=1, seed=0).streams), []
+        Order(made.streams, slots=1, seed=0)
     except UserError as error:
-        return [], error.problems
+        return None, error.problems
+    return made, []
 
 
 def with_shipped_callbacks(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -17,6 +17,9 @@ ADDED = {
     "data.tokens_per_slot": 2000,
     "data.max_len": 100,
     "model.ops": "fast",
+    "model.share": "none",
+    "init_encoder": None,
+    "init_decoder": None,
     "objective": {"_target_": "xlm_train.objectives.clm.CausalLM", "_partial_": True},
 }
 

@@ -42,6 +42,14 @@ def _init(init_optimizer: bool, init_from: str | None) -> Iterator[str]:
         yield "init_optimizer=true: there is no checkpoint to take it from: give init_from=FILE"
 
 
+def _sides(init_from: str | None, init_encoder: str | None, init_decoder: str | None) -> Iterator[str]:
+    for key, path in (("init_encoder", init_encoder), ("init_decoder", init_decoder)):
+        if path is not None and init_from is not None:
+            yield f"{key}={path}: init_from={init_from} gives both sides their weights: leave one of them out"
+        if path is not None and not Path(path).exists():
+            yield f"{key}={path}: there is no such file or folder"
+
+
 def _processes(devices: int, nodes: int, slots: int) -> Iterator[str]:
     if devices * nodes > slots:
         yield (
@@ -112,6 +120,7 @@ RULES = [
     Rule(("data.bptt", "model.max_positions"), _longest_window),
     Rule(("trainer.max_steps", "trainer.max_tokens"), _length),
     Rule(("init_optimizer", "init_from"), _init),
+    Rule(("init_from", "init_encoder", "init_decoder"), _sides),
     Rule(("trainer.devices", "trainer.nodes", "data.slots"), _processes),
     Rule(("trainer.devices", "trainer.nodes", "trainer.gradient_compression", "trainer.sharding"), _one_process),
     Rule(("trainer.gradient_compression", "trainer.precision"), _compression),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from xlm_train.config.cluster import ClusterConfig
 from xlm_train.config.parts import (
     callback_problems,
     logger_problems,
@@ -24,7 +25,8 @@ from xlm_train.config.precision import settle_precision
 from xlm_train.config.renamed import renamings, with_new_names
 from xlm_train.config.rules import RULES
 from xlm_train.config.schema import Count, at_least, build, check_fields, check_rules, one_of, positive, resolve
-from xlm_train.model.transformer import ModelShape
+from xlm_train.model.seq2seq import SHARE, Seq2Seq
+from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import ConfigError, CorpusError
 from xlm_train.training.strategy import COMPRESSIONS, SHARDINGS
@@ -82,17 +84,26 @@ class ModelConfig(ModelShape):
     Args:
         recompute: Whether activations are computed again in the backward pass.
         ops: "fast", or "plain": the same arithmetic on plain torch operations.
+        share: "embeddings": one table of words for encoder and decoder of a translation model; "none": nothing.
     """
 
     n_words: int = field(default=1, init=False)
     n_langs: int = field(default=1, init=False)
     recompute: bool = False
     ops: Annotated[str, one_of("fast", "plain")] = "fast"
+    share: Annotated[str, one_of(*SHARE)] = "none"
 
     def shape(self, n_words: int, n_langs: int) -> ModelShape:
         """Complete the shape with a corpus's numbers of words and languages."""
         names = {part.name for part in fields(ModelShape)} - {"n_words", "n_langs"}
         return ModelShape(n_words, n_langs, **{name: getattr(self, name) for name in names})
+
+    def make(self, n_words: int, n_langs: int, translates: bool) -> XLM | Seq2Seq:
+        """Make the model with random weights: a language model, or encoder and decoder."""
+        shape = self.shape(n_words, n_langs)
+        if translates:
+            return Seq2Seq(shape, self.recompute, self.ops, self.share)
+        return XLM(shape, self.recompute, self.ops)
 
 
 @dataclass(frozen=True)
@@ -118,46 +129,6 @@ class TrainerConfig:
     def world_size(self) -> int:
         """Processes of the run, one a device."""
         return self.devices * self.nodes
-
-
-@dataclass(frozen=True)
-class ClusterConfig:
-    """A file of configs/cluster.
-
-    Args:
-        memory_gb: Of one device, in 1e9 bytes.
-        peak_tflops: By precision, of one device.
-        efficiency: Share of the peak that a whole step reaches.
-        intra_node_gbytes_per_s: In one direction.
-        inter_node_gbytes_per_s: In one direction, of a whole node.
-        watts: Of one device at load.
-    """
-
-    name: str
-    accelerator: str
-    devices_per_node: Count
-    nodes: Count
-    memory_gb: Annotated[float | None, positive]
-    peak_tflops: dict[str, float | None]
-    efficiency: Annotated[float | None, positive]
-    memory_gbytes_per_s: Annotated[float | None, positive]
-    intra_node_gbytes_per_s: float | None
-    inter_node_gbytes_per_s: float | None
-    latency_us: Annotated[float | None, positive]
-    disk_gbytes_per_s: Annotated[float, positive]
-    watts: Annotated[float | None, positive]
-    price_per_device_hour: float | None
-    currency: str
-
-    @property
-    def devices(self) -> int:
-        """Devices of all nodes."""
-        return self.devices_per_node * self.nodes
-
-    @property
-    def is_cpu(self) -> bool:
-        """Whether its devices are CPUs."""
-        return self.accelerator == "CPU"
 
 
 @dataclass(frozen=True)
@@ -201,8 +172,16 @@ class TrainConfig:
     seed: Annotated[int, _seed]
     init_from: str | None
     init_optimizer: bool
+    init_encoder: str | None
+    init_decoder: str | None
     verify: str | None
     resolved: dict[str, Any] = field(default_factory=dict, init=False)
+
+    @property
+    def given_weights(self) -> dict[str, str]:
+        """Checkpoints to start from, by key."""
+        keys = {"init_from": self.init_from, "init_encoder": self.init_encoder, "init_decoder": self.init_decoder}
+        return {key: path for key, path in keys.items() if path is not None}
 
 
 def read_train_config(config: DictConfig) -> TrainConfig:
@@ -278,7 +257,6 @@ def _corpus_problems(values: dict[str, Any], readable: bool) -> list[str]:
         readable: Nothing else is wrong with it, so that the objective can be made.
     """
     from xlm_train.data.corpus import Corpus
-    from xlm_train.data.datamodule import validation_texts
 
     path = values.get("data", {}).get("path")
     if not isinstance(path, str) or not Path(path).is_dir():
@@ -287,17 +265,23 @@ def _corpus_problems(values: dict[str, Any], readable: bool) -> list[str]:
         corpus = Corpus(path)
     except CorpusError as error:
         return error.problems
-    streams, problems = list(corpus.languages), list[str]()
-    if readable:
-        config = _build(values)
-        text = config.data.text(corpus, config.seed, config.model.max_positions, float16=False)
-        streams, problems = reading_problems(config.objective, text)
-    monitor = (_entries(values, "callbacks").get("validation") or {}).get("monitor")
-    if monitor is not None and not problems and (validated := validation_texts(corpus, streams)):
-        from xlm_train.training.callbacks.validation import metrics_of
+    if not readable:
+        return []
+    from xlm_train.training.callbacks.validation import metrics_of
 
-        if monitor not in (names := metrics_of(validated)):
-            problems.append(f"callbacks.validation.monitor={monitor}: must be one of {', '.join(names)}")
+    config = _build(values)
+    text = config.data.text(corpus, config.seed, config.model.max_positions, float16=False)
+    objective, problems = reading_problems(config.objective, text)
+    if objective is None:
+        return problems
+    if objective.evaluation != "translation":
+        one_sided = [key for key in ("init_encoder", "init_decoder") if key in config.given_weights]
+        one_sided += ["model.share"] if config.model.share != "none" else []
+        problems += [f"{key}: only a translation model has two sides, as under objective=umt" for key in one_sided]
+    monitor = (config.callbacks.get("validation") or {}).get("monitor")
+    names = metrics_of(corpus, objective)
+    if monitor is not None and names and monitor not in names:
+        problems.append(f"callbacks.validation.monitor={monitor}: must be one of {', '.join(names)}")
     return problems
 
 
@@ -376,4 +360,6 @@ IDENTITY = (
     "seed",
     "init_from",
     "init_optimizer",
+    "init_encoder",
+    "init_decoder",
 )

@@ -70,11 +70,13 @@ class SlotBatch:
         number: of the slot within the step, the same on any number of processes.
         stream: number of its stream among the objective's, for the report.
         inputs: what the objective made of it.
+        weight: of its loss.
     """
 
     number: int
     stream: int
     inputs: Batch
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ class StepBatches(IterableDataset[StepBatch]):
                 slot.number,
                 self._streams[slot.stream],
                 self.make_batch(slot, generator_of(self.order.seed, step, slot.number)),
+                slot.weight,
             )
             for slot in self.order.step(step, self.numbers)
         )

@@ -12,13 +12,14 @@ shares. Within a step slots are in the order of the streams. Each stream is read
 a pass every unit comes exactly once, in an order drawn again for each pass by a keyed permutation that is computed
 point by point (no array of corpus length).
 
+Where streams take turns instead (see turns.py), all slots of a step are of one stream, as an update of the original's.
+
 A difference from the original, which draws a language or a pair at random for every update on every GPU, and shuffles
 on each GPU for itself.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -26,10 +27,11 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from xlm_train.data.permutation import permute
+from xlm_train.data.turns import Turns, Weight
 from xlm_train.runtime.console import counted
 from xlm_train.runtime.errors import ConfigError
 
-FEISTEL_ROUNDS = 6
 PIECE = 1024  # units of a pass drawn in one go: drawing a slot's few takes nearly as long
 
 
@@ -74,6 +76,8 @@ class Stream:
         tokens_per_slot: Tokens that a slot reads: the mean over a pass, where slots differ.
         share: Of all slots, among the shares of the other streams; they need not sum to 1.
         padding: Share of padding in what a slot reads, on average.
+        weight: Of its loss.
+        turn: Where streams take turns, the group of streams that it comes in; None: it shares steps with the others.
     """
 
     name: str
@@ -82,6 +86,8 @@ class Stream:
     tokens_per_slot: float
     share: Fraction
     padding: float = 0.0
+    weight: Weight = Weight()
+    turn: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,7 @@ class Slot:
         stream: name of its stream.
         units: (units_per_slot,) numbers of the stream's windows or sentence batches.
         passes: (units_per_slot,) the pass that each of them belongs to.
+        weight: of its loss.
     """
 
     step: int
@@ -101,6 +108,7 @@ class Slot:
     stream: str
     units: NDArray[np.int64]
     passes: NDArray[np.int64]
+    weight: float = 1.0
 
 
 class Order:
@@ -112,7 +120,8 @@ class Order:
         seed: Of the order.
 
     Raises:
-        ConfigError: A stream has no unit or the name of another one, or a step no slot.
+        ConfigError: A stream has no unit or the name of another one, a step no slot, or some streams take turns and
+            others do not.
     """
 
     def __init__(self, streams: Sequence[Stream], slots: int, seed: int) -> None:
@@ -121,8 +130,16 @@ class Order:
             problems.append(f"data.slots={slots} and data.slot_streams must be at least 1")
         if len({s.name for s in streams}) < len(streams):
             problems.append(f"objective: two streams have one name among {', '.join(s.name for s in streams)}")
+        groups: dict[str, dict[str, Weight]] = {}
+        for stream in streams:
+            if stream.turn is not None:
+                groups.setdefault(stream.turn, {})[stream.name] = stream.weight
+        taking = sum(map(len, groups.values()))
+        if 0 < taking < len(streams):
+            problems.append("objective: some of its streams take turns and others do not")
         if problems:
             raise ConfigError(problems)
+        self._turns = Turns(groups, seed) if groups else None
         self.streams = {stream.name: stream for stream in streams}
         self.slots = slots
         self.seed = seed
@@ -146,6 +163,8 @@ class Order:
 
     def slots_before(self, step: int) -> dict[str, int]:
         """Count the slots that each stream has had in steps 0 .. step-1, in closed form."""
+        if self._turns is not None:
+            return {name: steps * self.slots for name, steps in self._turns.before(step).items()}
         counts: dict[str, int] = {}
         *others, last = self.streams.values()
         left, left_share = step * self.slots, Fraction(sum(stream.share for stream in self.streams.values()))
@@ -165,8 +184,15 @@ class Order:
         """
         before, after = self.slots_before(step), self.slots_before(step + 1)
         drawn = [(name, position) for name in self.streams for position in range(before[name], after[name])]
+        turn = None if self._turns is None else self._turns.at(step)
         return [
-            Slot(step, number, name, *self._units(self.streams[name], position))
+            Slot(
+                step,
+                number,
+                name,
+                *self._units(self.streams[name], position),
+                weight=self.streams[name].weight.at(step) if turn is None else turn[1],
+            )
             for number, (name, position) in enumerate(drawn)
             if numbers is None or number in numbers
         ]
@@ -192,42 +218,3 @@ class Order:
             units = permute(places, stream.n_units, key=(self.seed, stream.name, number))
             self._drawn[stream.name] = (number, piece), units
         return units
-
-
-def permute(index: NDArray[np.int64], n: int, key: tuple[int, str, int]) -> NDArray[np.int64]:
-    """Apply a pseudo-random permutation of 0..n-1, computed point by point.
-
-    A balanced Feistel network on the smallest even number of bits that holds n, walked until the value falls below n.
-    Time and memory depend on len(index), not on n.
-
-    Args:
-        index: (N,) numbers from 0 to n-1.
-        n: how many numbers are permuted.
-        key: chooses the permutation: seed, stream, pass.
-
-    Returns:
-        (N,) their images.
-
-    Source: Black & Rogaway 2002, "Ciphers with arbitrary finite domains" (cycle walking).
-    """
-    half = max(1, ((n - 1).bit_length() + 1) // 2)
-    mask = np.uint64((1 << half) - 1)
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8 * FEISTEL_ROUNDS).digest()
-    keys = np.frombuffer(digest, dtype="<u8")
-    result = index.astype(np.uint64)
-    outside = np.ones(len(result), dtype=bool)
-    while outside.any():
-        value = result[outside]
-        left, right = value >> np.uint64(half), value & mask
-        for round_key in keys:
-            left, right = right, left ^ (mix(right + round_key) & mask)
-        result[outside] = (left << np.uint64(half)) | right
-        outside = result >= np.uint64(n)
-    return result.astype(np.int64)
-
-
-def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64 (Steele et al. 2014): every output bit depends on every input bit."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

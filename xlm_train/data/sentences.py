@@ -18,7 +18,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from xlm_train.data.order import FEISTEL_ROUNDS, mix
+from xlm_train.data.permutation import FEISTEL_ROUNDS, mix
 from xlm_train.runtime.errors import ConfigError
 
 

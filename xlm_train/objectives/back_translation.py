@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -71,19 +71,24 @@ class BackTranslation(MonolingualReader):
     def __init__(self, text: TrainingText, directions: Sequence[str] | None = None) -> None:
         if directions is None:
             directions = [f"{code}-{other}-{code}" for code, other in permutations(text.languages, 2)]
-        self.directions: dict[str, tuple[str, str]] = {}
+        self._codes: dict[str, tuple[str, str]] = {}
         for name in directions:
             first, through, last = known_languages(text, name, 3)
             if first != last or first == through:
                 raise ConfigError(
                     f"objective: {name} does not come back to where it began: write {first}-OTHER-{first}"
                 )
-            self.directions[f"bt-{name}"] = (first, through)
-        super().__init__(text, {stream: first for stream, (first, _) in self.directions.items()})
+            self._codes[f"bt-{name}"] = (first, through)
+        super().__init__(text, {stream: first for stream, (first, _) in self._codes.items()})
+
+    @property
+    def directions(self) -> Sequence[tuple[str, str]]:
+        """The ways back, which are what is learned: "en-de" of de-en-de."""
+        return [(through, language) for language, through in self._codes.values()]
 
     def batch(self, slot: Slot, generator: np.random.Generator) -> Sentences:
         """Read the slot's sentences."""
-        language, through = (self.text.languages[code] for code in self.directions[slot.stream])
+        language, through = (self.text.languages[code] for code in self._codes[slot.stream])
         return Sentences(self.read(slot), language, through)
 
     def loss(self, model: Seq2Seq, batch: Sentences) -> Tensor:
@@ -94,3 +99,18 @@ class BackTranslation(MonolingualReader):
     def empty_batch(self) -> Sentences:
         """Make one sentence of one word."""
         return Sentences([[EOS, 0, EOS]], 0, 0)
+
+
+def cannot_begin(streams: Collection[str], parents: Sequence[str]) -> list[str]:
+    """Warn where nothing but back-translation teaches a model that starts from random weights.
+
+    Args:
+        streams: Names of what the run reads.
+        parents: What its weights come from.
+    """
+    if parents or not all(stream.startswith("bt-") for stream in streams):
+        return []
+    return [
+        "back-translation alone cannot begin from random weights: the translations that it learns from mean nothing, and stay"
+        " so; add denoising (objective=umt), or start from pretrained weights (init_encoder=FILE init_decoder=FILE)"
+    ]

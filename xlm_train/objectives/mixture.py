@@ -1,4 +1,4 @@
-"""Several objectives in one run: each step's slots are divided among them by quota."""
+"""Several objectives in one run: they divide each step's slots, or take turns with whole steps."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from torch import Tensor
 from xlm_train.data.datamodule import Batch
 from xlm_train.data.order import Slot, Stream
 from xlm_train.data.training_text import TrainingText
+from xlm_train.data.turns import Weight
 from xlm_train.model.transformer import XLM
 from xlm_train.objectives.objective import Objective
 from xlm_train.runtime.errors import ConfigError
+
+ORDERS = ("quota", "turns")  # the values of objective.order
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,17 @@ class PartBatch:
 class Mixture:
     """Objectives that share a run: a slot belongs to one of them, in closed form, as slots do to languages.
 
-    The original draws: each of its updates is of one objective, which a step of several slots averages.
+    By `quota` a step has slots of all of them, and averages their losses. In `turns` a step is of one stream alone: all
+    streams of the first part in an order drawn again in each iteration, then those of the next part, as the original's
+    loop (see data/turns.py).
 
     Args:
         text: what is read.
         parts: name -> objective, given the text.
-        shares: name -> share of the slots; they need not sum to 1.
+        shares: by quota: name -> share of the slots; they need not sum to 1.
+        weights: name -> weight of its losses, a number or points "iteration:weight" of a piecewise linear function,
+            such as "0:1,100000:0.1,300000:0"; 1 where not given. By quota an iteration is a step.
+        order: quota or turns.
 
     Raises:
         ConfigError: with every value that cannot work.
@@ -55,10 +63,17 @@ class Mixture:
         self,
         text: TrainingText,
         parts: Mapping[str, Callable[[TrainingText], Objective]],
-        shares: Mapping[str, float],
+        shares: Mapping[str, float] | None = None,
+        weights: Mapping[str, float | str] | None = None,
+        order: str = "quota",
     ) -> None:
-        problems = []
-        if not parts or parts.keys() != shares.keys():
+        shares, self.in_turns = shares or {}, order == "turns"
+        self.weights, problems = _weights(weights or {}, parts, self.in_turns)
+        if order not in ORDERS:
+            problems.append(f"order={order}: must be one of {', '.join(ORDERS)}")
+        if self.in_turns and shares:
+            problems.append("shares: objectives that take turns have no shares: set objective.order=quota, or leave them out")
+        if not self.in_turns and (not parts or parts.keys() != shares.keys()):
             problems.append(f"shares has {', '.join(shares) or 'none'}: one is needed for each of {', '.join(parts)}")
         problems += [
             f"shares.{name}={share}: must be above 0, and finite"
@@ -90,16 +105,27 @@ class Mixture:
         """The mean over the slots of all parts."""
         found = {name: part.mask_share for name, part in self.parts.items()}
         masked = {name: share for name, share in found.items() if share is not None}
-        weight = sum(self.shares[name] for name in masked)
-        return sum(self.shares[name] * share for name, share in masked.items()) / weight if masked else None
+        shares = dict.fromkeys(masked, 1.0) if self.in_turns else self.shares
+        weight = sum(shares[name] for name in masked)
+        return sum(shares[name] * share for name, share in masked.items()) / weight if masked else None
+
+    @property
+    def directions(self) -> Sequence[tuple[str, str]]:
+        """The directions that the parts learn to translate, each once."""
+        return list(dict.fromkeys(pair for part in self.parts.values() for pair in getattr(part, "directions", ())))
 
     @property
     def streams(self) -> Sequence[Stream]:
         """The streams of all parts, each part's shares scaled to its own."""
         found: list[Stream] = []
         for name, streams in self._streams.items():
-            scale = Fraction(str(self.shares[name])) / sum(stream.share for stream in streams)
-            found += [replace(stream, share=stream.share * scale) for stream in streams]
+            scale = Fraction(1)
+            if not self.in_turns:
+                scale = Fraction(str(self.shares[name])) / sum(stream.share for stream in streams)
+            turn = name if self.in_turns else None
+            found += [
+                replace(stream, share=stream.share * scale, weight=self.weights[name], turn=turn) for stream in streams
+            ]
         return found
 
     def _part(self, slot: Slot) -> Objective:
@@ -121,3 +147,23 @@ class Mixture:
         """Make the first part's empty batch."""
         name, part = next(iter(self.parts.items()))
         return PartBatch(name, part.empty_batch())
+
+
+def _weights(
+    given: Mapping[str, float | str], parts: Mapping[str, Any], in_turns: bool
+) -> tuple[dict[str, Weight], list[str]]:
+    """The weight of each part, and what is wrong with those given."""
+    problems = [f"weights.{name}: there is no such part among {', '.join(parts)}" for name in given if name not in parts]
+    weights = dict.fromkeys(parts, Weight())
+    for name in given.keys() & parts.keys():
+        try:
+            weights[name] = Weight.parse(given[name])
+        except ConfigError as error:
+            problems += [f"weights.{name}={problem}" for problem in error.problems]
+            continue
+        if not in_turns and any(value == 0 for _, value in weights[name].points):
+            problems.append(
+                f"weights.{name}={given[name]}: becomes 0, and by quota its slots would be read for nothing: use a small"
+                " weight, or objective.order=turns"
+            )
+    return weights, problems

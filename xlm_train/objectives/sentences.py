@@ -28,6 +28,11 @@ class SentenceReader:
     evaluation = "translation"
     mask_share = None
 
+    @property
+    def directions(self) -> Sequence[tuple[str, str]]:
+        """The languages (source, target) that validation translates."""
+        return ()
+
     def __init__(self, text: TrainingText, names: Mapping[str, str], side_by_side: bool = False) -> None:
         self.text = text
         self.names = names

@@ -79,20 +79,25 @@ class Translation(SentenceReader):
         if directions is None:
             names = [languages_of(name) or (name,) for name in text.corpus.pair_names("train")]
             directions = ["-".join(codes[::step]) for codes in names for step in (1, -1)]
-        self.directions = {f"mt-{name}": known_languages(text, name, 2) for name in directions}
-        names_of_pairs = {stream: "-".join(sorted(codes)) for stream, codes in self.directions.items()}
+        self._codes = {f"mt-{name}": known_languages(text, name, 2) for name in directions}
+        names_of_pairs = {stream: "-".join(sorted(codes)) for stream, codes in self._codes.items()}
         super().__init__(text, names_of_pairs, side_by_side=True)
         self.pairs = {stream: text.corpus.pairs("train", name) for stream, name in names_of_pairs.items()}
 
+    @property
+    def directions(self) -> Sequence[tuple[str, str]]:
+        """Those that are learned."""
+        return [(source, target) for source, target in self._codes.values()]
+
     def _read(self, slot: Slot) -> tuple[list[list[int]], list[list[int]]]:
-        codes = self.directions[slot.stream]
+        codes = self._codes[slot.stream]
         step = 1 if list(codes) == sorted(codes) else -1
         pairs = [pair[::step] for pair in self.pairs[slot.stream].read(self.numbers(slot))]
         return with_eos([source for source, _ in pairs]), with_eos([target for _, target in pairs])
 
     def batch(self, slot: Slot, generator: np.random.Generator) -> TranslationBatch:
         """Read the slot's pairs, source first."""
-        source, target = (self.text.languages[code] for code in self.directions[slot.stream])
+        source, target = (self.text.languages[code] for code in self._codes[slot.stream])
         sources, targets = self._read(slot)
         return translation_batch(sources, source, targets, target)
 

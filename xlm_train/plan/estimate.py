@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.config.train import ClusterConfig
+from xlm_train.config.cluster import ClusterConfig
 from xlm_train.model.flops import Flops, flops_per_token
 from xlm_train.plan.memory import peak_memory, reads_pairs, setting_of
 from xlm_train.plan.network_model import COMPRESSIONS, Gradient, Link, StepTime, make_buckets, step_time

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import os
 import re
 import resource
@@ -42,6 +43,15 @@ def disable_malloc_trim() -> bool:
     except (OSError, AttributeError):
         return False  # another C library
     return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, NEVER))
+
+
+def release_memory() -> None:
+    """Free what nothing refers to any more, on the GPU too."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 SPINS = "2000"  # some ten microseconds: a pause is 40 to 140 cycles

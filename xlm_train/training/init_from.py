@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from torch import Tensor
 from xlm_train.data.corpus import Corpus
 from xlm_train.model.seq2seq import SIDES, Seq2Seq, is_seq2seq, side_of
 from xlm_train.model.shape import ModelShape
+from xlm_train.model.transformer import XLM
 from xlm_train.runtime import checkpoint_file
+from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.run_folder import RunFolder
 from xlm_train.text.vocabulary import Vocabulary
@@ -30,7 +32,7 @@ class Start:
         optimizer: moments of another run.
         updates: applied there, where the moments are taken.
         parents: lineage of the weights, the other run's checkpoint last.
-        sha256: of the checkpoint.
+        sha256: of the checkpoint, or of each side's.
     """
 
     newest: tuple[Path, dict[str, Any]] | None = None
@@ -52,42 +54,56 @@ class Start:
 
 
 def find_start(
-    folder: RunFolder, init_from: str | None, init_optimizer: bool, corpus: Corpus, shape: dict[str, Any]
+    folder: RunFolder,
+    given: Mapping[str, str],
+    with_optimizer: bool,
+    model: XLM | Seq2Seq,
+    corpus: Corpus,
+    open_model: Callable[[str, int], dict[str, Any]],
 ) -> Start:
-    """Find what an attempt begins with. The run's own checkpoint comes first: `init_from` counts once.
+    """Find what an attempt begins with. The run's own checkpoint comes first: what is given counts once.
+
+    Encoder and decoder of a translation model are loaded into it at once.
 
     Args:
         folder: the run's.
-        init_from: another run's checkpoint.
-        init_optimizer: take its moments and update count too.
+        given: `init_from`, or `init_encoder` and `init_decoder`, or nothing -> another run's checkpoint.
+        with_optimizer: take its moments and update count too.
+        model: of this run, with random weights.
         corpus: what the run reads.
-        shape: of its model.
+        open_model: opens a checkpoint of any known format, given vocab_multiple too.
 
     Raises:
-        UserError: no checkpoint of the run is whole, or the other run's does not fit.
+        UserError: no checkpoint of the run is whole, or what is given does not fit.
     """
     found = folder.newest_checkpoint()
     if found.path is not None and found.content is not None:
         parents = found.content["lineage"]["parents"]
         return Start(newest=(found.path, found.content), parents=parents, sha256=found.content["sha256"])
-    return Start() if init_from is None else _open(init_from, corpus, shape, init_optimizer)
+    words = Vocabulary.from_file(corpus.vocab_path).words if given else []
+    if "init_from" in given:
+        return _open(given["init_from"], with_optimizer, model, corpus.languages, words)
+    contents = {key.removeprefix("init_"): (path, open_model(path, model.shape.vocab_multiple)) for key, path in given.items()}
+    if not isinstance(model, Seq2Seq) or not contents:
+        return Start()
+    sides = load_sides(model, contents, corpus.languages, words)
+    for name, side in sides.items():
+        log(f"{name}: {side}")
+    parents = [parent for side in sides.values() for parent in side.parents]
+    return Start(parents=list(dict.fromkeys(parents)), sha256=" ".join(side.parents[-1] for side in sides.values()))
 
 
-def _open(path: str, corpus: Corpus, shape: dict[str, Any], with_optimizer: bool) -> Start:
+def _open(
+    path: str, with_optimizer: bool, model: XLM | Seq2Seq, languages: Mapping[str, int], words: Sequence[str]
+) -> Start:
     content = checkpoint_file.load(path)
-    problems = [
-        f"init_from={path}: its model has {name}={value}, this run {shape[name]}; set model.{name}={value}"
-        for name, value in content["shape"].items()
-        if name not in ("dropout", "attention_dropout", "n_words", "n_langs") and value != shape[name]
-    ]
-    if content["text"]["languages"] != corpus.languages:
+    problems = list(_misfits(f"init_from={path}", content, model.shape, languages, words))
+    if is_seq2seq(content["model"]) != isinstance(model, Seq2Seq):
         problems.append(
-            f"init_from={path}: its languages are {content['text']['languages']}, the corpus has {corpus.languages}"
-        )
-    if content["text"]["vocab"] != corpus.vocab_path.read_bytes().decode():
-        problems.append(
-            f"init_from={path}: its vocabulary is not the corpus's; prepare the text with its codes and vocabulary"
-            " (codes=, vocab=)"
+            f"init_from={path}: is a language model, and this run trains a translation model: init_encoder={path}"
+            f" init_decoder={path}"
+            if isinstance(model, Seq2Seq)
+            else f"init_from={path}: is a translation model, and this run trains a language model"
         )
     if with_optimizer and content["optimizer"] is None:
         problems.append(f"init_from={path}: holds no optimizer state; set init_optimizer=false")

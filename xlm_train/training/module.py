@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from xlm_train.data.datamodule import StepBatch
 from xlm_train.data.noise import seed_noise
+from xlm_train.model.seq2seq import Seq2Seq
 from xlm_train.model.transformer import XLM
 from xlm_train.objectives.objective import Objective
 from xlm_train.runtime import device as host
@@ -35,7 +36,7 @@ from xlm_train.training.state import TrainState
 
 
 class LanguageModel(pl.LightningModule):
-    """Trains an `XLM` on slots.
+    """Trains a language model or a translation model on slots.
 
     Args:
         model: the weights to train.
@@ -53,11 +54,11 @@ class LanguageModel(pl.LightningModule):
         start: weights, moments and update count of another run, to begin with.
     """
 
-    model: XLM
+    model: XLM | Seq2Seq
 
     def __init__(
         self,
-        model: XLM,
+        model: XLM | Seq2Seq,
         objective: Objective,
         make_optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer],
         schedule: Callable[[int], float],
@@ -169,7 +170,7 @@ class LanguageModel(pl.LightningModule):
             if position == 0 and self.stopwatch is not None:
                 self.stopwatch.stop(self.device)  # one slot, whatever the share; backward may wait for others
             with self._reduced_with_the_last(position == len(batch.slots) - 1):
-                self.manual_backward(loss * weight)
+                self.manual_backward(loss * (weight * slot.weight))
             state.losses.add(slot.number, slot.stream, loss)
         self._update(scale)
 

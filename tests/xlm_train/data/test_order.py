@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from xlm_train.data.corpus import Corpus
 from xlm_train.data.datamodule import SlotBatch, StepBatches
-from xlm_train.data.order import PIECE, Order, Slot, Stream, language_shares, permute, slots_of_rank
+from xlm_train.data.order import PIECE, Order, Slot, Stream, language_shares, slots_of_rank
+from xlm_train.data.permutation import permute
 from xlm_train.data.training_text import TrainingText
 from xlm_train.objectives.clm import CausalLM, Windows
 from xlm_train.runtime.errors import ConfigError

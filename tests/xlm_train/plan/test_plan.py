@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.conftest import REPOSITORY, command, process_environment
-from xlm_train.config.train import ClusterConfig
+from xlm_train.config.cluster import ClusterConfig
 from xlm_train.data.corpus import Corpus
 from xlm_train.model.flops import flops_per_token, training_flops_per_token
 from xlm_train.model.transformer import XLM, ModelShape, count_parameters

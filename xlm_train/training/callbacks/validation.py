@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from xlm_train.data.concatenation import JoinedPairs
-from xlm_train.data.corpus import TokenStream
+from xlm_train.data.corpus import Corpus, TokenStream
+from xlm_train.data.datamodule import validation_texts
 from xlm_train.evaluation import higher_is_better
 from xlm_train.evaluation.pairs import batches_of, score_pairs
 from xlm_train.evaluation.perplexity import WINDOW_SCORES, Score
+from xlm_train.objectives.objective import Objective
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import ConfigError, at_least
 from xlm_train.training.callbacks.metrics import send
@@ -22,8 +24,13 @@ from xlm_train.training.phases import Phase, StepCallback
 from xlm_train.training.trainer import Trainer
 
 
-def metrics_of(texts: Iterable[str]) -> list[str]:
-    """List the metrics that a validation of these languages and pairs gives."""
+def metrics_of(corpus: Corpus, objective: Objective) -> list[str]:
+    """List the metrics that a validation of what an objective learns gives; none where there is no text for it."""
+    texts = validation_texts(corpus, [stream.name for stream in objective.streams])
+    return _window_metrics(texts) if texts else []
+
+
+def _window_metrics(texts: Iterable[str]) -> list[str]:
     ends = [f"_{text}" for text in texts]
     return ["val/ppl", "val/acc", *(f"val/{kind}{end}" for kind in ("loss", "ppl", "acc") for end in ends)]
 
@@ -83,7 +90,7 @@ class Validation(StepCallback):
                 )
                 if long == text.n:
                     del self.texts[name]
-        if self.texts and self.monitor not in (names := metrics_of(self.texts)):
+        if self.texts and self.monitor not in (names := _window_metrics(self.texts)):
             raise ConfigError(f"callbacks.validation.monitor={self.monitor}: must be one of {', '.join(names)}")
 
     def out_of_patience(self, module: LanguageModel) -> bool:
