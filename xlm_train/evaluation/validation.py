@@ -90,7 +90,11 @@ def translation_metrics(directions: Iterable[tuple[str, str]]) -> list[str]:
 def _predicted(scores: Mapping[str, Score]) -> dict[str, float]:
     metrics = {}
     for name, score in scores.items():
-        metrics |= {f"val/loss_{name}": score.loss, f"val/ppl_{name}": score.perplexity, f"val/acc_{name}": score.accuracy}
+        metrics |= {
+            f"val/loss_{name}": score.loss,
+            f"val/ppl_{name}": score.perplexity,
+            f"val/acc_{name}": score.accuracy,
+        }
     return metrics
 
 

@@ -169,8 +169,9 @@ class ConsoleLogger(LocalLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Show a report or a validation; what other callbacks log is not shown."""
         if "val/ppl" in metrics:
+            bleu = f", {describe(metrics, 'val/bleu')}" if "val/bleu" in metrics else ""
             self._print(
-                f"step {step:,}: validation {describe(metrics, 'val/ppl')}, {describe(metrics, 'val/acc')} %",
+                f"step {step:,}: validation {describe(metrics, 'val/ppl')}, {describe(metrics, 'val/acc')} %{bleu}",
                 keep=True,
             )
         elif "train/loss" in metrics and (

@@ -114,7 +114,9 @@ class Validation(StepCallback):
         directions = directions_of(objective)
         found = translatable(data.corpus, directions)
         if missing := sorted({"-".join(sorted(direction)) for direction in directions if direction not in found}):
-            log(f"no validation of {', '.join(missing)}: the corpus has no such pairs (xlm-prep pairs.{missing[0]}.valid=)")
+            log(
+                f"no validation of {', '.join(missing)}: the corpus has no such pairs (xlm-prep pairs.{missing[0]}.valid=)"
+            )
         if not directions:
             log("no validation: the objective learns no direction of translation")
         return TranslationEvaluator(data.corpus, found, longest, Beam(self.beam) if self.beam > 1 else None)
