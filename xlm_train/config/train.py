@@ -279,8 +279,11 @@ def _corpus_problems(values: dict[str, Any], readable: bool) -> list[str]:
         one_sided += ["model.share"] if config.model.share != "none" else []
         problems += [f"{key}: only a translation model has two sides, as under objective=umt" for key in one_sided]
     monitor = (config.callbacks.get("validation") or {}).get("monitor")
-    names = metrics_of(corpus, objective)
-    if monitor is not None and names and monitor not in names:
+    try:
+        names = metrics_of(corpus, objective) if monitor is not None else []
+    except ConfigError as error:
+        return [*problems, *error.problems]
+    if names and monitor not in names:
         problems.append(f"callbacks.validation.monitor={monitor}: must be one of {', '.join(names)}")
     return problems
 
