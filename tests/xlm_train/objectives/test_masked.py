@@ -263,5 +263,5 @@ def test_a_mixture_in_a_config(text: TrainingText) -> None:
     ]
     assert objective_problems(entry(mask_share=0.2)) == []
     made = instantiate(entry(mask_share=0.2), _convert_="all")(text)
-    assert (made.evaluation, made.mask_share) == ("masked", 0.2)
+    assert (made.evaluation, made.rows["de"].mask_share) == ("masked", 0.2)
     assert [stream.name for stream in made.streams] == ["de", "en"]
