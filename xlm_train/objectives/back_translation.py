@@ -44,12 +44,17 @@ class Sentences:
         return self
 
 
+def longest_translation(sentence: int, max_positions: int) -> int:
+    """The most tokens of a translation of a sentence of so many, both eos counted: int(1.3 n + 5), as the original's."""
+    return min(int(1.3 * sentence + 5), max_positions)
+
+
 def back_translated(model: Seq2Seq, batch: Sentences) -> TranslationBatch:
     """Make the pairs of a batch: its greedy translations by the present weights, and the sentences themselves.
 
-    The translations have at most int(1.3 x longest sentence + 5) words, both eos counted, as the original's.
+    No translation is longer than `longest_translation` of the longest sentence.
     """
-    limit = min(int(1.3 * max(map(len, batch.sentences)) + 5), model.shape.max_positions)
+    limit = longest_translation(max(map(len, batch.sentences)), model.shape.max_positions)
     made = translate(model, batch.sentences, batch.language, batch.through, limit)
     return translation_batch(made, batch.through, batch.sentences, batch.language)
 

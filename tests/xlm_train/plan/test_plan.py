@@ -19,11 +19,12 @@ from xlm_train.config.cluster import ClusterConfig
 from xlm_train.data.corpus import Corpus
 from xlm_train.model.flops import Row, flops_per_token, training_flops_per_token
 from xlm_train.model.transformer import XLM, ModelShape, count_parameters
-from xlm_train.plan.estimate import gradients_of, make_plan, parameter_shapes, slot_time, speed_of_cluster
-from xlm_train.plan.memory import Setting, activation_bytes, peak_memory
+from xlm_train.plan.estimate import make_plan
+from xlm_train.plan.memory import Setting, activation_bytes, parameter_shapes, peak_memory
 from xlm_train.plan.page import as_markdown, as_text
 from xlm_train.plan.probe import Speed, StepParts, probe_shape, speed_of
 from xlm_train.plan.settings import problems_of_plan
+from xlm_train.plan.step import gradients_of, slot_time, speed_of_cluster
 
 CLUSTERS = sorted(path.stem for path in (REPOSITORY / "configs/cluster").glob("*.yaml"))
 REAL = ModelShape(n_words=64699, vocab_multiple=8)
