@@ -118,7 +118,8 @@ def _score(metric: Any, hypotheses: Sequence[str], references: Sequence[str]) ->
     found = metric.corpus_score(list(hypotheses), [list(references)], n_bootstrap=BOOTSTRAP)
     signature = metric.get_signature().format()
     said = json.loads(found.format(signature=signature, is_json=True, width=6))
-    return Score(float(found.score), said["confidence_mean"], said["confidence_var"], signature)
+    # where every resample scores 0, sacrebleu leaves these out
+    return Score(float(found.score), said.get("confidence_mean", 0.0), said.get("confidence_var", 0.0), signature)
 
 
 def best_constant(references: Sequence[str]) -> str:
