@@ -62,6 +62,9 @@ class Weight:
         return self.points[-1][1]
 
 
+UNWEIGHTED = Weight()
+
+
 @dataclass(frozen=True)
 class Segment:
     """Iterations in which the same streams have a weight above 0.

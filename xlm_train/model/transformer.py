@@ -363,7 +363,9 @@ def initialise(model: XLM) -> None:
             module.reset_parameters()
 
 
-def count_parameters(model: XLM) -> int:
+def count_parameters(model: nn.Module) -> int:
     """Trainable and fixed parameters, tied weights once, without the vocabulary's padding rows."""
-    padding = (model.shape.n_rows - model.shape.n_words) * (model.shape.dim + 1)
+    sides = [part for part in model.modules() if isinstance(part, XLM)]  # two in a translation model
+    padded = {table: part.shape for part in sides for table in (part.embeddings.weight, part.output_bias)}
+    padding = sum((shape.n_rows - shape.n_words) * table[0].numel() for table, shape in padded.items())
     return sum(parameter.numel() for parameter in model.parameters()) - padding

@@ -181,10 +181,10 @@ def test_a_mixture_of_the_three(text: TrainingText) -> None:
     ("make", "message"),
     [
         (lambda text: Translation(text, ["de-fr"]), "de-fr does not name 2 languages of the corpus, which has de, en"),
-        (lambda text: Denoising(text, ["fr"]), "fr does not name 1 languages of the corpus"),
+        (lambda text: Denoising(text, ["fr"]), "fr does not name 1 language of the corpus"),
         (lambda text: BackTranslation(text, ["de-en"]), "write it as de-en-de"),
         (lambda text: BackTranslation(text, ["de-de-en"]), "de-de-en does not come back to where it began"),
-        (lambda text: Denoising(text, noise={"drop": 1}), r"objective\.noise\.drop=1: must be in"),
+        (lambda text: Denoising(text, noise={"drop": 1}), r"^noise\.drop=1: must be in"),
     ],
 )
 def test_mistakes_are_told(text: TrainingText, make: Callable[[TrainingText], Any], message: str) -> None:
