@@ -364,8 +364,15 @@ def initialise(model: XLM) -> None:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trainable and fixed parameters, tied weights once, without the vocabulary's padding rows."""
-    sides = [part for part in model.modules() if isinstance(part, XLM)]  # two in a translation model
-    padded = {table: part.shape for part in sides for table in (part.embeddings.weight, part.output_bias)}
-    padding = sum((shape.n_rows - shape.n_words) * table[0].numel() for table, shape in padded.items())
-    return sum(parameter.numel() for parameter in model.parameters()) - padding
+    """Trainable and fixed parameters, tied and shared weights once, without the vocabularies' padding rows.
+
+    Args:
+        model: An `XLM`, or one made of several.
+    """
+    parts = [part for part in model.modules() if isinstance(part, XLM)]
+    padding = {
+        weight: part.shape.n_rows - part.shape.n_words
+        for part in parts
+        for weight in (part.embeddings.weight, part.output_bias)
+    }
+    return sum(p.numel() - padding.get(p, 0) * p[0].numel() for p in model.parameters())
