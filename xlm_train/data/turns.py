@@ -102,7 +102,8 @@ class Turns:
         bounds = sorted({at + after for weight in self.weights.values() for at, _ in weight.points for after in (0, 1)})
         self._drawn: tuple[int, Sequence[str]] = (-1, ())  # the last iteration's order
         self.segments: list[Segment] = []
-        step, before, idle_from = 0, dict.fromkeys(self.weights, 0), None
+        step, before = 0, dict.fromkeys(self.weights, 0)
+        idle_from: int | None = None
         for start, end in zip(bounds, [*bounds[1:], None], strict=True):
             active = tuple(name for name, weight in self.weights.items() if weight.at(start) > 0)
             idle_from = None if active else idle_from if idle_from is not None else start
