@@ -26,7 +26,7 @@ from xlm_train.plan.memory import Setting, activation_bytes, parameter_shapes, p
 from xlm_train.plan.page import as_markdown, as_text
 from xlm_train.plan.probe import Speed, StepParts, probe_shape, speed_of
 from xlm_train.plan.settings import problems_of_plan
-from xlm_train.plan.step import LAYER_SECONDS, gradients_of, slot_time, speed_of_cluster
+from xlm_train.plan.step import FEW_ROWS, LAYER_SECONDS, gradients_of, slot_time, speed_of_cluster
 
 CLUSTERS = sorted(path.stem for path in (REPOSITORY / "configs/cluster").glob("*.yaml"))
 REAL = ModelShape(n_words=64699, vocab_multiple=8)
@@ -572,7 +572,7 @@ def test_the_real_translation_runs(compose: Callable[..., dict[str, Any]]) -> No
     learned = 3 * (6 * 2 * 1024**2 * (12 * 59 + 2 * 59) + 2 * 64704 * 1024 * 29)
     assert sum(p.total for name, p in once.items() if name != DECODING) == pytest.approx(learned, rel=0.01)
     speed = 15.7e12 * 0.4
-    decoding = 29 * 6 * LAYER_SECONDS + 2000 / 30 * once[DECODING].forward / speed
+    decoding = 29 * 6 * LAYER_SECONDS + 2000 / 30 * once[DECODING].forward / speed / FEW_ROWS
     training = 2000 / 30 * sum(p.total for name, p in once.items() if name != DECODING) / speed
     update = 44 * 310_057_344 / 900e9
     network = umt["network"]
@@ -612,3 +612,62 @@ def test_a_corpus_says_how_long_sentences_are(
     assert plan["budget"]["steps"] == math.ceil(10 * 27 / 16000)
     assert plan["data"]["passes"] == pytest.approx({name: 8000 / size for name, size in once.items()})
     assert plan["step"]["predicted"] == round(16000 * (1 - 1 / (27 / 4)))
+
+
+TRANSLATING = """
+import json, sys
+import torch
+from xlm_train.model.seq2seq import Seq2Seq
+from xlm_train.model.transformer import ModelShape
+from xlm_train.objectives.translation import translation_batch
+from xlm_train.runtime.device import disable_malloc_trim
+
+torch.set_num_threads(1)
+disable_malloc_trim()
+
+def highest():
+    with open("/proc/self/status") as status:
+        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+
+def steps(shape, streams, source, positions, slots, n):
+    model = Seq2Seq(shape)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+    words = lambda length: [[1, *torch.randint(20, shape.n_words, (length - 2,)).tolist(), 1] for _ in range(streams)]
+    for _ in range(n):
+        for _ in range(slots):
+            (translation_batch(words(source), 0, words(positions + 1), 1).loss(model) / slots).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+steps(ModelShape(n_words=50, dim=16, n_layers=1, n_heads=2, ffn_dim=32), 2, 8, 7, 1, 2)
+resident = highest()
+shape, *sizes = json.loads(sys.argv[1])
+steps(ModelShape(**shape), *sizes, 6)
+print(highest() - resident)
+"""
+DEMO = {"n_words": 2478, "dim": 256, "n_layers": 4, "n_heads": 4, "ffn_dim": 1024}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "streams", "source", "positions", "slots"),
+    [
+        ({**DEMO, "dropout": 0.0, "attention_dropout": 0.0}, 16, 30, 29, 2),
+        (DEMO, 32, 40, 29, 1),
+        ({**DEMO, "n_words": 20_000, "dim": 512, "ffn_dim": 2048}, 20, 60, 49, 1),
+    ],
+)  # fmt: skip
+def test_memory_of_translation_against_this_machine(
+    arguments: dict[str, Any], streams: int, source: int, positions: int, slots: int
+) -> None:
+    """Within 20 %: the shares of holes were measured on language models."""
+    child = subprocess.run(
+        [sys.executable, "-c", TRANSLATING, json.dumps([arguments, streams, source, positions, slots])],
+        capture_output=True, text=True, env=process_environment(), cwd=REPOSITORY, check=True,
+    )  # fmt: skip
+    shape, peak = ModelShape(**arguments), int(child.stdout)
+    parameters = sum(math.prod(size) for size in parameter_shapes(shape, translates=True).values())
+    run = setting(streams=streams, positions=positions, source=source, slots=slots)
+    memory = sum(peak_memory(shape, parameters, run).values())
+    print(f"memory {memory / 1e6:.0f} of {peak / 1e6:.0f} MB ({memory / peak - 1:+.1%})")
+    assert memory == pytest.approx(peak, rel=0.20)

@@ -59,7 +59,7 @@ def test_beside_a_language_model_that_one_s_recipe_is_shown(make_run: MakeRun) -
 
 def test_parameters_of_both_sides(make_run: MakeRun, tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
-    manifest = {"vocabulary": {"entries": 64699}, "languages": {"de": 0, "en": 1}}
+    manifest = {"vocabulary": {"entries": 64699}, "languages": {"de": 0, "en": 1}, "lineage": "c0ffee"}
     (tmp_path / "corpus/manifest.json").write_text(json.dumps(manifest))
     run = read_run(make_run("umt", [], "experiment=umt_ende_1024", f"data.path={tmp_path / 'corpus'}"))
     attention = 6 * (4 * (1024 * 1024 + 1024) + 2 * 1024)  # over the source, and its norm
