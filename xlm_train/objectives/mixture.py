@@ -73,7 +73,9 @@ class Mixture:
         if order not in ORDERS:
             problems.append(f"order={order}: must be one of {', '.join(ORDERS)}")
         if self.in_turns and shares:
-            problems.append("shares: objectives that take turns have no shares: set objective.order=quota, or leave them out")
+            problems.append(
+                "shares: objectives that take turns have no shares: set objective.order=quota, or leave them out"
+            )
         if not self.in_turns and (not parts or parts.keys() != shares.keys()):
             problems.append(f"shares has {', '.join(shares) or 'none'}: one is needed for each of {', '.join(parts)}")
         problems += [
@@ -150,7 +152,9 @@ def _weights(
     given: Mapping[str, float | str], parts: Mapping[str, Any], in_turns: bool
 ) -> tuple[dict[str, Weight], list[str]]:
     """The weight of each part, and what is wrong with those given."""
-    problems = [f"weights.{name}: there is no such part among {', '.join(parts)}" for name in given if name not in parts]
+    problems = [
+        f"weights.{name}: there is no such part among {', '.join(parts)}" for name in given if name not in parts
+    ]
     weights = dict.fromkeys(parts, Weight())
     for name in given.keys() & parts.keys():
         try:

@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from xlm_train.evaluation import higher_is_better
 from xlm_train.config.parts import translates
+from xlm_train.evaluation import higher_is_better
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import read_json
 from xlm_train.runtime.run_folder import flatten

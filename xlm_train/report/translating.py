@@ -87,7 +87,12 @@ def _learned(wanted: set[str]) -> Callable[[Run], Compared]:
 
 def _weight(run: Run) -> Compared:
     name = next(
-        (n for n, p in (run.config["objective"].get("parts") or {}).items() if str(p.get("_target_")).endswith(".Denoising")), None
+        (
+            n
+            for n, p in (run.config["objective"].get("parts") or {}).items()
+            if str(p.get("_target_")).endswith(".Denoising")
+        ),
+        None,
     )
     if name is None:
         return "no denoising", "differs"
@@ -107,7 +112,9 @@ def _start(run: Run) -> Compared:
     if run.config.get("init_from") is not None:
         return f"both from {run.config['init_from']}", "unknown"
     sides = [run.config.get(key) for key in ("init_encoder", "init_decoder")]
-    here = ", ".join(f"{side} from {path or 'random weights'}" for side, path in zip(("encoder", "decoder"), sides, strict=True))
+    here = ", ".join(
+        f"{side} from {path or 'random weights'}" for side, path in zip(("encoder", "decoder"), sides, strict=True)
+    )
     return (f"{here}; whether masked is not recorded here", "unknown") if all(sides) else (here, "differs")
 
 
@@ -163,10 +170,17 @@ UPDATES: Sequence[Point] = (
     _setting("what the two sides share", "model.share", "none", CODE),
     _setting("Adam's betas", "optimizer.betas", [0.9, 0.98], COMMAND),
     _setting("learning rate", "optimizer.lr", 1e-4, COMMAND),
-    Point("schedule", "linear warm-up, then falling with the root of the update: adam_inverse_sqrt", COMMAND, _schedule),
+    Point(
+        "schedule", "linear warm-up, then falling with the root of the update: adam_inverse_sqrt", COMMAND, _schedule
+    ),
     _setting("warm-up, updates", "schedule.warmup_updates", 4000, CODE),
     Point("precision (trainer.precision)", "float32: no fp16 option", COMMAND, _precision),
     Point("what decides (callbacks.validation.monitor)", "BLEU of one direction, greedy", COMMAND, _monitor),
     Point("start (init_encoder, init_decoder)", "both sides from one masked model", COMMAND, _start),
-    Point("length (trainer.max_steps)", "not published; its printed result is after 8 epochs, 50,016 updates", README, _length),
+    Point(
+        "length (trainer.max_steps)",
+        "not published; its printed result is after 8 epochs, 50,016 updates",
+        README,
+        _length,
+    ),
 )

@@ -557,7 +557,9 @@ def test_gradients_of_translation_arrive_in_the_order_assumed(share: str) -> Non
     parameters = parameter_shapes(shape, translates=True, share=share)
     gradients = gradients_of(parameters, 3)
     assert len(gradients) == len(arrived)
-    assert sum(gradient.elements for gradient in gradients) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert sum(gradient.elements for gradient in gradients) == sum(
+        p.numel() for p in model.parameters() if p.requires_grad
+    )
     assert gradients[-1].shape == (50, 16)
     assert [gradient.ready for gradient in gradients] == sorted(gradient.ready for gradient in gradients)
 
@@ -601,7 +603,10 @@ def test_a_mixture_is_planned_by_its_shares(compose: Callable[..., dict[str, Any
 
 
 def test_a_corpus_says_how_long_sentences_are(
-    compose: Callable[..., dict[str, Any]], make_corpus: Callable[..., Path], golden_text: tuple[str, str], tmp_path: Path
+    compose: Callable[..., dict[str, Any]],
+    make_corpus: Callable[..., Path],
+    golden_text: tuple[str, str],
+    tmp_path: Path,
 ) -> None:
     train = {"de": [[20] * 7, [21] * 3], "en": [[22] * 5, [23] * 4]}
     folder = make_corpus(tmp_path / "corpus", *golden_text, {"train": train}, {"de": 0, "en": 1})

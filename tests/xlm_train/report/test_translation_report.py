@@ -27,7 +27,13 @@ def test_the_experiment_is_the_command_but_for_what_is_said(make_run: MakeRun) -
     differing = {name for name, verdict in found.items() if verdict == "differs"}
     assert differing == {"optimizer", "seed"}
     assert found["start"] == "unknown"  # whose weights they are is in the checkpoint, not in the config
-    for name in ("what is learned", "weight of denoising by iteration", "words blanked", "tokens an update", "precision"):
+    for name in (
+        "what is learned",
+        "weight of denoising by iteration",
+        "words blanked",
+        "tokens an update",
+        "precision",
+    ):
         assert found[name] == "same"
     assert "window, tokens" not in found
     text = written(folder)
