@@ -18,7 +18,7 @@ from xlm_train.model.transformer import count_parameters
 from xlm_train.objectives.back_translation import cannot_begin
 from xlm_train.plan.fit import out_of_memory_named, require_memory
 from xlm_train.report import leave_report
-from xlm_train.report.recipe import advice
+from xlm_train.report.advice import advice
 from xlm_train.runtime.console import counted, log
 from xlm_train.runtime.control_group import ControlGroup, is_lost_peer
 from xlm_train.runtime.device import disable_malloc_trim, release_memory
