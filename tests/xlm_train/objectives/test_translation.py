@@ -203,7 +203,7 @@ def test_a_mixture_in_turns(text: TrainingText) -> None:
     assert {stream.turn for stream in mixture.streams} == {"ae", "bt", "mt"}
     assert mixture.directions == [("en", "de"), ("de", "en")]
     assert Mixture(text, {"ae": Denoising}, order="turns").directions == []
-    assert (mixture.evaluation, mixture.mask_share) == ("translation", None)
+    assert mixture.evaluation == "translation"
     for slot in slots_of(mixture, text, 6)[::4]:
         assert slot.stream.startswith(mixture.batch(slot, generator_of(0, slot.step, slot.number)).part)
 
