@@ -193,3 +193,19 @@ def test_a_mistake_ends_the_job(words: list[str], environment: dict[str, str], t
     words = [*words, f"paths.runs={tmp_path}", "run_name=x", "data.slots=1"]
     pods = [pod(index, words, environment) for index in range(2)]
     assert "FailJob" in {action(process.wait(60)) for process in pods}
+
+
+def test_commands_of_the_document_take_what_they_are_given() -> None:
+    text = (REPOSITORY / "docs/clusters.md").read_text()
+    found = []
+    for line in "\n".join(re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)).splitlines():
+        for path in re.findall(r"launch/[\w./]+", line):
+            assert (REPOSITORY / path).is_file(), path
+        if match := re.match(r"xlm-(\w+) (.*)", line):
+            found.append(match[1])
+            check_overrides(match[1], match[2].split())
+        given = dict(word.split("=") for word in re.findall(r"--env (\S+)", line))
+        assert given.keys() <= SKYPILOT["envs"].keys()
+    assert found == ["plan", "prep", "export"]
+    for path in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (REPOSITORY / "docs" / path).is_file(), path
