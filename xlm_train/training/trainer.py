@@ -23,6 +23,7 @@ from pytorch_lightning.trainer import call
 from xlm_train.data.datamodule import CorpusDataModule
 from xlm_train.runtime.console import counted, log
 from xlm_train.runtime.control_group import ControlGroup, RankInfo, table
+from xlm_train.runtime.launcher import tell_agent
 from xlm_train.runtime.processes import StopFlag, is_first_process, processes
 from xlm_train.runtime.run_folder import RunFolder
 from xlm_train.training.checkpoint_io import VerifiedCheckpointIO
@@ -88,6 +89,7 @@ class RunContext:
         if is_first_process():
             self.folder.write_status(status, reason=reason, **state.counts())
             self.folder.record(status, state.step, reason=reason)
+        tell_agent(status)
         return status
 
     def last_line(self, status: str, step: int) -> str:
