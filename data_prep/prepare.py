@@ -6,7 +6,6 @@ folder and finds them there after a restart.
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -285,7 +284,7 @@ def run(name: str, function: Callable[[Any], None], jobs: Iterable[Sized], total
     jobs = list(jobs)
     if not jobs:
         return
-    workers.ahead(function, functools.partial(list, [sized.job for sized in jobs]))
+    workers.ahead(function, [sized.job for sized in jobs if not sized.job.out.exists()])
     progress = Progress(name, total, UNITS)
 
     def missing() -> Iterator[Any]:
