@@ -142,7 +142,20 @@ def leave_out(settings: Settings, texts: Texts, pairs: PairTexts) -> None:
         if not any(text.n_kept(number) for number in range(len(text.pieces))):
             raise UserError(f"{text.name}: no line is left of it")
     overlap.tell()
+    compare_with_valid(every)
     progress.end()
+
+
+def compare_with_valid(every: Sequence[Selectable]) -> None:
+    """Count in each test set how many of its lines the validation text of its language has; nothing where none."""
+    sides = [side for text in every for side in text.sides]
+    for side in sides:
+        valid = [other for other in sides if other.split == "valid" and other.language == side.language]
+        if side.split == "test" and valid:
+            known = _distinct(valid)
+            shared = sum(int(select.is_among(side.hashes(n), known).sum()) for n in range(len(side.pieces)))
+            if shared:
+                side.counts.setdefault("overlap", {})["lines_in_valid"] = shared
 
 
 class Overlap:

@@ -16,9 +16,10 @@ from data_prep import stages
 from data_prep.aligned import misaligned
 from data_prep.settings import Settings
 from data_prep.sources.pairs import AlignedInputs, PairSource
+from data_prep.statistics import REPLACED_PER_LINE
 from data_prep.text import UNITS, PairText, PairTexts, Text, Texts
 from data_prep.work import Work, Workers, compress
-from xlm_train.runtime.console import Progress, waiting
+from xlm_train.runtime.console import Progress, log, waiting
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import atomic_write
 from xlm_train.text.files import ReadStats, Source
@@ -93,13 +94,29 @@ class InputJob:
             long = np.array(both.long, dtype=np.int64)
             pair.counts["dropped"]["too_long"] += pair.drop(len(pair.pieces) - 1, long)
         for side, name, stats, dropped in zip(pair.sides, source.names, reading.stats, reading.dropped, strict=True):
-            side.end_input(name, stats, DroppedLines(bom=dropped.bom))  # its lines are counted as pairs
+            side.end_input(name, stats, replace(dropped, long_lines=0))  # those are counted as pairs
 
     def _job(self, text: Text, piece: Piece, source: str) -> stages.TokeniseJob:
         shaped_by = (text.language, self.lowercase, self.remove_accents, self.decode_errors)
+        if piece.line == 1 and self.decode_errors == "replace":
+            tell_other_encoding(piece, source)
         out = self.work.path("tokenised", hashlib.sha256(piece.data).hexdigest(), *shaped_by)
         text.add(out, piece.data.count(b"\n"), len(piece.data))
         return stages.TokeniseJob(out, piece, source, *shaped_by)
+
+
+def tell_other_encoding(piece: Piece, source: str) -> None:
+    """Say at once, not at the end of all the text, that an input is not the UTF-8 it should be."""
+    try:
+        piece.data.decode()
+    except UnicodeDecodeError as error:
+        line, _ = piece.locate(error.start)
+        places = piece.data.decode(errors="replace").count("\ufffd") - piece.data.count(b"\xef\xbf\xbd")
+        if places > REPLACED_PER_LINE * piece.data.count(b"\n"):
+            log(
+                f"warning: {source}: {places:,} bytes of its first {len(piece.data) / 1e6:.1f} MB are not UTF-8, the first "
+                f"0x{piece.data[error.start]:02x} in line {line:,}; they become U+FFFD. If it is Latin-1: iconv -f latin1 -t utf-8"
+            )
 
 
 def read_input(job: InputJob) -> None:

@@ -361,6 +361,40 @@ def test_overlap_with_test_text_is_counted_and_left_out_if_wanted(
     assert gone["test"]["de"]["sentences"] == 4
 
 
+@pytest.mark.parametrize("shared", [1, 40])
+def test_a_test_set_that_shares_lines_with_validation_is_told(
+    tmp_path: Path, texts: dict[str, dict[str, Any]], shared: int
+) -> None:
+    valid = read_text(texts["valid"]["de"])
+    write(Path(texts["test"]["de"]), valid[:shared] + made_text("de", 40 - shared, 7))
+    manifest = run(tmp_path / "out", texts)
+    told = f"test.de: {shared} of 40 lines in the validation text too"
+    assert any(warning.startswith(told) for warning in manifest["warnings"])
+    assert manifest["splits"]["test"]["de"]["overlap"] == {"lines_in_train": 0, "lines_in_valid": shared}
+    assert not any(warning.startswith("test.en") and "validation" in warning for warning in manifest["warnings"])
+
+
+def test_one_over_long_line_is_told_with_its_place(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
+    first = read_text(texts["train"]["de"][1])
+    write(Path(texts["train"]["de"][1]), [*first[:6], "x" * 900, *first[6:]])
+    warnings = run(tmp_path / "out", texts, max_line_bytes=800)["warnings"]
+    place = f"line 7 of {texts['train']['de'][1]}"
+    assert any(f"train.de: 1 line above max_line_bytes left out (the first is {place})" in w for w in warnings)
+
+
+def test_another_encoding_is_told_before_the_work(
+    tmp_path: Path, texts: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(texts["train"]["de"][0])
+    path.write_bytes(path.read_bytes().decode().encode("latin-1"))
+    run(tmp_path / "out", texts)
+    errors = capsys.readouterr().err
+    assert f"warning: {path}: " in errors
+    assert "are not UTF-8, the first 0x" in errors
+    assert errors.index("not UTF-8") < errors.index("\ntokenise ")
+    assert errors.count("not UTF-8") == 1
+
+
 def test_parallel_sets_stay_aligned_or_are_refused(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
     manifest = run(tmp_path / "out", texts, parallel=["valid", "test"])
     assert manifest["parallel"] == {"valid": ["de", "en"], "test": ["de", "en"]}
