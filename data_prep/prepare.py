@@ -77,7 +77,7 @@ def prepare(settings: Settings) -> dict[str, Any]:
         texts, pairs = tokenise(settings, work, workers)
         compare_sides(work, workers, pairs)
         hold_out(settings, work, texts, pairs)
-        leave_out(settings, texts, pairs)
+        leave_out(settings, work, texts, pairs)
         every = texts | {side.key: side for pair in pairs.values() for side in pair.sides}
         codes = get_codes(settings, work, workers, every)
         free = {key: text for key, text in every.items() if key[0] == "train" or key[0] not in settings.limited}
