@@ -6,6 +6,8 @@ A pair is held out, repeated and left out as one, by the hash of both its sides.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,7 +122,7 @@ def _has_more_than(train: Selectable, sets: list[select.Hashes]) -> bool:
     return False
 
 
-def leave_out(settings: Settings, texts: Texts, pairs: PairTexts) -> None:
+def leave_out(settings: Settings, work: Work, texts: Texts, pairs: PairTexts) -> None:
     """Count duplicates, and training text that the test sets have too; leave them out where asked to."""
     every: list[Selectable] = [*texts.values(), *pairs.values()]
     progress = Progress("select", sum(sum(text.bytes) for text in every), UNITS)
@@ -136,13 +138,29 @@ def leave_out(settings: Settings, texts: Texts, pairs: PairTexts) -> None:
         if text.split == "train":
             gone["test_overlap"] = overlap.leave_out(text)
             if settings.deduplicate:
-                with waiting("select", f"repeated lines of {text.name}"):
-                    for number, lines in select.repeated_lines(text.hashes, text.lines):
+                with (
+                    waiting("select", f"repeated lines of {text.name}"),
+                    TemporaryDirectory(prefix="repeated", dir=work.folder) as folder,
+                ):
+                    for number, lines in select.repeated_lines(text.hashes, text.lines, Path(folder)):
                         gone["duplicates"] += text.drop(number, lines)
         if not any(text.n_kept(number) for number in range(len(text.pieces))):
             raise UserError(f"{text.name}: no line is left of it")
     overlap.tell()
+    compare_with_valid(every)
     progress.end()
+
+
+def compare_with_valid(every: Sequence[Selectable]) -> None:
+    """Count in each test set how many of its lines the validation text of its language has; nothing where none."""
+    sides = [side for text in every for side in text.sides]
+    for side in sides:
+        valid = [other for other in sides if other.split == "valid" and other.language == side.language]
+        if side.split == "test" and valid:
+            known = _distinct(valid)
+            shared = sum(int(select.is_among(side.hashes(n), known).sum()) for n in range(len(side.pieces)))
+            if shared:
+                side.counts.setdefault("overlap", {})["lines_in_valid"] = shared
 
 
 class Overlap:

@@ -79,6 +79,7 @@ def describe(
         if text.pair is None:
             raw, entry = _counts(text, encoded[text.key], corpus[text.key])
             warnings += statistics.warnings_for(text.name, text.language, raw, entry)
+            warnings += statistics.long_line_warnings(text.name, entry["dropped"]["too_long"], text.first_long_line)
             splits.setdefault(text.split, {})[text.language] = entry | {"bylength": orders[text.name]}
     described: dict[str, dict[str, Any]] = {}
     for pair in sorted(pairs.values(), key=lambda pair: (SPLITS.index(pair.split), pair.pair)):
@@ -88,6 +89,8 @@ def describe(
             warnings += statistics.warnings_for(side.name, side.language, raw, pair.counts | sides[side.language])
         of_pairs = {"sentences": sides[pair.languages[0]]["sentences"], "lines": sum(pair.lines), **pair.counts}
         warnings += statistics.pair_warnings(pair.name, of_pairs)
+        first = pair.sides[0].first_long_line or pair.sides[1].first_long_line
+        warnings += statistics.long_line_warnings(pair.name, of_pairs["dropped"]["too_long"], first)
         described.setdefault(pair.split, {})[pair.pair] = of_pairs | {"sides": sides, "bylength": orders[pair.name]}
         splits.setdefault(pair.split, {})
     manifest: dict[str, Any] = {

@@ -6,7 +6,6 @@ folder and finds them there after a restart.
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -78,7 +77,7 @@ def prepare(settings: Settings) -> dict[str, Any]:
         texts, pairs = tokenise(settings, work, workers)
         compare_sides(work, workers, pairs)
         hold_out(settings, work, texts, pairs)
-        leave_out(settings, texts, pairs)
+        leave_out(settings, work, texts, pairs)
         every = texts | {side.key: side for pair in pairs.values() for side in pair.sides}
         codes = get_codes(settings, work, workers, every)
         free = {key: text for key, text in every.items() if key[0] == "train" or key[0] not in settings.limited}
@@ -285,7 +284,7 @@ def run(name: str, function: Callable[[Any], None], jobs: Iterable[Sized], total
     jobs = list(jobs)
     if not jobs:
         return
-    workers.ahead(function, functools.partial(list, [sized.job for sized in jobs]))
+    workers.ahead(function, [sized.job for sized in jobs if not sized.job.out.exists()])
     progress = Progress(name, total, UNITS)
 
     def missing() -> Iterator[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class TokeniseJob:
         lowercase: Whether to lower-case.
         remove_accents: Whether to remove accents.
         decode_errors: `replace` or `stop`.
+        stored: A file that holds the piece's data, if that is not in the piece; it is removed when all is done.
     """
 
     out: Path
@@ -51,6 +52,7 @@ class TokeniseJob:
     lowercase: bool
     remove_accents: bool
     decode_errors: str
+    stored: Path | None = None
 
 
 def tokenise_piece(job: TokeniseJob) -> None:
@@ -59,11 +61,11 @@ def tokenise_piece(job: TokeniseJob) -> None:
     Raises:
         TextError: A byte cannot be decoded and decode_errors is "stop"; names file, line and byte offset.
     """
-    raw = job.piece.data
+    raw = job.piece.data if job.stored is None else decompress(np.fromfile(job.stored, np.uint8))
     try:
         text = raw.decode("utf-8", errors="strict" if job.decode_errors == "stop" else "replace")
     except UnicodeDecodeError as error:
-        line, offset = job.piece.locate(error.start)
+        line, offset = replace(job.piece, data=raw).locate(error.start)
         raise TextError(
             f"{job.source}: line {line:,}{'' if offset is None else f', byte {offset:,}'}: "
             f"byte 0x{raw[error.start]:02x} is not UTF-8 "
@@ -78,6 +80,8 @@ def tokenise_piece(job: TokeniseJob) -> None:
     counts = RawCounts.of(raw, text, int((hashes == 0).sum()), tokenised[:SAMPLE_LINES])
     del text, lines
     save(job.out, hashes=hashes, characters=characters, counts=asdict(counts), **_packed(tokenised))
+    if job.stored is not None:
+        job.stored.unlink()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xlm_train.data.manifest import entries
+from xlm_train.runtime.console import counted
 
 SCRIPTS = (
     "Latin",
@@ -59,7 +60,6 @@ MOJIBAKE_PER_LINE = 0.002
 REPLACED_PER_LINE = 0.001
 FOREIGN_SCRIPT = 0.05  # of all letters
 UNKNOWN_RATE = 0.01
-LONG_DROPPED = 0.0001
 EMPTY_SHARE = 0.2
 IDENTICAL_SHARE = 0.1
 OVERLAP_SHARE = 0.05
@@ -233,22 +233,51 @@ def warnings_for(key: str, language: str, raw: RawCounts | None, counts: Mapping
             f"{key}: {counts['duplicates'] / counts['lines']:.0%} of the lines repeat an earlier one "
             "(deduplicate=true removes them)"
         )
-    if counts["dropped"]["too_long"] > LONG_DROPPED * max(counts["lines"], 1):
-        found.append(
-            f"{key}: {counts['dropped']['too_long']:,} lines above max_line_bytes were dropped: "
-            "does something else than newline end its lines?"
-        )
     if counts["empty"] > EMPTY_SHARE * max(counts["lines"], 1):
         found.append(f"{key}: {counts['empty'] / counts['lines']:.0%} of the lines are empty")
-    if (repeated := counts.get("overlap", {}).get("lines_in_train", 0)) > OVERLAP_SHARE * max(counts["lines"], 1):
-        found.append(
-            f"{key}: {repeated / counts['lines']:.0%} of the lines are in the training text too "
-            "(remove_test_overlap=true leaves them out of it)"
-        )
+    found += overlap_warnings(key, counts["lines"], counts.get("overlap", {}))
     if counts["unknown_rate"] > UNKNOWN_RATE:
         found.append(
             f"{key}: {counts['unknown_rate']:.1%} of the tokens are unknown: "
             "do codes and vocabulary belong to this text?"
+        )
+    return found
+
+
+def long_line_warnings(key: str, lines: int, first: str | None) -> list[str]:
+    """Say that lines were left out for their length.
+
+    Args:
+        key: Split and language or pair.
+        lines: How many.
+        first: Where the first of them is, if that is known.
+    """
+    if not lines:
+        return []
+    where = f" (the first is {first})" if first else ""
+    return [
+        f"{key}: {counted(lines, 'line')} above max_line_bytes left out{where}: does something else than newline end lines?"
+    ]
+
+
+def overlap_warnings(key: str, lines: int, overlap: Mapping[str, int]) -> list[str]:
+    """Say what a text that scores are taken on shares with others.
+
+    Args:
+        key: Split and language, as `test.de`.
+        lines: Of the text.
+        overlap: Its entry of the manifest.
+    """
+    found = []
+    if (repeated := overlap.get("lines_in_train", 0)) > OVERLAP_SHARE * max(lines, 1):
+        found.append(
+            f"{key}: {repeated / lines:.0%} of the lines are in the training text too "
+            "(remove_test_overlap=true leaves them out of it)"
+        )
+    if repeated := overlap.get("lines_in_valid", 0):
+        found.append(
+            f"{key}: {repeated:,} of {counted(lines, 'line')} in the validation text too: "
+            "what was chosen by validation scores better there"
         )
     return found
 

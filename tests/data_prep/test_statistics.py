@@ -72,10 +72,10 @@ def test_sound_text_has_no_warnings() -> None:
         ("Он не знает , что и как\n" * 20, {}, "most of its letters are Cyrillic"),
         (f"{GERMAN} Но это не всё .\n" * 20, {}, "letters of several scripts: Latin"),
         (f"{GERMAN}\n", {"duplicates": 300}, "30% of the lines repeat an earlier one"),
-        (f"{GERMAN}\n", {"dropped": {"too_long": 1}}, "above max_line_bytes were dropped"),
         (f"{GERMAN}\n", {"unknown_rate": 0.05}, "5.0% of the tokens are unknown"),
         (f"{GERMAN}\n", {"empty": 300}, "30% of the lines are empty"),
         (f"{GERMAN}\n", {"overlap": {"lines_in_train": 100}}, "10% of the lines are in the training text too"),
+        (f"{GERMAN}\n", {"overlap": {"lines_in_valid": 1}}, "1 of 1,000 lines in the validation text too"),
     ],
 )
 def test_what_looks_wrong_is_said(text: str, changes: dict[str, Any], expected: str) -> None:

@@ -21,7 +21,12 @@ from xlm_train.runtime.errors import TextError
 CHUNK_BYTES = 1 << 20
 
 COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\x00", ".zst": b"\x28\xb5\x2f\xfd"}
-NOT_UTF8 = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"PAR1": "parquet", b"PK\x03\x04": "zip", b"%PDF": "PDF"}
+NOT_UTF8 = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"PAR1": "parquet", b"%PDF": "PDF"}
+ARCHIVES = {
+    0: (b"PK\x03\x04", b"7z\xbc\xaf\x27\x1c", b"Rar!"),
+    257: (b"ustar",),
+}  # what stands where in zip, 7z, rar, tar
+AN_ARCHIVE = "is an archive: unpack it, and give the files in it"
 HEAD_BYTES = 1 << 16
 BINARY_SHARE = 0.1  # of NUL bytes in the head; ASCII in UTF-16 has half
 
@@ -167,6 +172,8 @@ class TextFile:
             if not magic:
                 return [f"{self.path}: is empty"]
             suffix = self.path.suffix
+            if suffix == ".tgz" or ".tar" in self.path.suffixes[-2:]:
+                return [f"{self.path}: {AN_ARCHIVE}"]
             if suffix in COMPRESSED:
                 if not magic.startswith(COMPRESSED[suffix]):
                     return [f"{self.path}: is named {suffix} but is not such a file"]
@@ -183,6 +190,8 @@ class TextFile:
             return [f"{self.path}: cannot be read: {error.strerror or error}"]
         if not head:
             return [f"{self.path}: holds no text"]
+        if any(head.startswith(mark, place) for place, marks in ARCHIVES.items() for mark in marks):
+            return [f"{self.path}: {AN_ARCHIVE}"]
         for start, what in NOT_UTF8.items():
             if head.startswith(start):
                 return [f"{self.path}: is {what}, not UTF-8 text"]
