@@ -59,8 +59,9 @@ def assert_the_same(undisturbed: Path, run: Path) -> None:
 
 
 def events(run: Path) -> list[tuple[str, int]]:
+    """What happened, and at which step; not what other programs did to this machine."""
     lines = (run / "events.jsonl").read_text().splitlines()
-    return [(event["event"], event["step"]) for event in map(json.loads, lines)]
+    return [(one["event"], one["step"]) for one in map(json.loads, lines) if one["event"] != "busy_cores"]
 
 
 def run_store(s3: S3Server, folder: Path) -> RunStore:
@@ -130,8 +131,7 @@ def test_the_network_may_be_down(config: Config, undisturbed: Path, tmp_path: Pa
     def cut_the_network() -> None:
         until(lambda: last_step() >= 2)
         s3.deaf(True)
-        until(lambda: last_step() >= 8)
-        time.sleep(0.5)
+        until(lambda: last_step() >= 8 and "mirror_fails" in (run / "events.jsonl").read_text())
         seen.append(last_step())
         s3.deaf(False)
 
@@ -141,13 +141,13 @@ def test_the_network_may_be_down(config: Config, undisturbed: Path, tmp_path: Pa
     thread.join()
     assert seen[0] <= 9  # it had written 3 and 6, and waited before the third
     names = [name for name, _ in events(run)]
-    assert names == ["start", "mirror_fails", "mirrored_again", "finished"]
+    assert [name for name in names if "mirror" in name] == ["mirror_fails", "mirrored_again"]
     assert steps_stored(s3, run)[0] == 16
 
 
 def test_one_machine_at_a_time(config: Config, undisturbed: Path, tmp_path: Path, s3: S3Server) -> None:
     """The second is refused while the first renews; suspended, the first loses the run, and stops when it wakes up."""
-    first = config("one", "trainer.max_steps=100000")
+    first = config("one", "trainer.max_steps=100000", "storage.lease_seconds=4")
     with training(first) as process:
         until(lambda: (tmp_path / "one/run/metrics.jsonl").is_file())
         with pytest.raises(ConfigError, match="is being trained by"):
@@ -206,7 +206,7 @@ def test_newer_on_disk_than_in_the_store(config: Config, undisturbed: Path, tmp_
     shutil.copytree(tmp_path / "one", tmp_path / "copy")
     train_here(config("one", *loose))
     assert_the_same(undisturbed, tmp_path / "one/run")
-    assert events(tmp_path / "one/run")[1] == ("start", 9)
+    assert events(tmp_path / "one/run")[1] == ("start", 10)
     assert steps_stored(s3, tmp_path / "x")[:4] == [12, 10, 9, 6]
     # the copy is a disk that was left behind: its own checkpoints are put aside
     shutil.rmtree(tmp_path / "one")

@@ -20,10 +20,11 @@ from typing import Any
 from xlm_train.runtime.errors import StorageError
 from xlm_train.runtime.files import locked
 
-# Of each scheme: the module that serves it, the extra that installs it, and options of its file system. Two parts of a
-# large upload at a time: each is held in memory.
+# Two parts of a large upload at a time, as each is held in memory; three attempts, as the mirror tries again by itself.
+S3 = {"max_concurrency": 2, "config_kwargs": {"retries": {"mode": "standard", "max_attempts": 3}}}
+# Of each scheme: the module that serves it, the extra that installs it, and options of its file system.
 SCHEMES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "s3": ("s3fs", "s3", {"max_concurrency": 2}),
+    "s3": ("s3fs", "s3", S3),
     "gs": ("gcsfs", "gcs", {}),
     "az": ("adlfs", "az", {}),
     "hf": ("huggingface_hub", "hf", {}),
