@@ -47,12 +47,9 @@ def with_local_runs(config: dict[str, Any]) -> dict[str, Any]:
         config: A training config, `${...}` not replaced. It is not changed.
     """
     paths, storage = config.get("paths"), config.get("storage")
-    runs = paths.get("runs") if isinstance(paths, Mapping) else None
-    if (
-        not isinstance(runs, str)
-        or not is_url(runs)
-        or url_problem(runs, writes=True)
-        or not isinstance(storage, Mapping)
-    ):
+    if not isinstance(paths, Mapping) or not isinstance(storage, Mapping):
+        return config
+    runs = paths.get("runs")
+    if not isinstance(runs, str) or not is_url(runs) or url_problem(runs, writes=True):
         return config
     return {**config, "paths": {**paths, "runs": str(cached("runs", runs))}, "storage": {**storage, "url": runs}}

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.console import log
-from xlm_train.runtime.errors import CheckpointError
+from xlm_train.runtime.errors import CheckpointError, StorageError
 from xlm_train.runtime.files import locked, sha256_of
 from xlm_train.runtime.lease import Lease
 from xlm_train.runtime.processes import is_first_process
@@ -166,7 +166,7 @@ class RunStore:
         for manifest in self.manifests():
             for name in manifest.checkpoints:
                 try:
-                    self._fetch(manifest, name)
+                    self.fetch(manifest, name)
                 except (DamagedObject, MissingObject) as error:
                     damaged.append(str(error))
                     log(f"warning: {error}")
@@ -186,7 +186,7 @@ class RunStore:
         kept = {newest}
         for name in sorted(manifest.files.keys() - unneeded - {newest}):
             try:
-                self._fetch(manifest, name)
+                self.fetch(manifest, name)
                 kept.add(name)
             except (DamagedObject, MissingObject) as error:
                 log(f"warning: {self.folder / name} is left out: {error}")
@@ -195,7 +195,13 @@ class RunStore:
                 log(f"{path}: is not what the store has of this run: now {path.name}{ASIDE}")
                 path.rename(path.with_name(path.name + ASIDE))
 
-    def _fetch(self, manifest: Manifest, name: str) -> None:
+    def fetch(self, manifest: Manifest, name: str) -> None:
+        """Let the folder hold a file as it is stored.
+
+        Raises:
+            MissingObject: it is not stored any more.
+            DamagedObject: it is damaged.
+        """
         stored, path = manifest.files[name], self.folder / name
         if not (path.is_file() and not path.is_symlink() and stored.matches(path)):
             self.store.download(stored.object, path, stored.matches)
@@ -237,11 +243,37 @@ def local_checkpoint(path: str | Path) -> Path:
             try:
                 store.folder.mkdir(parents=True, exist_ok=True)
                 with locked(store.folder / ".lock"):
-                    store._fetch(manifest, file)
+                    store.fetch(manifest, file)
                 return store.folder / file
             except (DamagedObject, MissingObject) as error:
                 log(f"warning: {error}")
     return fetch_object(url)
+
+
+def fetch_records(url: str, names: Iterable[str]) -> Path:
+    """Fetch everything of some runs but their checkpoints into the cache.
+
+    Args:
+        url: below which they are.
+        names: of the runs.
+
+    Returns:
+        The folder below which the runs are.
+
+    Raises:
+        StorageError: one of them is not there.
+    """
+    Store(url)  # raises where it is no URL that could be used
+    for name in names:
+        run = RunStore(url, name, cached("fetched", f"{url.rstrip('/')}/{name}"), lease_seconds=0.0)
+        manifest = next(run.manifests(), None)
+        if manifest is None:
+            raise StorageError(f"run_name={name}: there is no such run below {url}")
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with locked(run.folder / ".lock"):
+            for file in manifest.files.keys() - {*manifest.checkpoints}:
+                run.fetch(manifest, file)
+    return cached("fetched", url)
 
 
 def fetch_object(url: str) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -83,6 +84,32 @@ def cached(kind: str, url: str) -> Path:
     """
     scheme, _, rest = url.partition("://")
     return cache_folder().joinpath(kind, scheme, *rest.rstrip("/").split("/"))
+
+
+@contextlib.contextmanager
+def uploaded(out: str, last: str) -> Iterator[Path]:
+    """Give a place for a result; where `out` is a URL, it is uploaded from there when the block succeeds.
+
+    Args:
+        out: A path, which is the place, or the URL of a folder that is empty.
+        last: Name of the file that is uploaded last: a folder that has it is whole.
+
+    Raises:
+        StorageError: There is something at the URL already, or it cannot be written.
+    """
+    if not is_url(out):
+        yield Path(out)
+        return
+    store = Store(out)
+    if why := url_problem(out, writes=True) or (store.names("") and "is not empty; give another folder"):
+        raise StorageError(f"out={out}: {why}")
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
+        place = Path(folder) / store.url.rpartition("/")[2]
+        yield place
+        files = [path for path in place.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: path.name == last):
+            store.upload(path, path.relative_to(place).as_posix())
 
 
 class Store:
@@ -196,7 +223,7 @@ class Store:
 
         Raises:
             MissingObject: There is no such object.
-            DamagedObject: It does not match. The next attempt begins anew.
+            DamagedObject: It does not match. The next attempt starts again.
         """
         size, _ = self.size_and_time(name)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.run_folder import RunFolder
+from xlm_train.runtime.run_store import local_checkpoint
 from xlm_train.text.vocabulary import Vocabulary
 
 
@@ -83,7 +84,9 @@ def find_start(
     words = Vocabulary.from_file(corpus.vocab_path).words if given else []
     if "init_from" in given:
         return _open(given["init_from"], with_optimizer, model, corpus.languages, words)
-    contents = {key.removeprefix("init_"): (path, open_model(path, model.shape.vocab_multiple)) for key, path in given.items()}
+    contents = {
+        key.removeprefix("init_"): (path, open_model(path, model.shape.vocab_multiple)) for key, path in given.items()
+    }
     if not isinstance(model, Seq2Seq) or not contents:
         return Start()
     sides = load_sides(model, contents, corpus.languages, words)
@@ -96,7 +99,7 @@ def find_start(
 def _open(
     path: str, with_optimizer: bool, model: XLM | Seq2Seq, languages: Mapping[str, int], words: Sequence[str]
 ) -> Start:
-    content = checkpoint_file.load(path)
+    content = checkpoint_file.load(local_checkpoint(path))
     problems = list(_misfits(f"init_from={path}", content, model.shape, languages, words))
     if is_seq2seq(content["model"]) != isinstance(model, Seq2Seq):
         problems.append(
