@@ -55,15 +55,16 @@ def train(config: TrainConfig, flag: StopFlag) -> int:
     require_memory(config, config.model.shape(corpus.n_words, len(corpus.languages)))
     with folder.held(explain=lambda error: not is_lost_peer(error)), out_of_memory_named(config.resolved, run):
         status, step = fit(config, corpus, run)
-    if is_first_process() and status != "preempted":  # then there is no time for it
-        leave_report(folder.path)
+        if is_first_process() and status != "preempted":  # then there is no time for it
+            leave_report(folder.path)
     log(run.last_line(status, step))
     return 0
 
 
 def open_run(config: TrainConfig, corpus: Corpus) -> RunFolder:
     """Open the run's folder, where an earlier start must have had the same identity."""
-    return RunFolder(config.paths.runs, config.run_name, config.resolved, corpus.lineage, IDENTITY, with_new_names)
+    place = (config.paths.runs, config.run_name)
+    return RunFolder(*place, config.resolved, corpus.lineage, IDENTITY, with_new_names, config.storage.mirrored)
 
 
 def fit(config: TrainConfig, corpus: Corpus, run: RunContext) -> tuple[str, int]:

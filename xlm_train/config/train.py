@@ -26,10 +26,12 @@ from xlm_train.config.precision import settle_precision
 from xlm_train.config.renamed import renamings, with_new_names
 from xlm_train.config.rules import RULES
 from xlm_train.config.schema import Count, at_least, build, check_fields, check_rules, one_of, positive, resolve
+from xlm_train.config.storage import StorageConfig, with_local_runs
 from xlm_train.model.seq2seq import SHARE, Seq2Seq
 from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime.console import log
-from xlm_train.runtime.errors import ConfigError, CorpusError
+from xlm_train.runtime.errors import ConfigError, UserError
+from xlm_train.runtime.storage import is_url
 from xlm_train.training.strategy import COMPRESSIONS, SHARDINGS
 
 if TYPE_CHECKING:
@@ -163,6 +165,7 @@ class TrainConfig:
     cluster: ClusterConfig
     debug: DebugConfig
     paths: PathsConfig
+    storage: StorageConfig
     run_name: str
     seed: Annotated[int, _seed]
     init_from: str | None
@@ -258,11 +261,11 @@ def _corpus_problems(values: dict[str, Any], readable: bool) -> list[str]:
     from xlm_train.data.corpus import Corpus
 
     path = values.get("data", {}).get("path")
-    if not isinstance(path, str) or not Path(path).is_dir():
-        return []
+    if not isinstance(path, str) or not (readable if is_url(path) else Path(path).is_dir()):
+        return []  # a corpus is fetched when nothing else is wrong
     try:
         corpus = Corpus(path)
-    except CorpusError as error:
+    except UserError as error:
         return error.problems
     if not readable:
         return []
@@ -303,7 +306,7 @@ def _complete(config: DictConfig) -> tuple[dict[str, Any], list[str]]:
     from omegaconf import OmegaConf
 
     given: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
-    complete, filled = with_shipped_callbacks(with_new_names(given))
+    complete, filled = with_shipped_callbacks(with_local_runs(with_new_names(given)))
     return complete, [*renamings(given), *filled]
 
 
