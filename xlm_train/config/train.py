@@ -18,6 +18,7 @@ from xlm_train.config.parts import (
     logger_problems,
     objective_problems,
     optimizer_problems,
+    parts_of,
     reading_problems,
     with_shipped_callbacks,
 )
@@ -36,12 +37,6 @@ if TYPE_CHECKING:
 
     from xlm_train.data.corpus import Corpus
     from xlm_train.data.training_text import TrainingText
-
-
-# Objectives that read batches of sentences; others read windows.
-OF_SENTENCES = tuple(
-    f"xlm_train.objectives.{name}." for name in ("tlm", "translation", "denoising", "back_translation")
-)
 
 
 def _share(value: float) -> str | None:
@@ -237,11 +232,15 @@ def window_tokens(config: Mapping[str, Any]) -> int | None:
         config: Of any version, or as much of it as an imported checkpoint has.
 
     Returns:
-        The tokens; None where the config does not tell: batches of sentences differ, and their mean is the corpus's.
+        The tokens; None where the config does not tell: batches of sentences differ, and their mean is the corpus's, as
+        do objectives that are not installed here.
     """
-    data, objective = config.get("data") or {}, config.get("objective") or {}
-    parts = (objective.get("parts") or {"": objective}).values()
-    if any(str(part.get("_target_")).startswith(OF_SENTENCES) for part in parts):
+    data = config.get("data") or {}
+    try:
+        kinds = [kind for kind, _ in parts_of(config.get("objective") or {}).values()]
+    except (ImportError, AttributeError, ValueError):
+        return None
+    if any(getattr(kind, "reads", "windows") != "windows" for kind in kinds):
         return None
     sizes = [size for key in ("slots", "slot_streams", "bptt") if isinstance(size := data.get(key), int)]
     return math.prod(sizes) if len(sizes) == 3 else None
@@ -279,8 +278,11 @@ def _corpus_problems(values: dict[str, Any], readable: bool) -> list[str]:
         one_sided += ["model.share"] if config.model.share != "none" else []
         problems += [f"{key}: only a translation model has two sides, as under objective=umt" for key in one_sided]
     monitor = (config.callbacks.get("validation") or {}).get("monitor")
-    names = metrics_of(corpus, objective)
-    if monitor is not None and names and monitor not in names:
+    try:
+        names = metrics_of(corpus, objective) if monitor is not None else []
+    except ConfigError as error:
+        return [*problems, *error.problems]
+    if names and monitor not in names:
         problems.append(f"callbacks.validation.monitor={monitor}: must be one of {', '.join(names)}")
     return problems
 

@@ -17,6 +17,7 @@ from xlm_train.data.datamodule import Batch
 from xlm_train.data.order import Slot, Stream
 from xlm_train.data.training_text import TrainingText
 from xlm_train.data.turns import Weight
+from xlm_train.model.flops import Row
 from xlm_train.model.transformer import XLM
 from xlm_train.objectives.objective import Objective
 from xlm_train.runtime.errors import ConfigError
@@ -101,13 +102,9 @@ class Mixture:
         return next(iter(self.parts.values())).evaluation
 
     @property
-    def mask_share(self) -> float | None:
-        """The mean over the slots of all parts."""
-        found = {name: part.mask_share for name, part in self.parts.items()}
-        masked = {name: share for name, share in found.items() if share is not None}
-        shares = dict.fromkeys(masked, 1.0) if self.in_turns else self.shares
-        weight = sum(shares[name] for name in masked)
-        return sum(shares[name] * share for name, share in masked.items()) / weight if masked else None
+    def rows(self) -> Mapping[str, Row]:
+        """Those of all parts."""
+        return {stream: row for part in self.parts.values() for stream, row in part.rows.items()}
 
     @property
     def directions(self) -> Sequence[tuple[str, str]]:

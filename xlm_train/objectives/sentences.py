@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from xlm_train.data.order import Slot, Stream
 from xlm_train.data.sentences import SentenceBatches
 from xlm_train.data.training_text import TrainingText
+from xlm_train.model.flops import Row
+from xlm_train.objectives.objective import row_of
 from xlm_train.runtime.errors import ConfigError
 from xlm_train.text.vocabulary import EOS
 
@@ -26,7 +28,7 @@ class SentenceReader:
     """
 
     evaluation = "translation"
-    mask_share = None
+    reads = "pairs"
 
     @property
     def directions(self) -> Sequence[tuple[str, str]]:
@@ -57,6 +59,17 @@ class SentenceReader:
             for name, batches in self.batches.items()
         ]
 
+    @property
+    def lengths(self) -> Mapping[str, float]:
+        """Stream -> mean tokens of a sentence with both eos, or of both sides of a pair."""
+        return {name: batches.n_tokens / batches.n_sentences for name, batches in self.batches.items()}
+
+    @property
+    def rows(self) -> Mapping[str, Row]:
+        """A sentence, or a pair, of each stream."""
+        sides = 2 if self.reads == "pairs" else 1
+        return {name: row_of(self, length / sides) for name, length in self.lengths.items()}
+
     def numbers(self, slot: Slot) -> NDArray[np.int64]:
         """List the numbers of the slot's sentences or pairs."""
         return self.batches[slot.stream].sentences(int(slot.units[0]), int(slot.passes[0]))
@@ -68,6 +81,8 @@ class MonolingualReader(SentenceReader):
     Raises:
         CorpusError: the corpus has no such text, or was prepared without an order by length.
     """
+
+    reads = "sentences"
 
     def __init__(self, text: TrainingText, names: Mapping[str, str]) -> None:
         super().__init__(text, names)

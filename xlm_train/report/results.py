@@ -61,6 +61,36 @@ def by_language(runs: Sequence[Run]) -> list[Block]:
     return [_listed(caption, head, rows)]
 
 
+def translations(runs: Sequence[Run]) -> list[Block]:
+    """Per direction: BLEU and chrF of validation at the end and at its best, and what no model should stay below."""
+    head = ["direction", "BLEU", "chrF", "best validation's BLEU", "best constant sentence", "copied source"]
+    rows = []
+    for run in runs:
+        for name in run.directions:
+            kinds = ("bleu", "chrf", "constant", "copied")
+            bleu, chrf, *without = (digits(run.last(f"val/{kind}_{name}"), ".2f") for kind in kinds)
+            best = digits(run.at(f"val/bleu_{name}", run.best_step), ".2f")
+            rows.append((run, [name, bleu, chrf, best, *without]))
+    caption = (
+        "Translation of the validation pairs. BLEU is of tokenised text, as the original's and the paper's, chrF of running"
+        " text; beside them the BLEU of the best single sentence for everything, and of the source as it is"
+    )
+    return [_listed(caption, head, rows)] if rows else []
+
+
+def samples(runs: Sequence[Run]) -> list[Block]:
+    """The translations that the first, a middle and the last validation showed."""
+    blocks: list[Block] = []
+    head = ["direction", "source", "translation", "reference"]
+    for run in runs:
+        for place in sorted({0, len(run.samples) // 2, len(run.samples) - 1} & {*range(len(run.samples))}):
+            step, shown = run.samples[place]
+            caption = f"{run.name}, step {step:,}" if len(runs) > 1 else f"Step {step:,}"
+            rows = [[str(sample.get(key, NONE)) for key in head] for sample in shown]
+            blocks += [Table(caption, head, rows, words=True)] if rows else []
+    return blocks
+
+
 def evaluations(runs: Sequence[Run]) -> list[Block]:
     """Per language: what `xlm-eval` has measured of the run's checkpoints."""
     rows = []
@@ -87,7 +117,10 @@ def validations(runs: Sequence[Run]) -> list[Block]:
     if len(runs) == 1:
         run = runs[0]
         steps = list(run.columns["val/ppl"].steps)
-        names = sorted((key for key in run.columns if key.startswith("val/")), key=lambda key: (key.split("_")[0], key))
+        shown = [
+            key for key in run.columns if key.startswith("val/") and not key.startswith(("val/constant", "val/copied"))
+        ]
+        names = sorted(shown, key=lambda key: (key.split("_")[0], key))
         head = ["step", *(name.removeprefix("val/") for name in names)]
     else:
         steps = sorted({step for run in measured for step in run.columns["val/ppl"].steps})

@@ -17,13 +17,14 @@ import torch
 from tests.conftest import REPOSITORY, command, process_environment
 from xlm_train.config.cluster import ClusterConfig
 from xlm_train.data.corpus import Corpus
-from xlm_train.model.flops import flops_per_token, training_flops_per_token
+from xlm_train.model.flops import Row, flops_per_token, training_flops_per_token
 from xlm_train.model.transformer import XLM, ModelShape, count_parameters
-from xlm_train.plan.estimate import gradients_of, make_plan, parameter_shapes, slot_time, speed_of_cluster
-from xlm_train.plan.memory import Setting, activation_bytes, peak_memory
+from xlm_train.plan.estimate import make_plan
+from xlm_train.plan.memory import Setting, activation_bytes, parameter_shapes, peak_memory
 from xlm_train.plan.page import as_markdown, as_text
 from xlm_train.plan.probe import Speed, StepParts, probe_shape, speed_of
 from xlm_train.plan.settings import problems_of_plan
+from xlm_train.plan.step import gradients_of, slot_time, speed_of_cluster
 
 CLUSTERS = sorted(path.stem for path in (REPOSITORY / "configs/cluster").glob("*.yaml"))
 REAL = ModelShape(n_words=64699, vocab_multiple=8)
@@ -85,7 +86,7 @@ def test_flops_of_a_masked_loss_are_those_that_torch_counts() -> None:
     total = sum(part.total for part in parts.values())
     assert counter.get_total_flops() == pytest.approx(30 * (total - parts["attention scores"].total))
     assert parts["attention scores"].forward == 2 * 2 * 2 * 32 * 10  # a query meets all 10 keys
-    assert training_flops_per_token(shape, 10, False, mask_share=6 / 30) == total
+    assert training_flops_per_token(shape, Row(10, 10, mask_share=6 / 30), False) == total
 
 
 def test_parameters_are_those_of_the_model() -> None:
