@@ -37,6 +37,8 @@ VALIDATIONS = 20  # of each run
 
 
 def _whole_numbers(value: str) -> list[int]:
+    if not all(part.isdecimal() for part in value.split(",")):
+        raise ValueError("give whole numbers, with commas between them")
     return [int(part) for part in value.split(",")]
 
 
