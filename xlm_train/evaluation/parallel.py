@@ -40,6 +40,7 @@ class ParallelText:
         name: Of the direction, as "de-en".
         batches: Of each the numbers of its pairs, by length, in the original's order.
         numbers: (n,) of all of them, in the corpus's order.
+        n_pairs: Of the split, those left out too.
         too_long: Pairs that were left out for their length.
 
     Raises:
@@ -61,6 +62,7 @@ class ParallelText:
         self._reader = reader
         pairs = corpus.pairs(split, "-".join(sorted(direction)))
         self._sides = pairs.sides[:: 1 if pairs.languages == direction else -1]
+        self.n_pairs = pairs.n
         lengths = np.stack([side.lengths(np.arange(pairs.n)) for side in self._sides], axis=1)
         full, fitting = lengths.min(axis=1) > 2, lengths.max(axis=1) <= longest
         self.batches = by_length(lengths, full & fitting, batch_pairs)
@@ -87,6 +89,12 @@ class ParallelText:
         words = self._reader.vocabulary.words
         _, targets = self.read(self.numbers)
         return [" ".join(spelled.get(piece, words[piece]) for piece in ids[1:-1]) for ids in targets]
+
+    @cached_property
+    def plain_sources(self) -> list[str]:
+        """The sources as running text, in the corpus's order."""
+        sources, _ = self.read(self.numbers)
+        return [self.running_text(ids, 0) for ids in sources]
 
     @cached_property
     def plain_references(self) -> list[str]:

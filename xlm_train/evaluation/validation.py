@@ -159,9 +159,9 @@ class TextEvaluator:
         return score_windows(model, text, self.bptt, self.languages[name], mine, self.batch_windows, share.device)
 
 
-def translatable(corpus: Corpus, directions: Iterable[tuple[str, str]], split: str = "valid") -> list[tuple[str, str]]:
-    """List the directions that a corpus has pairs for."""
-    return [direction for direction in directions if "-".join(sorted(direction)) in corpus.pair_names(split)]
+def translatable(corpus: Corpus, directions: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """List the directions that a corpus has validation pairs for."""
+    return [direction for direction in directions if "-".join(sorted(direction)) in corpus.pair_names("valid")]
 
 
 class TranslationEvaluator:
@@ -224,16 +224,14 @@ class TranslationEvaluator:
         by_length = np.concatenate(text.batches)
         count = min(max(1, SAMPLES // len(self.texts)), len(by_length))
         chosen = by_length[(2 * np.arange(count) + 1) * len(by_length) // (2 * count)]
-        sources, _ = text.read(chosen)
-        places = np.searchsorted(text.numbers, chosen).tolist()
         return [
             {
                 "direction": text.name,
-                "source": text.running_text(ids, 0),
+                "source": text.plain_sources[place],
                 "translation": plain[place],
                 "reference": text.plain_references[place],
             }
-            for ids, place in zip(sources, places, strict=True)
+            for place in np.searchsorted(text.numbers, chosen).tolist()
         ]
 
 

@@ -262,7 +262,7 @@ def read_run(path: Path) -> Run:
     _read_checkpoints(run)
     for file in [path / "evaluation.json", *sorted((path / "checkpoints").glob("*.json"))]:
         result = _read_object(file, run.problems)
-        if isinstance(result.get("languages"), dict):
+        if isinstance(result.get("languages", result.get("directions")), dict):
             run.evaluations.append(result)
     corpus = run.setting("data.path")
     if isinstance(corpus, str) and (Path(corpus) / "manifest.json").is_file():

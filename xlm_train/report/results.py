@@ -98,7 +98,7 @@ def evaluations(runs: Sequence[Run]) -> list[Block]:
         for result in run.evaluations:
             checkpoint = result.get("checkpoint")
             step = checkpoint.get("step") if isinstance(checkpoint, dict) else None
-            for lang, scores in [*result["languages"].items(), ("mean", result.get("mean"))]:
+            for lang, scores in [*result.get("languages", {}).items(), ("mean", result.get("mean"))]:
                 if isinstance(scores, dict):
                     measured = (
                         digits(figure_of(scores, key)) for key in ("perplexity", "accuracy", "bits_per_character")
@@ -106,7 +106,23 @@ def evaluations(runs: Sequence[Run]) -> list[Block]:
                     of_step = f"{step:,}" if isinstance(step, int) else NONE
                     rows.append((run, [str(result.get("split", "text")), of_step, str(lang), *measured]))
     head = ["split", "checkpoint's step", "language", "perplexity", "accuracy, %", "bits per character"]
-    return [_listed("Results of xlm-eval found beside the run", head, rows)] if rows else []
+    found: list[Block] = [_listed("Results of xlm-eval found beside the run", head, rows)] if rows else []
+    return [*found, *_evaluated_translations(runs)]
+
+
+def _evaluated_translations(runs: Sequence[Run]) -> list[Block]:
+    rows = []
+    for run in runs:
+        for result in run.evaluations:
+            for name, scores in result.get("directions", {}).items():
+                for kind, title in (("tokenised_bleu", "BLEU, tokenised"), ("bleu", "sacrebleu"), ("chrf", "chrF")):
+                    if isinstance(score := scores.get(kind) if isinstance(scores, dict) else None, dict):
+                        values = [
+                            digits(figure_of(score, key), ".2f") for key in ("value", "interval", "constant", "copied")
+                        ]
+                        rows.append((run, [str(result.get("split", "text")), str(name), title, *values]))
+    head = ["split", "direction", "score", "value", "+- (95 %)", "best constant sentence", "copied source"]
+    return [_listed("Translations scored by xlm-eval", head, rows)] if rows else []
 
 
 def validations(runs: Sequence[Run]) -> list[Block]:

@@ -12,7 +12,7 @@ import pytest
 from xlm_train.report import write_report
 from xlm_train.report.curves import figures
 from xlm_train.report.reading import read_run
-from xlm_train.report.results import samples, translations
+from xlm_train.report.results import evaluations, samples, translations
 
 
 @pytest.fixture
@@ -66,3 +66,12 @@ def test_damaged_samples_are_left_out(run: Path, content: str) -> None:
     assert samples([read_run(run)]) == []
     write_report(run)
     assert "Samples" not in (run / "report.md").read_text(encoding="utf-8")
+
+
+def test_results_of_xlm_eval_beside_the_run(run: Path) -> None:
+    bleu = {"value": 21.5, "mean": 21.4, "interval": 1.25, "signature": "x", "constant": 4.0, "copied": 1.0}
+    damaged = {"en-de": 3, "en-fr": {"bleu": "x"}}
+    result = {"split": "test", "directions": {"de-en": {"sentences": 3, "bleu": bleu}, **damaged}}
+    (run / "checkpoints/best.test.json").write_text(json.dumps(result))
+    (table,) = evaluations([read_run(run)])
+    assert table.rows == [["test", "de-en", "sacrebleu", "21.50", "1.25", "4.00", "1.00"]]  # type: ignore[union-attr]
