@@ -31,7 +31,7 @@ PAPER = {
 }  # fmt: skip
 RARE = 10  # a word that the monolingual training text has at most so often
 EM_ROUNDS = 5  # of the dictionary
-SHOWN = 5  # samples of a row
+SHOWN = 4  # samples of a validation
 
 
 def collect(corpus_path: Path, runs: Path, scores: Path, models: Mapping[str, Path]) -> dict[str, Any]:
@@ -84,7 +84,8 @@ def row(run: Path, score: Path, texts: Mapping[str, ParallelText], rare: Mapping
 def samples(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Translations of the same sentences at the first validation, one in the middle and the last."""
     places = sorted({0, len(lines) // 2, len(lines) - 1}) if lines else []
-    return [{"step": lines[place]["step"], **dict(sample)} for place in places for sample in lines[place]["samples"][:SHOWN]]
+    shown = [(lines[place]["step"], lines[place]["samples"]) for place in places]
+    return [{"step": step, **sample} for step, made in shown for sample in made[:: max(1, len(made) // SHOWN)]]
 
 
 def rare_words(corpus: Corpus, language: str) -> dict[str, int]:
@@ -132,7 +133,7 @@ def dictionary(pairs: Iterable[Sequence[Sequence[str]]]) -> dict[str, str]:
     Source: Brown et al. 1993.
     """
     pairs = [(source, target) for source, target in pairs]
-    likely: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(lambda: 1.0))
+    likely: Mapping[str, Mapping[str, float]] = defaultdict(lambda: defaultdict(lambda: 1.0))
     for _ in range(EM_ROUNDS):
         counts: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         for source, target in pairs:
@@ -200,7 +201,7 @@ def page(found: Mapping[str, Any]) -> str:
         if row["samples"]:
             lines = [[str(s["step"]), s["direction"], s["source"], s["translation"], s["reference"]] for s in row["samples"]]
             titles = ["step", "direction", "source", "translation", "reference"]
-            parts += [f"Translations of {key}:", Table("", titles, lines).markdown()]
+            parts += [f"Translations of {key}:", Table("", titles, lines, words=True).markdown()]
     return "\n\n".join(parts) + "\n"
 
 
