@@ -72,7 +72,7 @@ class Options:
     """What the command line may say, as key=value.
 
     Args:
-        table2: mini: done here; paper: the same rows at full size, planned.
+        table2: mini: done here; page: only the page of what has ended so far; paper: the same rows at full size, planned.
         out: Folder of everything.
         rows: all, or encoder/decoder by commas.
         seeds: By commas; each row is trained from each.
@@ -85,7 +85,7 @@ class Options:
             and the supervised model, may be left out. Not given: the suttas in launch/table2_text.
     """
 
-    table2: str = field(default="mini", metadata={"read": _one_of("mini", "paper")})
+    table2: str = field(default="mini", metadata={"read": _one_of("mini", "page", "paper")})
     out: str = field(default="table2", metadata={"read": str})
     rows: list[str] = field(default_factory=lambda: list(ROWS), metadata={"read": _rows})
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"read": _whole_numbers})
@@ -160,7 +160,9 @@ def _text_problems(texts: Mapping[str, Mapping[str, str]]) -> list[str]:
     missing = [f"{split}.{code}" for split in wanted for code in codes if code not in texts.get(split, {})]
     problems = [f"{key}: missing; {key}=FILE" for key in missing]
     files = {f"{split}.{code}": file for split, given in texts.items() for code, file in given.items()}
-    return problems + [f"{key}={file}: there is no such file" for key, file in files.items() if not path_of(file).is_file()]
+    return problems + [
+        f"{key}={file}: there is no such file" for key, file in files.items() if not path_of(file).is_file()
+    ]
 
 
 class Commands:
@@ -175,8 +177,11 @@ class Commands:
         for process in self.running:
             process.send_signal(number)
 
-    def run(self, *commands: Sequence[str], side_by_side: int = 1, allowed: Sequence[int] = (0,)) -> None:
-        """Show and run commands, so many at a time. Leaves where one fails or was asked to stop."""
+    def run(self, *commands: Sequence[str], side_by_side: int = 1, go_on: bool = False) -> int:
+        """Show and run commands, so many at a time. Returns the worst status.
+
+        Leaves where one was asked to stop and, unless it may go on, where one fails.
+        """
         waiting, statuses = list(commands), []
         while waiting or self.running:
             while waiting and len(self.running) < side_by_side and not statuses.count(EXIT_PREEMPTED):
@@ -187,10 +192,13 @@ class Commands:
                 break
             statuses.append(self.running[0].wait())
             self.running.pop(0)
-        if failed := [status for status in statuses if status not in allowed]:
-            stopped = EXIT_PREEMPTED in failed
-            print("table2: " + ("stopped; the same command goes on" if stopped else "a command failed"), file=sys.stderr)
-            sys.exit(EXIT_PREEMPTED if stopped else max(map(abs, failed)))
+        if EXIT_PREEMPTED in statuses:
+            print("table2: stopped; the same command goes on", file=sys.stderr)
+            sys.exit(EXIT_PREEMPTED)
+        worst = max(map(abs, statuses), default=0)
+        if worst and not go_on:
+            sys.exit(worst)
+        return worst
 
 
 def prepare_words(options: Options, corpus: Path) -> list[str]:
@@ -210,46 +218,68 @@ def job(runs: Path, row: str, seed: int) -> Path:
     return runs / f"umt,init={row.replace('/', '_')},seed={seed}"
 
 
-def main() -> None:
-    """Do what the command line asks for."""
+def main() -> int:
+    """Do what the command line asks for. Returns the exit status."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(f"{__doc__}\n{Options.__doc__}")
-        return
+        return 0
     options = read_options(sys.argv[1:])
     commands, out = Commands(), Path(options.out)
     if options.table2 == "paper":
-        plan = ["experiment=umt_ende_1024", f"out={out}/plan"]
-        commands.run(["xlm-plan", *plan])
-        print(f"one row of {len(options.rows) * len(options.seeds)}: the sweep takes as many times that, and pretraining")
-        return
+        return plan_the_paper(options, commands)
     runs, corpus, scores = out / "runs", out / "corpus", out / "scores"
-    for folder in (runs, scores):
-        folder.mkdir(parents=True, exist_ok=True)
+    models = {f"{row},{seed}": job(runs, row, seed) for row in options.rows for seed in options.seeds}
+    if "aligned" in options.texts and any("mlm" in row for row in options.rows):
+        models["supervised"] = runs / "supervised"
+    status = train(options, commands, runs, corpus, models) if options.table2 == "mini" else 0
+    scores.mkdir(parents=True, exist_ok=True)
+    for name, run in models.items():
+        score, best = scores / f"{name.replace('/', '_')}.json", run / "checkpoints/best.pt"
+        if ended(run) and not (score.is_file() and score.stat().st_mtime > best.stat().st_mtime):
+            device = {"gpu": "cuda"}.get(options.device, options.device)
+            words = [f"checkpoint={best}", f"data.path={corpus}", "split=test", f"out={score}", f"device={device}"]
+            commands.run(["xlm-eval", *words])
+    write_page(out, collect(corpus, runs, scores, models))
+    print(f"\ntable2: {out}/table2.md, {out}/table2.json, {out}/table2.png")
+    return status
+
+
+def train(options: Options, commands: Commands, runs: Path, corpus: Path, models: Mapping[str, Path]) -> int:
+    """Prepare, pretrain, and train the rows. Returns the worst status of the rows: the others are shown all the same."""
+    runs.mkdir(parents=True, exist_ok=True)
     commands.run(prepare_words(options, corpus))
     threads = max(1, (os.cpu_count() or 1) // options.side_by_side)
-    common = [f"data.path={corpus}", f"paths.runs={runs}", f"trainer.accelerator={options.device}", f"trainer.threads={threads}"]
-
-    starts = [kind for kind in ("mlm", "clm") if any(kind in row for row in options.rows)]
-    waiting = [["xlm-train", f"experiment=table2_{kind}", *common, *options.steps(kind)] for kind in starts if not ended(runs / kind)]
+    common = [
+        f"data.path={corpus}",
+        f"paths.runs={runs}",
+        f"trainer.accelerator={options.device}",
+        f"trainer.threads={threads}",
+    ]
+    starts = [kind for kind in ("mlm", "clm") if any(kind in row for row in options.rows) and not ended(runs / kind)]
+    waiting = [["xlm-train", f"experiment=table2_{kind}", *common, *options.steps(kind)] for kind in starts]
     commands.run(*waiting, side_by_side=options.side_by_side)
     sweep = [f"init=choice({','.join(row.replace('/', '_') for row in options.rows)})"]
     sweep += [f"seed=choice({','.join(map(str, options.seeds))})", *options.steps("umt")]
     if options.side_by_side > 1:
         sweep += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={options.side_by_side}"]
-    commands.run(["xlm-train", "-m", "experiment=table2_mini", *common, *sweep])
-    models = {f"{row},{seed}": job(runs, row, seed) for row in options.rows for seed in options.seeds}
-    if "aligned" in options.texts and "mlm" in starts:
-        models["supervised"] = runs / "supervised"
-        if not ended(models["supervised"]):
-            words = ["experiment=table2_mt", "init=mlm_mlm", *common, *options.steps("supervised")]
-            commands.run(["xlm-train", *words])
-    for name, run in models.items():
-        score, best = scores / f"{name.replace('/', '_')}.json", run / "checkpoints/best.pt"
-        if not score.is_file() or score.stat().st_mtime < best.stat().st_mtime:
-            device = {"gpu": "cuda"}.get(options.device, options.device)
-            commands.run(["xlm-eval", f"checkpoint={best}", f"data.path={corpus}", "split=test", f"out={score}", f"device={device}"])
-    write_page(out, collect(corpus, runs, scores, models))
-    print(f"\ntable2: {out}/table2.md, {out}/table2.json, {out}/table2.png")
+    status = commands.run(["xlm-train", "-m", "experiment=table2_mini", *common, *sweep], go_on=True)
+    if "supervised" in models and not ended(models["supervised"]):
+        words = ["experiment=table2_mt", "init=mlm_mlm", *common, *options.steps("supervised")]
+        status = max(status, commands.run(["xlm-train", *words], go_on=True))
+    return status
+
+
+def plan_the_paper(options: Options, commands: Commands) -> int:
+    """Plan a row of the full size, and say what all take."""
+    folder, rows = Path(options.out) / "plan", len(options.rows) * len(options.seeds)
+    commands.run(["xlm-plan", "experiment=umt_ende_1024", f"out={folder}"])
+    plan = read_json(folder / "plan.json")
+    days, cost = rows * plan["time"]["hours"] / 24, rows * plan["cost"]["total"]
+    print(
+        f"table2: {rows} rows: {days:,.0f} days of {plan['cluster']['name']}, {cost:,.0f} {plan['cost']['currency']}; and pretraining:"
+    )
+    print("  xlm-plan experiment=clm_ende_1024\n  xlm-plan experiment=mlm_ende_1024")
+    return 0
 
 
 def ended(run: Path) -> bool:
@@ -260,6 +290,6 @@ def ended(run: Path) -> bool:
 
 if __name__ == "__main__":
     try:
-        main()
+        sys.exit(main())
     except UserError as error:
         sys.exit("\n".join(f"table2: error: {problem}" for problem in error.problems))

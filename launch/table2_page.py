@@ -44,19 +44,29 @@ def collect(corpus_path: Path, runs: Path, scores: Path, models: Mapping[str, Pa
         models: Run folders by "ENCODER/DECODER,SEED", and "supervised".
     """
     corpus = Corpus(corpus_path)
-    directions = {"-".join(way): way for name in corpus.pair_names("test") for way in permutations(corpus.pairs("test", name).languages)}
+    directions = {
+        "-".join(way): way
+        for name in corpus.pair_names("test")
+        for way in permutations(corpus.pairs("test", name).languages)
+    }
     reader = TextReader(corpus.text, name=str(corpus.path))
     texts = {name: ParallelText(corpus, "test", way, reader, 10**6) for name, way in directions.items()}
     rare = {name: rare_words(corpus, way[1]) for name, way in directions.items()}
     found: dict[str, Any] = {"corpus": {"lineage": corpus.lineage, "test_pairs": next(iter(texts.values())).n_pairs}}
-    found["rows"] = {name: row(run, scores / f"{name.replace('/', '_')}.json", texts, rare) for name, run in models.items()}
+    found["rows"] = {
+        name: row(run, scores / f"{name.replace('/', '_')}.json", texts, rare) for name, run in models.items()
+    }
     found["without_a_model"] = {name: without_a_model(corpus, text) for name, text in texts.items()}
     starts = {kind: runs / kind / "checkpoints/best.pt" for kind in ("clm", "mlm")}
-    found["retrieval"] = {kind: retrieval(file, next(iter(texts.values()))) for kind, file in starts.items() if file.is_file()}
+    found["retrieval"] = {
+        kind: retrieval(file, next(iter(texts.values()))) for kind, file in starts.items() if file.is_file()
+    }
     return found
 
 
-def row(run: Path, score: Path, texts: Mapping[str, ParallelText], rare: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+def row(
+    run: Path, score: Path, texts: Mapping[str, ParallelText], rare: Mapping[str, Mapping[str, int]]
+) -> dict[str, Any]:
     """A run's course and, once it was scored, its figures on the test set."""
     lines = read_metrics(run / "metrics.jsonl")
     status = read_json(run / "status.json")["status"] if (run / "status.json").is_file() else "not started"
@@ -115,7 +125,9 @@ def without_a_model(corpus: Corpus, text: ParallelText) -> dict[str, float]:
     name = "-".join(sorted(text.direction))
     if name in corpus.pair_names("train"):
         pairs = corpus.pairs("train", name)
-        sides = [[undo_bpe(text.words([0, *ids, 0])).split() for ids in pair] for pair in pairs.read(np.arange(pairs.n))]
+        sides = [
+            [undo_bpe(text.words([0, *ids, 0])).split() for ids in pair] for pair in pairs.read(np.arange(pairs.n))
+        ]
         best = dictionary([pair[:: 1 if pairs.languages == (source, target) else -1] for pair in sides])
         sources, _ = text.read(text.numbers)
         lines = [undo_bpe(text.words(ids)).split() for ids in sources]
@@ -181,13 +193,15 @@ def page(found: Mapping[str, Any]) -> str:
     for system in ("constant", "copied", "dictionary"):
         values = {name: found["without_a_model"][name].get(system) for name in names}
         if any(value is not None for value in values.values()):
-            cells.append([system, "", "", "", *(cell for name in names for cell in (_number(values[name]), "", "", ""))])
+            cells.append(
+                [system, "", "", "", *(cell for name in names for cell in (_number(values[name]), "", "", ""))]
+            )
     paper = [[key.replace("/", " / "), *map(str, values)] for key, values in PAPER.items()]
     parts = [
         "# Table 2 in miniature",
-        f"{found['corpus']['test_pairs']:,} test pairs, corpus {found['corpus']['lineage'][:12]}. BLEU is of tokenised lower-cased text, as the"
-        " paper's; sacrebleu's BLEU and chrF are of running text, with half the width of their 95 % interval. Rows that have not ended"
-        " say so, and are no result.",
+        f"{found['corpus']['test_pairs']:,} test pairs, corpus {found['corpus']['lineage'][:12]}. BLEU is of tokenised lower-cased text, as"
+        " the original's; sacrebleu's BLEU and chrF are of running text, with half the width of their 95 % interval. Rows that have"
+        " not ended say so, and have no result.",
         Table("", heads, cells).markdown(),
         "The paper's table (newstest2016, 1,024 wide, 6 layers), recollected and unverified but for 34.3:",
         Table("", ["encoder / decoder", "en-de", "de-en"], paper).markdown(),
@@ -196,10 +210,15 @@ def page(found: Mapping[str, Any]) -> str:
         parts += ["The same at equal training time, on the validation set:", equal.markdown()]
     if found["retrieval"]:
         lines = [[kind, *(_number(values[name]) for name in names)] for kind, values in found["retrieval"].items()]
-        parts += ["Sentence retrieval of the pretrained encoders, % of the test sentences:", Table("", ["", *names], lines).markdown()]
+        parts += [
+            "Sentence retrieval of the pretrained encoders, % of the test sentences:",
+            Table("", ["", *names], lines).markdown(),
+        ]
     for key, row in found["rows"].items():
         if row["samples"]:
-            lines = [[str(s["step"]), s["direction"], s["source"], s["translation"], s["reference"]] for s in row["samples"]]
+            lines = [
+                [str(s["step"]), s["direction"], s["source"], s["translation"], s["reference"]] for s in row["samples"]
+            ]
             titles = ["step", "direction", "source", "translation", "reference"]
             parts += [f"Translations of {key}:", Table("", titles, lines, words=True).markdown()]
     return "\n\n".join(parts) + "\n"
@@ -224,7 +243,11 @@ def _number(value: float | None) -> str:
 
 def equal_time(found: Mapping[str, Any], names: Sequence[str]) -> Table | None:
     """The best validation of each row within the training time of the row that took the least."""
-    rows = {key: row for key, row in found["rows"].items() if row["status"] in ("finished", "stopped") and row["curve"]["points"]}
+    rows = {
+        key: row
+        for key, row in found["rows"].items()
+        if row["status"] in ("finished", "stopped") and row["curve"]["points"]
+    }
     if not rows:
         return None
     limit = min(row["curve"]["points"][-1][1] for row in rows.values())
@@ -234,7 +257,14 @@ def equal_time(found: Mapping[str, Any], names: Sequence[str]) -> Table | None:
         points = [point for point in row["curve"]["points"] if point[1] <= limit]
         best = max(points, key=lambda point: sum(point[column] for column in columns), default=None)
         if best is not None:
-            cells.append([key.replace("/", " / "), f"{best[0]:,}", f"{limit:,.0f}", *(_number(best[column]) for column in columns)])
+            cells.append(
+                [
+                    key.replace("/", " / "),
+                    f"{best[0]:,}",
+                    f"{limit:,.0f}",
+                    *(_number(best[column]) for column in columns),
+                ]
+            )
     return Table("", ["row", "steps", "seconds", *(f"BLEU {name}" for name in names)], cells)
 
 

@@ -76,14 +76,22 @@ def test_the_text_is_what_its_page_says() -> None:
     }
     counts = {name: len(found) for name, found in lines.items()}
     assert counts == {"train.en": 33_982, "train.de": 29_235} | {
-        f"{split}.{code}": n for split, n in (("aligned", 700), ("valid", 300), ("test", 2_000)) for code in ("en", "de")
+        f"{split}.{code}": n
+        for split, n in (("aligned", 700), ("valid", 300), ("test", 2_000))
+        for code in ("en", "de")
     }
     assert "CC0 1.0" in (LAUNCH / "table2_text/README.md").read_text("utf-8")
 
 
 def a_row(status: str, *points: list[float], bleu: float | None = None) -> dict[str, Any]:
     columns = ["step", "training seconds", "BLEU de-en", "BLEU en-de"]
-    row = {"status": status, "steps": 40, "seconds": 80.0, "curve": {"columns": columns, "points": list(points)}, "samples": []}
+    row = {
+        "status": status,
+        "steps": 40,
+        "seconds": 80.0,
+        "curve": {"columns": columns, "points": list(points)},
+        "samples": [],
+    }
     if bleu is not None:
         figures = {"value": bleu, "mean": bleu, "interval": 0.75}
         of_a_way = {"tokenised_bleu": {"value": bleu}, "bleu": figures, "chrf": figures, "rare_word_recall": 12.5}
@@ -135,7 +143,12 @@ def test_rare_words_are_counted_as_often_as_they_are_wanted(page: ModuleType) ->
 def small_text(folder: Path) -> list[str]:
     """A few lines of every file, and the words that name them."""
     words = []
-    for split, name, count in (("text", "train", 600), ("valid", "valid", 8), ("test", "test", 12), ("aligned", "aligned", 40)):
+    for split, name, count in (
+        ("text", "train", 600),
+        ("valid", "valid", 8),
+        ("test", "test", 12),
+        ("aligned", "aligned", 40),
+    ):
         for code in ("en", "de"):
             lines = lzma.decompress((LAUNCH / f"table2_text/{name}.{code}.xz").read_bytes()).decode().split("\n")
             path = folder / f"{split}.{code}"
@@ -147,7 +160,14 @@ def small_text(folder: Path) -> list[str]:
 @pytest.mark.slow
 def test_killed_between_two_rows_it_does_only_what_is_left(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    shape = ["rows=none/none,mlm/mlm", "minutes_pretraining=0.01", "minutes_a_row=0.03", "n_codes=300", "jobs=1", "device=cpu"]
+    shape = [
+        "rows=none/none,mlm/mlm",
+        "minutes_pretraining=0.01",
+        "minutes_a_row=0.03",
+        "n_codes=300",
+        "jobs=1",
+        "device=cpu",
+    ]
     words = [sys.executable, str(LAUNCH / "table2.py"), f"out={out}", *shape, *small_text(tmp_path)]
     environment = process_environment() | {"OMP_NUM_THREADS": "1"}
     runs = [out / f"runs/{name}" for name in ("mlm", "umt,init=none_none,seed=0", "umt,init=mlm_mlm,seed=0")]
