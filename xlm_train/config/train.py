@@ -274,7 +274,7 @@ def _corpus_problems(values: dict[str, Any], readable: bool) -> list[str]:
     if objective is None:
         return problems
     if objective.evaluation != "translation":
-        one_sided = [key for key in ("init_encoder", "init_decoder") if key in config.given_weights]
+        one_sided: list[str] = [key for key in ("init_encoder", "init_decoder") if key in config.given_weights]
         one_sided += ["model.share"] if config.model.share != "none" else []
         problems += [f"{key}: only a translation model has two sides, as under objective=umt" for key in one_sided]
     monitor = (config.callbacks.get("validation") or {}).get("monitor")

@@ -107,7 +107,11 @@ def row_flops(shape: ModelShape, row: Row, recompute: bool) -> Mapping[str, Flop
     again = dict.fromkeys(forward, 0.0)
     if recompute:
         keys = shape.n_layers * 4 * shape.dim**2 * row.source  # of the source: made outside the blocks, once
-        again = {**forward, "output softmax": 0.0, "attention over the source": forward["attention over the source"] - keys}
+        again = {
+            **forward,
+            "output softmax": 0.0,
+            "attention over the source": forward["attention over the source"] - keys,
+        }
     parts = {name: Flops(round(n), round(2 * n), round(again[name])) for name, n in forward.items()}
     if row.decodes:
         parts[DECODING] = Flops(round(sum(_translation(shape, row.positions + 1, row.source - 1).values())), 0, 0)

@@ -81,10 +81,10 @@ class BackTranslation(MonolingualReader):
             directions = [f"{code}-{other}-{code}" for code, other in permutations(text.languages, 2)]
         self._codes: dict[str, tuple[str, str]] = {}
         for name in directions:
-            first, through, last = known_languages(text, name, 3)
+            first, through, last = known_languages(text, "directions", name, 3)
             if first != last or first == through:
                 raise ConfigError(
-                    f"objective: {name} does not come back to where it began: write {first}-OTHER-{first}"
+                    f"directions: {name} does not come back to where it began: write {first}-OTHER-{first}"
                 )
             self._codes[f"bt-{name}"] = (first, through)
         self.decoding = Stopwatch()

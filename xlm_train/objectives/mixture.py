@@ -16,7 +16,7 @@ from torch import Tensor
 from xlm_train.data.datamodule import Batch
 from xlm_train.data.order import Slot, Stream
 from xlm_train.data.training_text import TrainingText
-from xlm_train.data.turns import Weight
+from xlm_train.data.turns import UNWEIGHTED, Weight
 from xlm_train.model.flops import Row
 from xlm_train.model.transformer import XLM
 from xlm_train.objectives.objective import Objective
@@ -73,7 +73,9 @@ class Mixture:
         if order not in ORDERS:
             problems.append(f"order={order}: must be one of {', '.join(ORDERS)}")
         if self.in_turns and shares:
-            problems.append("shares: objectives that take turns have no shares: set objective.order=quota, or leave them out")
+            problems.append(
+                "shares: objectives that take turns have no shares: set objective.order=quota, or leave them out"
+            )
         if not self.in_turns and (not parts or parts.keys() != shares.keys()):
             problems.append(f"shares has {', '.join(shares) or 'none'}: one is needed for each of {', '.join(parts)}")
         problems += [
@@ -150,8 +152,10 @@ def _weights(
     given: Mapping[str, float | str], parts: Mapping[str, Any], in_turns: bool
 ) -> tuple[dict[str, Weight], list[str]]:
     """The weight of each part, and what is wrong with those given."""
-    problems = [f"weights.{name}: there is no such part among {', '.join(parts)}" for name in given if name not in parts]
-    weights = dict.fromkeys(parts, Weight())
+    problems = [
+        f"weights.{name}: there is no such part among {', '.join(parts)}" for name in given if name not in parts
+    ]
+    weights = dict.fromkeys(parts, UNWEIGHTED)
     for name in given.keys() & parts.keys():
         try:
             weights[name] = Weight.parse(given[name])

@@ -14,6 +14,7 @@ from xlm_train.data.sentences import SentenceBatches
 from xlm_train.data.training_text import TrainingText
 from xlm_train.model.flops import Row
 from xlm_train.objectives.objective import row_of
+from xlm_train.runtime.console import counted
 from xlm_train.runtime.errors import ConfigError
 from xlm_train.text.vocabulary import EOS
 
@@ -103,8 +104,14 @@ def with_eos(sentences: Sequence[NDArray[np.int64]]) -> list[list[int]]:
     return [[EOS, *sentence.tolist(), EOS] for sentence in sentences]
 
 
-def known_languages(text: TrainingText, name: str, count: int) -> tuple[str, ...]:
+def known_languages(text: TrainingText, setting: str, name: str, count: int) -> tuple[str, ...]:
     """Take a name such as "de-en" or "de-en-de" apart into languages of the corpus.
+
+    Args:
+        text: what is read.
+        setting: the objective's that has the name, for the error.
+        name: to be taken apart.
+        count: of its languages.
 
     Raises:
         ConfigError: It has not `count` of them, or the corpus lacks one; names the languages that it has.
@@ -114,7 +121,7 @@ def known_languages(text: TrainingText, name: str, count: int) -> tuple[str, ...
     if len(found) != 1:
         example = "-".join((*known, *known)[:count])
         raise ConfigError(
-            f"objective: {name} does not name {count} languages of the corpus, which has {', '.join(known)};"
+            f"{setting}: {name} does not name {counted(count, 'language')} of the corpus, which has {', '.join(known)};"
             f" write it as {example}"
         )
     return found[0]

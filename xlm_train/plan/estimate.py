@@ -70,9 +70,13 @@ def make_plan(config: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
             for k, parts in zip(kinds, flops, strict=True)
         ]
     )
-    network = network_figures(cluster, shape, parameters, setting.compression, slot, slots_device, count / speed.update, speed)
+    network = network_figures(
+        cluster, shape, parameters, setting.compression, slot, slots_device, count / speed.update, speed
+    )
     step: StepTime = network.pop("step")
-    flops_slot = sum(k.share * k.rows * part.total for k, parts in zip(kinds, flops, strict=True) for part in parts.values())
+    flops_slot = sum(
+        k.share * k.rows * part.total for k, parts in zip(kinds, flops, strict=True) for part in parts.values()
+    )
     decodes = any(kind.row.decodes for kind in kinds)
     budget = _budget(config, plan, corpus, tokens_step, kinds)
 
@@ -145,7 +149,12 @@ def _mean_flops(kinds: Sequence[SlotKind], flops: Sequence[Mapping[str, Flops]])
         rows = kind.share * kind.rows
         units += rows * (kind.row.tokens if kind.row.source else kind.row.positions)
         for name, part in parts.items():
-            more = {"forward": part.forward, "backward": part.backward, "recompute": part.recompute, "total": part.total}
+            more = {
+                "forward": part.forward,
+                "backward": part.backward,
+                "recompute": part.recompute,
+                "total": part.total,
+            }
             found.setdefault(name, Counter()).update({key: rows * n for key, n in more.items()})
     return {name: {key: round(n / units) for key, n in part.items()} for name, part in found.items()}
 

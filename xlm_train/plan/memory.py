@@ -71,9 +71,7 @@ class Setting:
         return 4 if self.precision == "32-true" else 2
 
 
-def parameter_shapes(
-    shape: ModelShape, translates: bool = False, share: str = "none"
-) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(shape: ModelShape, translates: bool = False, share: str = "none") -> dict[str, tuple[int, ...]]:
     """Names and shapes of the model's parameters, without making them.
 
     Args:
@@ -95,10 +93,14 @@ def activation_bytes(shape: ModelShape, setting: Setting) -> int:
     """Bytes that the forward pass of one slot keeps for its backward pass, loss excluded."""
     streams, positions, source = setting.streams, setting.positions, setting.source
     if not source:
-        return _of_blocks(shape, setting, streams * positions, _block(shape, setting, positions, setting.mask_share is None))
+        return _of_blocks(
+            shape, setting, streams * positions, _block(shape, setting, positions, setting.mask_share is None)
+        )
     encoder = _of_blocks(shape, setting, streams * source, _block(shape, setting, source, causal=False))
     attention = _source_attention(shape, setting) // positions
-    decoder = _of_blocks(shape, setting, streams * positions, _block(shape, setting, positions, causal=True) + attention)
+    decoder = _of_blocks(
+        shape, setting, streams * positions, _block(shape, setting, positions, causal=True) + attention
+    )
     # the encoder's states, in low precision once a layer, and the keys and values that each layer makes of them
     states = 4 * shape.dim if setting.low == 4 else setting.low * shape.n_layers * shape.dim
     return encoder + decoder + streams * source * (states + setting.low * shape.n_layers * 2 * shape.dim)
@@ -198,7 +200,9 @@ def peak_memory(shape: ModelShape, parameters: int, setting: Setting) -> dict[st
     }
     if mixed:
         block = 4 * D * D + 2 * D * shape.ffn_dim
-        parts["weights in low precision"] = float(low * shape.n_layers * (2 * block + 4 * D * D if setting.source else block))
+        parts["weights in low precision"] = float(
+            low * shape.n_layers * (2 * block + 4 * D * D if setting.source else block)
+        )
     # Buckets are the gradients themselves (gradient_as_bucket_view); a compressed copy is not.
     if setting.processes > 1 and setting.compression == "fp16":
         parts["compressed gradients"] = 2.0 * parameters

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from xlm_train.model.flops import DECODING, Flops
-from xlm_train.plan.network_model import COMPRESSIONS, Gradient, Link, StepTime, make_buckets, step_time
+from xlm_train.plan.network_model import COMPRESSIONS, Gradient, Link, make_buckets, step_time
 from xlm_train.plan.probe import Speed, vocabulary_seconds
 
 if TYPE_CHECKING:
@@ -53,7 +53,9 @@ class SlotTime:
 
 def mean_time(times: Sequence[tuple[float, SlotTime]]) -> SlotTime:
     """The mean of slots, each with its share."""
-    return SlotTime(*(sum(share * getattr(t, part) for share, t in times) for part in ("before", "backward", "decoding")))
+    return SlotTime(
+        *(sum(share * getattr(t, part) for share, t in times) for part in ("before", "backward", "decoding"))
+    )
 
 
 def gradients_of(parameters: Mapping[str, tuple[int, ...]], n_layers: int) -> list[Gradient]:
@@ -112,7 +114,6 @@ def speed_of_cluster(cluster: ClusterConfig, precision: str, efficiency: float) 
     return Speed(rate, rate, memory / UPDATE_BYTES, memory=math.inf, peak=peak * 1e12, weights=memory)
 
 
-
 def slot_time(
     shape: ModelShape,
     flops: Mapping[str, Flops],
@@ -165,7 +166,6 @@ def decoding_seconds(shape: ModelShape, flops: float, length: float, speed: Spee
     return steps * shape.n_layers * LAYER_SECONDS + max(flops / speed.blocks, steps * weights / speed.weights)
 
 
-
 def network_figures(
     cluster: ClusterConfig,
     shape: ModelShape,
@@ -207,5 +207,3 @@ def network_figures(
         "binds": step.exposed > BINDS * step.total,
         "seconds_per_step": {name or "none": candidate.total for name, candidate in steps.items()},
     }
-
-

@@ -83,7 +83,9 @@ def find_start(
     words = Vocabulary.from_file(corpus.vocab_path).words if given else []
     if "init_from" in given:
         return _open(given["init_from"], with_optimizer, model, corpus.languages, words)
-    contents = {key.removeprefix("init_"): (path, open_model(path, model.shape.vocab_multiple)) for key, path in given.items()}
+    contents = {
+        key.removeprefix("init_"): (path, open_model(path, model.shape.vocab_multiple)) for key, path in given.items()
+    }
     if not isinstance(model, Seq2Seq) or not contents:
         return Start()
     sides = load_sides(model, contents, corpus.languages, words)

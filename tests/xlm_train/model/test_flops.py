@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from xlm_train.model.flops import DECODING, Row, row_flops, training_flops_per_token
@@ -68,8 +67,10 @@ def test_parameters_of_both_sides_without_the_padding_rows_of_either(share: str)
     exact = ModelShape(**{**padded.to_dict(), "vocab_multiple": 1})
     assert padded.n_rows == 96
     count = count_parameters(Seq2Seq(padded, share=share))
-    assert count == count_parameters(Seq2Seq(exact, share=share)) == sum(
-        p.numel() for p in Seq2Seq(exact, share=share).parameters()
+    assert (
+        count
+        == count_parameters(Seq2Seq(exact, share=share))
+        == sum(p.numel() for p in Seq2Seq(exact, share=share).parameters())
     )
     sides = count_parameters(XLM(padded)) + count_parameters(XLM(padded, reads_source=True))
     assert sides - count == (93 * 32 if share == "embeddings" else 0)

@@ -150,7 +150,9 @@ class Metrics(StepCallback):
             metrics["speed/back_translation"] = sum(watch.take() for watch in watches) / seconds
         peak = self.peak_tflops.get(trainer.precision_name)
         if peak is not None:
-            metrics["speed/mfu"] = tokens / per_step * flops_of_token(trainer, module) / (peak * 1e12 * trainer.world_size)
+            metrics["speed/mfu"] = (
+                tokens / per_step * flops_of_token(trainer, module) / (peak * 1e12 * trainer.world_size)
+            )
         return metrics
 
 
