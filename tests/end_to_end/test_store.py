@@ -35,7 +35,12 @@ def config(compose: Config, corpus_folder: Path, tmp_path: Path, s3: S3Server) -
     def composed(machine: str, *overrides: str) -> dict[str, Any]:
         where = (f"data.path={corpus_folder}", f"paths.runs={tmp_path / machine}", "run_name=run")
         often = ("callbacks.metrics.every_n_steps=2", "callbacks.checkpointing.every_n_steps=3", "trainer.max_steps=12")
-        store = (f"storage.url={s3.url}", "storage.max_behind=1", "storage.lease_seconds=0.8", "storage.wait_seconds=60")
+        store = (
+            f"storage.url={s3.url}",
+            "storage.max_behind=1",
+            "storage.lease_seconds=0.8",
+            "storage.wait_seconds=60",
+        )
         return compose("train", "experiment=smoke", *often, *where, *store, *overrides)
 
     return composed
@@ -253,4 +258,6 @@ def test_fifty_kills_during_uploads(config: Config, undisturbed: Path, tmp_path:
     s3.says("slow", None)
     train_here(config("last"))
     assert_the_same(undisturbed, tmp_path / "last/run")
-    print(f"{kills} kills on {disks + 1} disks; starts at {[step for name, step in events(tmp_path / 'last/run') if name == 'start']}")
+    print(
+        f"{kills} kills on {disks + 1} disks; starts at {[step for name, step in events(tmp_path / 'last/run') if name == 'start']}"
+    )

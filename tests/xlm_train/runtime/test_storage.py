@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.s3_server import S3Server
 from xlm_train.runtime.storage import Store
 
