@@ -245,8 +245,8 @@ def test_mistakes_are_told_together_before_anything_starts(
         "init_decoder=/nor/this: there is no such file or folder",
     ]
     assert problems(config("wrong", "clm", "model.share=embeddings", f"init_encoder={pretrained}")) == [
-        "init_encoder: only a translation model has two sides, as under objective=umt",
-        "model.share: only a translation model has two sides, as under objective=umt",
+        f"init_encoder={pretrained}: only a translation model has two sides, as under objective=umt",
+        "model.share=embeddings: only a translation model has two sides, as under objective=umt",
     ]
     parts = ("+objective.weights.mt=1", "objective.weights.ae=x", "objective.parts.bt.directions=[de-fr-de]")
     assert problems(config("wrong", "umt", *parts, "objective.parts.ae.languages=[fr]")) == [

@@ -267,20 +267,25 @@ def _corpus_problems(values: dict[str, Any], readable: bool) -> list[str]:
         corpus = Corpus(path)
     except UserError as error:
         return error.problems
-    if not readable:
-        return []
+    from xlm_train.data.training_text import TrainingText
     from xlm_train.training.callbacks.validation import metrics_of
 
-    config = _build(values)
-    text = config.data.text(corpus, config.seed, config.model.max_positions, float16=False)
-    objective, problems = reading_problems(config.objective, text)
+    text = TrainingText(corpus)  # the metrics' names do not depend on what else is wrong
+    if readable:
+        config = _build(values)
+        text = config.data.text(corpus, config.seed, config.model.max_positions, float16=False)
+    objective, problems = reading_problems(_section(values, "objective"), text)
     if objective is None:
-        return problems
+        return problems if readable else []
     if objective.evaluation != "translation":
-        one_sided: list[str] = [key for key in ("init_encoder", "init_decoder") if key in config.given_weights]
-        one_sided += ["model.share"] if config.model.share != "none" else []
-        problems += [f"{key}: only a translation model has two sides, as under objective=umt" for key in one_sided]
-    monitor = (config.callbacks.get("validation") or {}).get("monitor")
+        given = {key: values.get(key) for key in ("init_encoder", "init_decoder")}
+        given["model.share"] = None if (share := _section(values, "model").get("share")) == "none" else share
+        problems += [
+            f"{key}={value}: only a translation model has two sides, as under objective=umt"
+            for key, value in given.items()
+            if value is not None
+        ]
+    monitor = (_entries(values, "callbacks").get("validation") or {}).get("monitor")
     try:
         names = metrics_of(corpus, objective) if monitor is not None else []
     except ConfigError as error:
@@ -331,10 +336,14 @@ def _checked(config: DictConfig, tell: bool = False) -> tuple[dict[str, Any], li
 
 def _entries(config: Mapping[str, Any], section: str) -> dict[str, Any]:
     """The entries of a section that are mappings or null; the others have been told."""
-    found = config.get(section)
-    if not isinstance(found, dict):
-        return {}
+    found = _section(config, section)
     return {name: entry for name, entry in found.items() if entry is None or isinstance(entry, dict)}
+
+
+def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A section; empty where it is no mapping, which has been told."""
+    found = config.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _model_problems(section: Any, good: dict[str, Any]) -> list[str]:
