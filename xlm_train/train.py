@@ -102,7 +102,7 @@ def assemble(
     module = LanguageModel(
         model,
         objective,
-        make_optimizer if settings.sharding is None else sharded(make_optimizer),
+        sharded(make_optimizer) if settings.sharding == "zero" else make_optimizer,
         unwrapped(instantiate(config.schedule)),
         stop=steps_of(config.resolved["trainer"], data.tokens_per_step),
         slots=reading.slots,
@@ -142,6 +142,7 @@ def assemble(
         nodes=settings.nodes,
         precision=settings.precision,
         compression=settings.gradient_compression,
+        sharding=settings.sharding,
         start_timeout=settings.start_timeout_seconds,
         report_every=getattr(parts.get("metrics"), "every_n_steps", 50),
         validate_every=getattr(parts.get("validation"), "every_n_steps", module.stop),

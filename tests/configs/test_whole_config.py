@@ -78,7 +78,7 @@ def shipped(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         ("debug.nan_steps=[a]", "must be a list of whole numbers"),
         ("init_optimizer=true", "give init_from=FILE"),
         ("run_name=5", "run_name=5: must be text; quote it: run_name='\"5\"'"),
-        ("trainer.sharding=one", "trainer.sharding=one: must be null or one of zero"),
+        ("trainer.sharding=one", "trainer.sharding=one: must be null or one of zero, fsdp"),
         ("trainer.max_restarts=-1", "trainer.max_restarts=-1: must be at least 0"),
         ("trainer.devices=0", "trainer.devices=0: must be at least 1"),
         ("cluster.watts=-1", "cluster.watts=-1: must be positive"),

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from xlm_train.runtime.control_group import ProcessesMissing
 from xlm_train.runtime.errors import UserError
 
-SHARDINGS = ("zero",)
+SHARDINGS = ("zero", "fsdp")
 COMPRESSIONS = ("fp16", "powersgd")
 POWERSGD_RANK = 4  # of the approximation
 POWERSGD_EXACT_STEPS = 1000  # plain all-reduces before it begins, in every start: early gradients compress badly
