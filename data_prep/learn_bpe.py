@@ -109,7 +109,7 @@ def _learn_tokenizers(word_counts: Mapping[str, int], n_codes: int, apply: Apply
     kept = [pair for pair in pairs if first["".join(pair)] == pair][:n_codes]
     ids = tokenizer.get_vocab()
     jobs = (SymbolsJob(kept, ids, dict(itertools.islice(words.items(), n, None, shares))) for n in range(shares))
-    return _with_counts(kept, ids, sum(apply(count_symbols, jobs)))
+    return _with_counts(kept, ids, np.sum(list(apply(count_symbols, jobs)), axis=0))
 
 
 @dataclass(frozen=True)

@@ -795,11 +795,15 @@ def test_killed_with_workers_it_leaves_no_process_and_goes_on(tmp_path: Path, te
     assert again["lineage"] == run(tmp_path / "whole", texts)["lineage"]
 
 
-def _runs(process: str) -> bool:
+def _state(process: str | int) -> str | None:
     try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except FileNotFoundError:
-        return False
+        return None
+
+
+def _runs(process: str) -> bool:
+    return _state(process) not in ("Z", None)
 
 
 def test_only_what_depends_on_a_change_is_redone(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
@@ -954,16 +958,26 @@ def test_a_killed_task_ends_the_command(tmp_path: Path, texts: dict[str, dict[st
     command = command_line(out, texts, *more)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=tmp_path, env=ENV) as process:
         deadline = time.monotonic() + 60
-        while not (found := list(out.glob(".work/datatrove/*/process-*"))):
+        while True:
             assert time.monotonic() < deadline
             assert process.poll() is None
-            time.sleep(0.01)
-        os.kill(int(found[0].name.removeprefix("process-")), signal.SIGKILL)
+            for at_work in out.glob(".work/datatrove/*/process-*"):
+                os.kill(worker := int(at_work.stem.removeprefix("process-")), signal.SIGSTOP)
+                while _state(worker) not in ("T", None):
+                    time.sleep(0.001)
+                if at_work.exists():
+                    break  # it cannot end its task now
+                os.kill(worker, signal.SIGCONT)
+            else:
+                time.sleep(0.01)
+                continue
+            break
+        os.kill(worker, signal.SIGKILL)
         message = process.communicate(timeout=30)[1].decode()
         assert process.returncode == 2
     error = message[message.index("xlm-prep: error: ") :]
     named = re.search(r"task \d of \w+ was killed \(SIGKILL; log: (.*/logs/task_0000\d\.log)\)", error)
-    assert named
+    assert named, error
     assert Path(named[1]).exists()
     assert "run the same command again to go on" in error
     assert "Traceback" not in message
