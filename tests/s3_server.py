@@ -117,7 +117,9 @@ def application(folder: Path) -> Callable[..., Any]:
 
     def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         if (folder / "slow").is_file() and environ["REQUEST_METHOD"] == "PUT":
-            environ["wsgi.input"] = Slow(environ["wsgi.input"], float((folder / "slow").read_text()), folder / "receiving")
+            environ["wsgi.input"] = Slow(
+                environ["wsgi.input"], float((folder / "slow").read_text()), folder / "receiving"
+            )
         query = environ["QUERY_STRING"]
         if environ["REQUEST_METHOD"] != "GET" or "list-type" not in query:
             return moto(environ, start_response)

@@ -35,7 +35,12 @@ def config(compose: Config, corpus_folder: Path, tmp_path: Path, s3: S3Server) -
     def composed(machine: str, *overrides: str) -> dict[str, Any]:
         where = (f"data.path={corpus_folder}", f"paths.runs={tmp_path / machine}", "run_name=run")
         often = ("callbacks.metrics.every_n_steps=2", "callbacks.checkpointing.every_n_steps=3", "trainer.max_steps=12")
-        store = (f"storage.url={s3.url}", "storage.max_behind=1", "storage.lease_seconds=0.8", "storage.wait_seconds=60")
+        store = (
+            f"storage.url={s3.url}",
+            "storage.max_behind=1",
+            "storage.lease_seconds=0.8",
+            "storage.wait_seconds=60",
+        )
         return compose("train", "experiment=smoke", *often, *where, *store, *overrides)
 
     return composed
@@ -234,15 +239,23 @@ def test_the_command_with_urls(config: Config, corpus_folder: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_fifty_kills_during_uploads(config: Config, undisturbed: Path, tmp_path: Path, s3: S3Server) -> None:
-    """SIGKILL while an object is on its way; then the same disk or an empty one goes on."""
+def test_fifty_kills_during_uploads(config: Config, tmp_path: Path, s3: S3Server) -> None:
+    """SIGKILL while an object is on its way, the first, second or third large one of a start; then the same disk or an
+    empty one goes on.
+    """
+    words = ("storage.max_behind=2", "trainer.max_steps=300")
+    undisturbed = config("undisturbed", *words)
+    undisturbed["storage"]["url"] = None
+    train_here(undisturbed)
     draw, kills, disks = random.Random(17), 0, 0
     s3.says("slow", "2000000")
     while kills < 50:
-        settings = config(f"disk-{disks}", "storage.max_behind=2")
-        with training(settings) as process:
+        with training(config(f"disk-{disks}", *words)) as process:
+            for _ in range(draw.randrange(3)):
+                until(lambda: s3.is_receiving() or process.exitcode is not None)
+                until(lambda: not s3.is_receiving())
             until(lambda: s3.is_receiving() or process.exitcode is not None)
-            time.sleep(draw.uniform(0.0, 0.3))
+            time.sleep(draw.uniform(0.0, 0.2))
             until(lambda: s3.is_receiving() or process.exitcode is not None)
             assert process.exitcode is None
             os.kill(process.pid, signal.SIGKILL)
@@ -251,6 +264,9 @@ def test_fifty_kills_during_uploads(config: Config, undisturbed: Path, tmp_path:
         if draw.random() < 0.5:
             disks += 1
     s3.says("slow", None)
-    train_here(config("last"))
-    assert_the_same(undisturbed, tmp_path / "last/run")
-    print(f"{kills} kills on {disks + 1} disks; starts at {[step for name, step in events(tmp_path / 'last/run') if name == 'start']}")
+    train_here(config("last", *words))
+    assert_the_same(tmp_path / "undisturbed/run", tmp_path / "last/run")
+    starts = [step for name, step in events(tmp_path / "last/run") if name == "start"]
+    print(f"{kills} kills, {disks} disks lost; the starts of the surviving history were at {starts}")
+    assert starts == sorted(starts)
+    assert len({*starts}) >= 10
