@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import socket
 import threading
@@ -26,6 +27,7 @@ from xlm_train.runtime.storage import Store
 
 RENEWALS = 4  # within the seconds of a lease
 RECORD = ".store.json"  # in the run's folder: what this folder has of the store
+NAME = re.compile(r"lease/(\d{8})\.json")
 
 
 class LeaseLost(StorageError):
@@ -46,35 +48,29 @@ class Lease:
         self.seconds = seconds
         self.number = 0  # of the lease that is held
         self.lost: LeaseLost | None = None
-        self._record = folder / RECORD
+        self._folder = folder
         self._host = socket.gethostname()
         self._over = threading.Event()
         self._keeper: threading.Thread | None = None
 
     def newest(self) -> int:
         """The number of the newest lease; 0 where there is none. A listing may be old, objects are not."""
-        listed = [int(name[-13:-5]) for name in self.store.names("lease") if name.endswith(".json")]
-        number = max(listed, default=0)
+        listed = [NAME.fullmatch(name) for name in self.store.names("lease")]
+        number = max((int(found[1]) for found in listed if found), default=0)
         while self._read(number + 1) is not None:
             number += 1
         return number
 
-    def known(self) -> int:
-        """The number of the lease under which what is in the run's folder was stored; 0 where nothing was."""
-        return int(self._recorded().get("number", 0))
+    def is_mine(self, number: int) -> bool:
+        """Whether this folder on this host took a lease: then it has all that is stored, and maybe more."""
+        lease = self._read(number)
+        return lease is not None and self._took(lease)
 
-    def is_ours(self) -> bool:
-        """Whether this folder was the one that held its lease, and so may have what the store has not."""
-        return self._recorded().get("holder") is not None
-
-    def remember(self, number: int, holder: str | None = None) -> None:
-        """Write down that the folder holds what was stored under a lease.
-
-        Args:
-            number: Of the lease.
-            holder: Its secret, where this folder holds it.
-        """
-        write_json(self._record, {"url": self.store.url, "host": self._host, "number": number, "holder": holder})
+    def remember(self, number: int) -> None:
+        """Write down that the folder holds what was stored under a lease and those before it."""
+        place = {"url": self.store.url, "host": self._host, "folder": str(self._folder.absolute())}
+        holder = self._recorded().get("holder") or secrets.token_hex(16)
+        write_json(self._folder / RECORD, {**place, "number": number, "holder": holder})
 
     def wait_until_free(self) -> None:
         """Return when nobody else holds the run: at once, or when its holder has let it expire.
@@ -84,7 +80,7 @@ class Lease:
         """
         number = self.newest()
         lease = self._read(number)
-        if lease is None or lease["released"] or self._is_mine(number, lease):
+        if lease is None or lease["released"] or self._took(lease):
             return
         left = lease["seconds"] - self._age(number)
         if left > 0:
@@ -101,23 +97,22 @@ class Lease:
                 raise self._held(lease)
 
     def claim(self) -> None:
-        """Take the lease and keep it, from a thread, until `release`.
+        """Take the lease and keep it, from a thread, until `release`. What is stored has been brought to the folder.
 
         Raises:
             ConfigError: Another machine has it.
         """
         number = self.newest()
         lease = self._read(number)
-        if lease is not None and self._is_mine(number, lease):
-            self.number, self._holder = number, lease["holder"]
+        if lease is not None and self._took(lease):
+            self.number = number
             self._write(released=False)
-        elif lease is not None and number != self.known():  # since the folder was brought up to date
+        elif lease is not None and number != self._recorded().get("number"):  # since the folder was brought up to date
             raise self._held(lease)
         else:
-            self.number, self._holder = number + 1, secrets.token_hex(16)
+            self.number = number + 1
             if not self.store.create(self._name(self.number), self._content(released=False)):
                 raise self._held(self._read(self.number) or {"host": "another machine", "pid": 0})
-            self.remember(self.number, self._holder)
         self._keeper = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._keeper.start()
 
@@ -170,7 +165,8 @@ class Lease:
             raise StorageError(f"{self.store.url}/{self._name(number)}: is not a lease: {error}") from error
 
     def _content(self, released: bool) -> bytes:
-        lease = {"host": self._host, "pid": os.getpid(), "holder": self._holder, "seconds": self.seconds}
+        holder = self._recorded()["holder"]
+        lease = {"host": self._host, "pid": os.getpid(), "holder": holder, "seconds": self.seconds}
         return json.dumps({**lease, "released": released, "renewal": secrets.token_hex(4)}).encode()
 
     def _write(self, released: bool) -> None:
@@ -185,13 +181,15 @@ class Lease:
         return (now - self.store.size_and_time(self._name(number))[1]).total_seconds()
 
     def _recorded(self) -> dict[str, Any]:
-        found = read_json(self._record) if self._record.is_file() else {}
-        return found if found.get("url") == self.store.url else {}
+        """What the folder remembers; nothing where it is a copy, or remembers another store."""
+        record = self._folder / RECORD
+        found = read_json(record) if record.is_file() else {}
+        place = (self.store.url, self._host, str(self._folder.absolute()))
+        return found if (found.get("url"), found.get("host"), found.get("folder")) == place else {}
 
-    def _is_mine(self, number: int, lease: dict[str, Any]) -> bool:
-        """Whether this folder on this host took it: the process that did is gone, as the folder's lock is ours now."""
-        mine = self._recorded()
-        return mine.get("number") == number and mine.get("host") == self._host and mine.get("holder") == lease["holder"]
+    def _took(self, lease: dict[str, Any]) -> bool:
+        """Whether this folder on this host took it. The process that did is gone where the folder's lock is held by this one."""
+        return lease["holder"] is not None and self._recorded().get("holder") == lease["holder"]
 
     def _held(self, lease: dict[str, Any]) -> ConfigError:
         return ConfigError(

@@ -80,7 +80,7 @@ class RunFolder:
             raise ConfigError(f"run_name='{name}': use letters, digits and . , = + - _ @ (it becomes a folder's name)")
         self.path = Path(runs) / name
         self.mirror: Mirror | None = None  # of the first process, while it holds the folder
-        self._mirrored = mirrored is not None
+        self.is_mirrored = mirrored is not None  # by whichever process
         self._mirroring: contextlib.AbstractContextManager[Mirror | None] = contextlib.nullcontext()
         if mirrored is not None:
             store = RunStore(mirrored.url, name, self.path, mirrored.lease_seconds)
@@ -148,11 +148,6 @@ class RunFolder:
             for key in sorted(before.keys() | after.keys())
             if is_identity(key) is identity and before.get(key, absent) != after.get(key, absent)
         ]
-
-    @property
-    def is_mirrored(self) -> bool:
-        """Whether the run is mirrored, by whichever process."""
-        return self._mirrored
 
     @property
     def lost(self) -> UserError | None:
@@ -261,7 +256,8 @@ class RunFolder:
             raise
 
     def _record_mirroring(self, event: str, details: dict[str, str]) -> None:
-        self.record(event, self._step_in_status(), **details)
+        newest = next(iter(checkpoint_file.in_folder(self.checkpoints)), None)
+        self.record(event, 0 if newest is None else checkpoint_file.step_of(newest), **details)
 
     def mismatch(self, content: dict[str, Any]) -> str | None:
         """Return why a checkpoint is not this run's, or None where it is, for `checkpoint_file.newest`.

@@ -43,14 +43,16 @@ class Stored:
     size: int
     sha256: str
 
-    def matches(self, path: Path) -> bool:
-        """Whether a file is this one; every byte of it is read."""
-        if path.stat().st_size != self.size:
+    def is_at(self, path: Path) -> bool:
+        """Whether a file is this one. A checkpoint is known by its end: who loads it verifies it."""
+        if not path.is_file() or path.is_symlink() or path.stat().st_size != self.size:
             return False
-        if checkpoint_file.peek(path) != self.sha256:
-            return sha256_of(path) == self.sha256
+        return (checkpoint_file.peek(path) or sha256_of(path)) == self.sha256
+
+    def matches(self, path: Path) -> bool:
+        """Whether a file that has just been fetched is this one; every byte of it is read."""
         try:
-            return checkpoint_file.checksum(path) == self.sha256
+            return self.is_at(path) and (checkpoint_file.peek(path) is None or bool(checkpoint_file.checksum(path)))
         except CheckpointError:
             return False
 
@@ -151,10 +153,9 @@ class RunStore:
             if is_first_process():
                 self.lease.wait_until_free()
             newest = self.lease.newest()
-            if self.lease.known() == newest and self.lease.is_ours():
-                return
-            self._restore()
-            self.lease.remember(newest)
+            if not self.lease.is_mine(newest):
+                self._restore()
+                self.lease.remember(newest)
 
     def claim(self) -> None:
         """Take the lease. Raises ConfigError where another machine has it."""
@@ -191,7 +192,7 @@ class RunStore:
             except (DamagedObject, MissingObject) as error:
                 log(f"warning: {self.folder / name} is left out: {error}")
         for name, path in files_in(self.folder):
-            if name not in kept and not (name in manifest.files and manifest.files[name].matches(path)):
+            if name not in kept and not (name in manifest.files and manifest.files[name].is_at(path)):
                 log(f"{path}: is not what the store has of this run: now {path.name}{ASIDE}")
                 path.rename(path.with_name(path.name + ASIDE))
 
@@ -203,7 +204,7 @@ class RunStore:
             DamagedObject: it is damaged.
         """
         stored, path = manifest.files[name], self.folder / name
-        if not (path.is_file() and not path.is_symlink() and stored.matches(path)):
+        if not stored.is_at(path):
             self.store.download(stored.object, path, stored.matches)
 
 
