@@ -30,7 +30,7 @@ from xlm_train.training.init_from import find_start
 from xlm_train.training.loggers import make_loggers
 from xlm_train.training.module import LanguageModel
 from xlm_train.training.schedule import unwrapped
-from xlm_train.training.strategy import sharded
+from xlm_train.training.strategy import optimizer_maker
 from xlm_train.training.trainer import RunContext, Trainer, make_trainer, quiet_lightning
 
 
@@ -98,11 +98,10 @@ def assemble(
     torch.manual_seed(config.seed)
     model = config.model.make(corpus.n_words, len(corpus.languages), translates=objective.evaluation == "translation")
     start = find_start(run.folder, config.given_weights, config.init_optimizer, model, corpus, open_model)
-    make_optimizer = instantiate(config.optimizer, _convert_="all")
     module = LanguageModel(
         model,
         objective,
-        sharded(make_optimizer) if settings.sharding == "zero" else make_optimizer,
+        optimizer_maker(instantiate(config.optimizer, _convert_="all"), settings.sharding),
         unwrapped(instantiate(config.schedule)),
         stop=steps_of(config.resolved["trainer"], data.tokens_per_step),
         slots=reading.slots,
