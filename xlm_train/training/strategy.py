@@ -104,8 +104,9 @@ def optimizer_maker(
 ) -> Callable[[Iterable[Tensor]], torch.optim.Optimizer]:
     """Return what makes the optimizer of a run.
 
-    Under `zero` each process keeps the moments of its part of the parameters only (ZeRO stage 1). Each parameter is updated by one process with the same arithmetic, then sent to the others: the weights are those of
-    the undivided optimizer, bit for bit. Source: Rajbhandari et al. 2020.
+    Under `zero` each process keeps the moments of its part of the parameters only (ZeRO stage 1). Each parameter is updated
+    by one process with the same arithmetic, then sent to the others: the weights are those of the undivided optimizer, bit
+    for bit. Source: Rajbhandari et al. 2020.
     """
     if sharding != "zero":
         return make
