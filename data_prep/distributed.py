@@ -93,7 +93,8 @@ class Share:
         Raises:
             SystemExit: One cannot be done, and the user can mend it: `failed` tells why.
         """
-        _at_work(self.folder, os.getpid()).write_text(str(rank))
+        at_work = self.folder / f"process-{os.getpid()}.{rank}"  # says at what it was, should it be killed
+        at_work.touch()
         function, jobs = pickle.loads((self.folder / "jobs" / f"{rank:05d}").read_bytes())
         try:
             for job in jobs:
@@ -102,6 +103,8 @@ class Share:
         except UserError as error:
             write_json(self.folder / "failed" / f"{rank:05d}.json", error.problems)
             raise SystemExit(EXIT_USER_ERROR) from error
+        finally:
+            at_work.unlink()
 
     def check(self) -> None:
         """Raise what a task has failed of."""
@@ -134,11 +137,6 @@ def run_local(task: LocalTask) -> None:
     executor = LocalPipelineExecutor([task.share], task.tasks, 1, str(task.share.folder))
     with contextlib.suppress(SystemExit):  # the share has told why
         executor._run_for_rank(task.rank, local_rank=1)  # 1: its messages go to its log alone
-
-
-def _at_work(folder: Path, process: int) -> Path:
-    """Which task a process has begun."""
-    return folder / f"process-{process}"
 
 
 class Tasks(Workers):
@@ -193,8 +191,9 @@ class Tasks(Workers):
 
     def killed(self, processes: Mapping[int, int]) -> str:
         """The tasks of processes that were killed, and their logs."""
-        begun = {process: _at_work(self.folder, process) for process in processes}
-        tasks = {process: int(file.read_text()) for process, file in begun.items() if file.exists()}
+        tasks = {
+            process: int(file.suffix[1:]) for process in processes for file in self.folder.glob(f"process-{process}.*")
+        }
         if not tasks:
             return super().killed(processes)
         stage = self.folder.name.rpartition("-")[0]

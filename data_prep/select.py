@@ -200,7 +200,7 @@ def repeated_lines(
         if n_held >= held or piece + 1 == len(sizes):
             for number, part in enumerate(parts):
                 with open(folder / str(number), "ab") as file:
-                    file.writelines(part)
+                    np.concatenate(part).tofile(file)
                 part.clear()
             n_held = 0
     marks = np.zeros(starts[-1], np.uint8)
@@ -210,9 +210,9 @@ def repeated_lines(
         again = seen["line"][1:][seen["hash"][1:] == seen["hash"][:-1]]
         np.bitwise_or.at(marks, again >> 3, (128 >> (again & 7)).astype(np.uint8))
     for piece, size in enumerate(sizes):
-        found = np.flatnonzero(np.unpackbits(marks[starts[piece] : starts[piece + 1]], count=size))
-        if len(found):
-            yield piece, found
+        repeated = np.flatnonzero(np.unpackbits(marks[starts[piece] : starts[piece + 1]], count=size))
+        if len(repeated):
+            yield piece, repeated
 
 
 def sampled_copies(first_sentence: int, n: int, share: float, seed: int) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from xlm_train.data.manifest import entries
 from xlm_train.runtime.console import counted
+from xlm_train.text.files import CONTROL
 
 SCRIPTS = (
     "Latin",
@@ -28,9 +29,6 @@ SCRIPTS = (
 )
 NO_LETTER = len(SCRIPTS) + 1
 SCRIPT_NAMES = (*SCRIPTS, "other letters", "no letters")
-
-CONTROL = bytes(code for code in [*range(32), 127] if code not in b"\t\n\r")
-"""Control bytes that do not belong in text, NUL included."""
 
 MOJIBAKE = (b"\xc3\x83\xc2", b"\xc3\x83\xc5", b"\xc3\x83\xe2", b"\xc3\x82\xc2", b"\xc3\xa2\xe2\x82\xac")
 """UTF-8 that was read as Windows-1252 and written as UTF-8 again: what no word has after a capital A with accent."""
@@ -58,6 +56,7 @@ PERCENTILES = (1, 5, 25, 50, 75, 95, 99, 100)
 MISTAKEN_LANGUAGE = 1.5  # times as many function words of another language
 MOJIBAKE_PER_LINE = 0.002
 REPLACED_PER_LINE = 0.001
+CONTROL_SHARE = 0.001
 FOREIGN_SCRIPT = 0.05  # of all letters
 UNKNOWN_RATE = 0.01
 EMPTY_SHARE = 0.2
@@ -194,7 +193,9 @@ def script_shares(scripts: Mapping[str, int]) -> dict[str, float]:
     }
 
 
-def warnings_for(key: str, language: str, raw: RawCounts | None, counts: Mapping[str, Any]) -> list[str]:
+def warnings_for(
+    key: str, language: str, raw: RawCounts | None, counts: Mapping[str, Any], unknown_because: str
+) -> list[str]:
     """What looks wrong in a text, in plain words.
 
     Args:
@@ -202,6 +203,7 @@ def warnings_for(key: str, language: str, raw: RawCounts | None, counts: Mapping
         language: Its code.
         raw: Counts of its raw text; None where it has none of its own.
         counts: Its entry of the manifest.
+        unknown_because: What to say where many tokens are unknown.
     """
     found = []
     if raw is not None and raw.lines:
@@ -214,6 +216,8 @@ def warnings_for(key: str, language: str, raw: RawCounts | None, counts: Mapping
             found.append(
                 f"{key}: {raw.replaced:,} undecodable places became U+FFFD; decode_errors=stop shows the first"
             )
+        if raw.control > CONTROL_SHARE * raw.size:
+            found.append(f"{key}: {raw.control:,} control characters: is this text?")
         letters = {name: count for name, count in raw.scripts.items() if name != SCRIPT_NAMES[NO_LETTER]}
         all_letters = sum(letters.values())
         main = max(letters, key=lambda name: letters[name]) if letters else None
@@ -237,10 +241,7 @@ def warnings_for(key: str, language: str, raw: RawCounts | None, counts: Mapping
         found.append(f"{key}: {counts['empty'] / counts['lines']:.0%} of the lines are empty")
     found += overlap_warnings(key, counts["lines"], counts.get("overlap", {}))
     if counts["unknown_rate"] > UNKNOWN_RATE:
-        found.append(
-            f"{key}: {counts['unknown_rate']:.1%} of the tokens are unknown: "
-            "do codes and vocabulary belong to this text?"
-        )
+        found.append(f"{key}: {counts['unknown_rate']:.1%} of the tokens are unknown: {unknown_because}")
     return found
 
 

@@ -166,7 +166,8 @@ class Workers:
         try:
             for job in jobs:
                 out.append(self.pool.submit(function, job))
-                self.processes = self.processes or multiprocessing.active_children()
+                if len(self.processes) < self.n:  # the pool starts them one by one
+                    self.processes = multiprocessing.active_children()
                 if len(out) > 2 * self.n:
                     yield out.popleft().result()
             while out:

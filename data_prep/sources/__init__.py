@@ -90,13 +90,10 @@ def _folder(path: Path, language: str) -> list[Source]:
         return [TextFile(file) for file in news]
     if WikiExtractor.files_in(path):
         return [WikiExtractor(path)]
-    if (
-        any(path.rglob("*.parquet"))
-        or any(path.rglob("*.jsonl*"))
-        or any(path.rglob("*.txt*"))
-        or (path / "README.md").exists()
-    ):
+    if any(path.rglob("*.parquet")) or any(path.rglob("*.jsonl*")) or (path / "README.md").exists():
         return [HubDataset(str(path))]
+    if text := next(iter(sorted(path.glob("*.txt*"))), None):
+        raise ValueError(f"{path}: is a folder; its text files are '{path}/*{text.name[text.name.index('.txt') :]}'")
     raise ValueError(
         f"{path}: is a folder with no text known here: no News Crawl files of language {language}, "
         "no wiki_NN files of WikiExtractor, no data set in the hub's layout"

@@ -31,7 +31,7 @@ def test_experiments_are_there() -> None:
 def test_runs(
     name: str, compose: Callable[..., dict[str, Any]], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    corpus = request.getfixturevalue("paired_corpus" if "tlm" in name or "mt_" in name else "corpus_folder")
+    corpus = request.getfixturevalue("paired_corpus" if "tlm" in name or "mt" in name else "corpus_folder")
     config = compose("train", f"experiment={name}", f"data.path={corpus}", f"paths.runs={tmp_path}", *SMALL)
     assert train_here(config) == 0
     assert (tmp_path / config["run_name"] / "checkpoints/step-00000002.pt").is_file()

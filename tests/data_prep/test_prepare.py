@@ -323,10 +323,19 @@ def test_only_the_split_that_is_not_given_is_held_out(tmp_path: Path, texts: dic
     assert manifest["splits"]["train"]["en"]["sentences"] == 593
 
 
-def test_too_little_text_to_hold_out_is_an_error(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
-    with pytest.raises(UserError, match=r"holdout\.sentences=300: train\.de has too few different sentences"):
-        run(tmp_path / "out", {"train": texts["train"]}, holdout__sentences=300)
-    assert not (tmp_path / "out" / "manifest.json").exists()
+def test_of_little_text_a_share_is_held_out_and_said_to_be(
+    tmp_path: Path, texts: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    splits = run(tmp_path / "out", {"train": texts["train"]}, holdout__sentences=300)["splits"]
+    assert [splits[split]["de"]["sentences"] for split in ("train", "valid", "test")] == [540, 30, 30]
+    told = "train.de has 600 different sentences, too few to hold out holdout.sentences=300 for valid and test: 30 for each"
+    assert told in capsys.readouterr().err
+    one = {"train": {"de": write(tmp_path / "tiny", made_text("de", 19, 0))}}
+    with pytest.raises(
+        UserError, match=r"train\.de has 19 different sentences, too few to hold any out: .*valid\.de and"
+    ):
+        run(tmp_path / "none", one)
+    assert not (tmp_path / "none" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("piece_bytes", [3000, 1 << 20])
@@ -622,6 +631,45 @@ def test_a_second_run_into_one_folder_is_refused(tmp_path: Path, texts: dict[str
     run(tmp_path / "out", texts)
 
 
+# ---- learning
+
+
+def test_too_many_codes_for_the_text_are_told_with_a_number_that_fits(
+    tmp_path: Path, texts: dict[str, dict[str, Any]]
+) -> None:
+    warnings = run(tmp_path / "many", texts, bpe__n_codes=5000)["warnings"]
+    told = [
+        found
+        for w in warnings
+        if (found := re.search(r"valid\.de: .* unknown: bpe\.n_codes=5000 is .*about (\d+) ", w))
+    ]
+    assert told
+    fewer = int(told[0][1])
+    assert 10 < fewer < 500
+    assert not any("of the tokens are unknown" in w for w in run(tmp_path / "few", texts, bpe__n_codes=5)["warnings"])
+
+
+def test_the_rarest_words_can_be_left_out_of_learning(
+    tmp_path: Path, texts: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts["train"] = {"de": write(tmp_path / "few", ["haus haus haus maus maus zug"] * 3 + ["rad bus"] * 3)}
+    texts["valid"], texts["test"] = ({"de": write(tmp_path / name, ["haus"])} for name in ("valid", "test"))
+
+    def merged(out: str, **changes: Any) -> set[str]:
+        run(tmp_path / out, texts, bpe__sample="all", bpe__n_codes=50, **changes)
+        return {left + right for left, right, _ in BpeCodes.from_file(tmp_path / out / "codes").merges}
+
+    assert {"haus</w>", "maus</w>", "zug</w>", "rad</w>", "bus</w>"} <= merged("all")
+    capsys.readouterr()
+    # three words come equally often, so that all of them go
+    assert merged("most", bpe__max_words=4) & {"haus</w>", "maus</w>", "zug</w>", "rad</w>", "bus</w>"} == {
+        "haus</w>",
+        "maus</w>",
+    }
+    assert "words that come up to 3 times are left out (bpe.max_words=4): 37.50% of the text" in capsys.readouterr().err
+    assert merged("none", bpe__max_words=None) == merged("all2")
+
+
 # ---- interruptions
 
 
@@ -747,11 +795,15 @@ def test_killed_with_workers_it_leaves_no_process_and_goes_on(tmp_path: Path, te
     assert again["lineage"] == run(tmp_path / "whole", texts)["lineage"]
 
 
-def _runs(process: str) -> bool:
+def _state(process: str | int) -> str | None:
     try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except FileNotFoundError:
-        return False
+        return None
+
+
+def _runs(process: str) -> bool:
+    return _state(process) not in ("Z", None)
 
 
 def test_only_what_depends_on_a_change_is_redone(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
@@ -853,6 +905,7 @@ def test_datatroves_executor_makes_the_same_bytes(tmp_path: Path, texts: dict[st
         "tokenise_piece": 3,
         "pair_lines": 3,
         "count_piece_words": 3,
+        "sum_words": 1,
         "cut_piece": 6,
         "encode_piece": 3,
     }
@@ -905,16 +958,26 @@ def test_a_killed_task_ends_the_command(tmp_path: Path, texts: dict[str, dict[st
     command = command_line(out, texts, *more)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=tmp_path, env=ENV) as process:
         deadline = time.monotonic() + 60
-        while not (found := list(out.glob(".work/datatrove/*/process-*"))):
+        while True:
             assert time.monotonic() < deadline
             assert process.poll() is None
-            time.sleep(0.01)
-        os.kill(int(found[0].name.removeprefix("process-")), signal.SIGKILL)
+            for at_work in out.glob(".work/datatrove/*/process-*"):
+                os.kill(worker := int(at_work.stem.removeprefix("process-")), signal.SIGSTOP)
+                while _state(worker) not in ("T", None):
+                    time.sleep(0.001)
+                if at_work.exists():
+                    break  # it cannot end its task now
+                os.kill(worker, signal.SIGCONT)
+            else:
+                time.sleep(0.01)
+                continue
+            break
+        os.kill(worker, signal.SIGKILL)
         message = process.communicate(timeout=30)[1].decode()
         assert process.returncode == 2
     error = message[message.index("xlm-prep: error: ") :]
     named = re.search(r"task \d of \w+ was killed \(SIGKILL; log: (.*/logs/task_0000\d\.log)\)", error)
-    assert named
+    assert named, error
     assert Path(named[1]).exists()
     assert "run the same command again to go on" in error
     assert "Traceback" not in message

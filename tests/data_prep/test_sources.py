@@ -7,6 +7,7 @@ import gzip
 import json
 import lzma
 import os
+import random
 import tarfile
 import tracemalloc
 import zipfile
@@ -191,9 +192,12 @@ def test_everything_wrong_is_found_together(tmp_path: Path) -> None:
     (tmp_path / "wide.txt").write_bytes(TEXT.decode().encode("utf-16"))
     (tmp_path / "wide_without_mark.txt").write_bytes("a plain sentence".encode("utf-16-le"))
     (tmp_path / "folder").mkdir()
+    (tmp_path / "garbage.txt").write_bytes(random.Random(0).randbytes(5000))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_bytes(TEXT)
     os.mkfifo(tmp_path / "pipe")
     names = ["missing.txt", "empty.txt", "nothing.gz", "plain.gz", "packed.txt", "wide.txt", "wide_without_mark.txt"]
-    names += ["folder", "pipe", "*.none"]
+    names += ["garbage.txt", "texts", "folder", "pipe", "*.none"]
     problems = "\n".join(problems_of([str(tmp_path / name) for name in names]))
     for expected in (
         "missing.txt: there is no such file",
@@ -204,6 +208,8 @@ def test_everything_wrong_is_found_together(tmp_path: Path) -> None:
         "wide.txt: is UTF-16, not UTF-8 text",
         "wide_without_mark.txt: is full of NUL bytes",
         "folder: is a folder with no text known here",
+        "garbage.txt: is binary, not UTF-8 text",
+        f"texts: is a folder; its text files are '{tmp_path / 'texts'}/*.txt'",
         "pipe: is not a regular file",
         "*.none: no file has such a name",
     ):

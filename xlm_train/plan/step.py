@@ -93,7 +93,7 @@ def _gradients_of_side(
             return begin
         return begin + (end - begin) * (1 - int(name.split(".")[1]) / n_layers) if name.startswith("blocks.") else end
 
-    found = [Gradient(size, ready(name)) for name, size in reversed(parameters.items())]
+    found = [Gradient(size, ready(name)) for name, size in reversed(list(parameters.items()))]
     return sorted(found, key=lambda gradient: gradient.ready)
 
 

@@ -360,7 +360,7 @@ def config_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     Returns:
         Of each such setting its dotted key and each run's value, "-" where it has none.
     """
-    places = ("run_name", "paths.", "logger.", "hydra.")  # where a run is, not what it is
+    places = ("run_name", "paths.", "storage.", "logger.", "hydra.")  # where a run is, not what it is
     keys = sorted({key for run in runs for key in run.leaves if not key.startswith(places)})
     rows = [(key, [text(run.leaves[key]) if key in run.leaves else "-" for run in runs]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]

@@ -28,7 +28,11 @@ ARCHIVES = {
 }  # what stands where in zip, 7z, rar, tar
 AN_ARCHIVE = "is an archive: unpack it, and give the files in it"
 HEAD_BYTES = 1 << 16
-BINARY_SHARE = 0.1  # of NUL bytes in the head; ASCII in UTF-16 has half
+NUL_SHARE = 0.1  # in the head; ASCII in UTF-16 has half
+BINARY_SHARE = 0.05  # of control bytes in the head; random bytes have a ninth
+
+CONTROL = bytes(code for code in [*range(32), 127] if code not in b"\t\n\r")
+"""Control bytes that do not belong in text, NUL included."""
 
 
 class ReadStats:
@@ -195,8 +199,10 @@ class TextFile:
         for start, what in NOT_UTF8.items():
             if head.startswith(start):
                 return [f"{self.path}: is {what}, not UTF-8 text"]
-        if head.count(b"\0") > BINARY_SHARE * len(head):
+        if head.count(b"\0") > NUL_SHARE * len(head):
             return [f"{self.path}: is full of NUL bytes: UTF-16 or binary, not UTF-8 text (iconv converts)"]
+        if len(head) - len(head.translate(None, CONTROL)) > BINARY_SHARE * len(head):
+            return [f"{self.path}: is binary, not UTF-8 text"]
         return []
 
     def chunks(self, stats: ReadStats, head_only: bool = False) -> Iterator[bytes]:

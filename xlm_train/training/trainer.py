@@ -78,6 +78,23 @@ class RunContext:
         """Leave seconds out of the speed that is reported next."""
         self.pauses[what] += seconds
 
+    def wait_for_mirror(self) -> None:
+        """Wait while too many checkpoints are not mirrored yet, all processes together, unless the run is to leave.
+
+        A collective. Each exchange is short: a network that is down for hours is no process that is lost.
+        """
+        if not self.folder.is_mirrored:
+            return
+        while self.control_group.highest(self._reason_to_wait()) == 1:
+            if self.folder.mirror is not None:
+                self.folder.mirror.wait(seconds=1.0)
+
+    def _reason_to_wait(self) -> int:
+        """0: none; 1: checkpoints that are not mirrored; 2: there are, but the run is to leave."""
+        if self.stop_flag.is_set or self.folder.lost is not None:
+            return 2
+        return int(self.folder.mirror is not None and self.folder.mirror.is_behind)
+
     def conclude(self, state: TrainState, stop: int) -> str:
         """Record how a run that left its loop stands, and why. Returns finished, preempted or stopped."""
         reason = self.stop_reason
