@@ -166,12 +166,12 @@ def _text_problems(texts: Mapping[str, Mapping[str, str]]) -> list[str]:
 
 
 class Commands:
-    """Runs commands of this project; a signal to this process goes on to them."""
+    """Runs commands of this project. SIGTERM goes on to them; the terminal's SIGINT they get by themselves."""
 
     def __init__(self) -> None:
         self.running: list[subprocess.Popen[bytes]] = []
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._pass_on)
+        signal.signal(signal.SIGTERM, self._pass_on)
+        signal.signal(signal.SIGINT, lambda number, frame: None)
 
     def _pass_on(self, number: int, frame: Any) -> None:
         for process in self.running:
