@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+pytest_plugins = ["tests.s3_server"]
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # A shell lets what it starts in the background ignore SIGINT, and all that this starts in turn (bash cannot even trap it).

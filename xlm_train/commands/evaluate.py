@@ -40,9 +40,9 @@ class EvalConfig:
     threads: Annotated[int | None, at_least(1)]
 
     def __post_init__(self) -> None:
-        from xlm_train.runtime.checkpoint_file import of_run
+        from xlm_train.runtime.run_store import local_checkpoint
 
-        self.checkpoint = str(of_run(self.checkpoint))
+        self.checkpoint = str(local_checkpoint(self.checkpoint))
 
     def problems(self) -> list[str]:
         """List what is wrong with the values, before any file is opened."""

@@ -6,7 +6,7 @@ import functools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from xlm_train.config.command import command
 from xlm_train.config.schema import one_of, read_config
@@ -37,9 +37,9 @@ class ExportConfig:
     card: CardFields
 
     def __post_init__(self) -> None:
-        from xlm_train.runtime.checkpoint_file import of_run
+        from xlm_train.runtime.run_store import local_checkpoint
 
-        self.checkpoint = None if self.checkpoint is None else str(of_run(self.checkpoint))
+        self.checkpoint = None if self.checkpoint is None else str(local_checkpoint(self.checkpoint))
 
     def problems(self) -> list[str]:
         """List what is wrong with the values, before any file is opened."""
@@ -72,37 +72,43 @@ class ExportConfig:
     read=functools.partial(read_config, ExportConfig),
 )
 def main(settings: ExportConfig) -> int:
-    """Export and print what there is now. Returns the exit status."""
+    """Export, upload where `out` is a URL, and print what there is now. Returns the exit status."""
+    from xlm_train.interop.export import summary
+    from xlm_train.interop.transformers.folder import RECORD
+    from xlm_train.runtime.storage import uploaded
+
+    with uploaded(settings.out, last=RECORD) as out:
+        record = export(settings, out)
+    for warning in record["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(summary(settings.out, record))
+    return 0
+
+
+def export(settings: ExportConfig, out: Path) -> dict[str, Any]:
+    """Write the folder. Returns its record."""
     from xlm_train.data.corpus import Corpus
     from xlm_train.interop.export import export_corpus, export_original, export_transformers, refuse_to_overwrite
-    from xlm_train.interop.export import summary as summary_of
     from xlm_train.runtime import checkpoint_file
     from xlm_train.text.bpe import BpeCodes
 
-    out = Path(settings.out)
     refuse_to_overwrite(out)
     if settings.checkpoint is None:
-        record = export_corpus(Corpus(str(settings.data.path)), out)
-    else:
-        content = checkpoint_file.load(settings.checkpoint)
-        if settings.codes is not None:
-            content["text"]["codes"] = BpeCodes.from_file(settings.codes).to_text()
-        if settings.format == "xlm":
-            record = export_original(content, out, settings.optimizer)
-        else:
-            record = export_transformers(
-                content, out,
-                checkpoint=Path(settings.checkpoint),
-                evaluation=None if settings.evaluation is None else Path(settings.evaluation),
-                fields=settings.card,
-                sample=settings.sample,
-                verify=settings.verify,
-                lang=settings.lang,
-            )  # fmt: skip
-    for warning in record["warnings"]:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(summary_of(out, record))
-    return 0
+        return export_corpus(Corpus(str(settings.data.path)), out)
+    content = checkpoint_file.load(settings.checkpoint)
+    if settings.codes is not None:
+        content["text"]["codes"] = BpeCodes.from_file(settings.codes).to_text()
+    if settings.format == "xlm":
+        return export_original(content, out, settings.optimizer)
+    return export_transformers(
+        content, out,
+        checkpoint=Path(settings.checkpoint),
+        evaluation=None if settings.evaluation is None else Path(settings.evaluation),
+        fields=settings.card,
+        sample=settings.sample,
+        verify=settings.verify,
+        lang=settings.lang,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

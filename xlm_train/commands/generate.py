@@ -35,9 +35,9 @@ class GenerateConfig:
     threads: int | None
 
     def __post_init__(self) -> None:
-        from xlm_train.runtime.checkpoint_file import of_run
+        from xlm_train.runtime.run_store import local_checkpoint
 
-        self.checkpoint = str(of_run(self.checkpoint))
+        self.checkpoint = str(local_checkpoint(self.checkpoint))
 
     @property
     def sampling(self) -> Sampling:

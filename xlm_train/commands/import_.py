@@ -29,6 +29,13 @@ class ImportConfig:
     lang: str | None
     languages: list[str] | None
 
+    def __post_init__(self) -> None:
+        from xlm_train.runtime.run_store import fetch_object
+        from xlm_train.runtime.storage import is_url
+
+        if is_url(self.file):
+            self.file = str(fetch_object(self.file))
+
     def problems(self) -> list[str]:
         """List what is wrong with the values, before anything is read."""
         problems = [

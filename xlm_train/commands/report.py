@@ -34,14 +34,18 @@ class ReportConfig:
         "xlm-report run_name=first",
         "xlm-report run_name=first compare=[second,third]",
         "xlm-report run_name=demo paths.runs=demo/runs",
+        "xlm-report run_name=demo paths.runs=s3://BUCKET/runs   (fetched into the cache)",
     ],
     read=functools.partial(read_config, ReportConfig),
 )
 def main(settings: ReportConfig) -> int:
     """Write the report and print where it is. Returns the exit status."""
     from xlm_train.report.reading import find_runs
+    from xlm_train.runtime.run_store import fetch_records
+    from xlm_train.runtime.storage import is_url
 
-    run, *others = find_runs(Path(settings.paths.runs), [*map(str, [settings.run_name, *settings.compare])])
+    runs, names = settings.paths.runs, [*map(str, [settings.run_name, *settings.compare])]
+    run, *others = find_runs(fetch_records(runs, names) if is_url(runs) else Path(runs), names)
     write_report(run, others)
     print(f"{run / 'report.html'}\n{run / 'report.md'}")
     return 0

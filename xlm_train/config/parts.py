@@ -155,6 +155,11 @@ def parts_of(objective: Mapping[str, Any]) -> dict[str, tuple[Any, Mapping[str, 
     return {name: (paths[name] and pkgutil.resolve_name(paths[name]), part) for name, part in parts}
 
 
+def translates(objective: Mapping[str, Any]) -> bool:
+    """Whether an objective trains a model of an encoder and a decoder."""
+    return any(getattr(kind, "evaluation", "") == "translation" for kind, _ in parts_of(objective).values())
+
+
 def reading_problems(entry: Mapping[str, Any], text: TrainingText) -> tuple[Objective | None, list[str]]:
     """Tell whether an objective can be made and finds its text in the corpus; nothing is read.
 

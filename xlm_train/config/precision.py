@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from xlm_train.runtime.device import cpu_multiplies_bfloat16
+from xlm_train.runtime.run_store import RunStore
+from xlm_train.runtime.storage import url_problem
 
 
 def settle_precision(values: dict[str, Any]) -> str | None:
@@ -47,7 +49,16 @@ def _stored(values: dict[str, Any]) -> tuple[str, str] | None:
     if not isinstance(paths, dict) or not isinstance(name, str):
         return None
     folder = Path(str(paths.get("runs"))) / name
-    if not (folder / "config.yaml").is_file() or not any((folder / "checkpoints").glob("step-*")):
+    url = (values.get("storage") or {}).get("url")
+    if (folder / "config.yaml").is_file() and any((folder / "checkpoints").glob("step-*")):
+        config = (folder / "config.yaml").read_bytes()
+    elif (
+        isinstance(url, str)
+        and url_problem(url) is None
+        and (found := RunStore(url, name, folder, 0.0).read("config.yaml"))
+    ):
+        config = found
+    else:
         return None
-    precision = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "trainer.precision")
+    precision = OmegaConf.select(OmegaConf.create(config.decode()), "trainer.precision")
     return None if precision is None else (str(precision), "with which this run began")

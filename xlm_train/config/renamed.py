@@ -20,6 +20,7 @@ ADDED = {
     "model.share": "none",
     "init_encoder": None,
     "init_decoder": None,
+    "storage": {"url": None, "max_behind": 2, "lease_seconds": 60, "wait_seconds": 600},
     "objective": {"_target_": "xlm_train.objectives.clm.CausalLM", "_partial_": True},
 }
 

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from xlm_train.config.schema import Rule
+from xlm_train.config.storage import url_problems
 from xlm_train.runtime.device import cpu_multiplies_bfloat16
+from xlm_train.runtime.storage import is_url
 
 
 def _gpus(accelerator: str) -> int:
@@ -18,13 +20,20 @@ def _gpus(accelerator: str) -> int:
 
 
 def _path(path: str) -> Iterator[str]:
-    if not Path(path).is_dir():
+    if is_url(path):
+        yield from url_problems("data.path", path)
+    elif not Path(path).is_dir():
         yield f"data.path={path}: there is no such folder; xlm-prep makes one"
 
 
 def _runs(runs: str) -> Iterator[str]:
-    if "://" in runs:
-        yield f"paths.runs={runs}: give a folder; runs are written to a file system, not to a storage service"
+    if is_url(runs):  # any other URL stands in storage.url by now
+        yield from url_problems("paths.runs", runs, writes=True)
+
+
+def _store(url: str | None) -> Iterator[str]:
+    if url is not None:
+        yield from url_problems("storage.url", url, writes=True)
 
 
 def _longest_window(bptt: int, longest: int) -> Iterator[str]:
@@ -38,6 +47,8 @@ def _length(max_steps: int | None, max_tokens: int | None) -> Iterator[str]:
 
 
 def _init(init_optimizer: bool, init_from: str | None) -> Iterator[str]:
+    if init_from is not None and is_url(init_from):
+        yield from url_problems("init_from", init_from)
     if init_optimizer and init_from is None:
         yield "init_optimizer=true: there is no checkpoint to take it from: give init_from=FILE"
 
@@ -46,7 +57,9 @@ def _sides(init_from: str | None, init_encoder: str | None, init_decoder: str | 
     for key, path in (("init_encoder", init_encoder), ("init_decoder", init_decoder)):
         if path is not None and init_from is not None:
             yield f"{key}={path}: init_from={init_from} gives both sides their weights: leave one of them out"
-        if path is not None and not Path(path).exists():
+        if path is not None and is_url(path):
+            yield from url_problems(key, path)
+        elif path is not None and not Path(path).exists():
             yield f"{key}={path}: there is no such file or folder"
 
 
@@ -62,6 +75,11 @@ def _one_process(devices: int, nodes: int, compression: str | None, sharding: st
     for key, value in (("gradient_compression", compression), ("sharding", sharding)):
         if value is not None and devices * nodes == 1:
             yield f"trainer.{key}={value}: there is one process: nothing is exchanged or divided"
+
+
+def _either(compression: str | None, sharding: str | None) -> Iterator[str]:
+    if compression is not None and sharding == "fsdp":
+        yield f"trainer.gradient_compression={compression}: not with trainer.sharding=fsdp, which exchanges gradients itself"
 
 
 def _compression(compression: str | None, precision: str) -> Iterator[str]:
@@ -117,12 +135,14 @@ def _precision(precision: str, accelerator: str, cpu_fp16: bool) -> Iterator[str
 RULES = [
     Rule(("data.path",), _path),
     Rule(("paths.runs",), _runs),
+    Rule(("storage.url",), _store),
     Rule(("data.bptt", "model.max_positions"), _longest_window),
     Rule(("trainer.max_steps", "trainer.max_tokens"), _length),
     Rule(("init_optimizer", "init_from"), _init),
     Rule(("init_from", "init_encoder", "init_decoder"), _sides),
     Rule(("trainer.devices", "trainer.nodes", "data.slots"), _processes),
     Rule(("trainer.devices", "trainer.nodes", "trainer.gradient_compression", "trainer.sharding"), _one_process),
+    Rule(("trainer.gradient_compression", "trainer.sharding"), _either),
     Rule(("trainer.gradient_compression", "trainer.precision"), _compression),
     Rule(("trainer.gradient_compression", "trainer.precision", "trainer.accelerator", "callbacks"), _powersgd),
     Rule(("trainer.accelerator", "trainer.devices"), _devices),

@@ -26,10 +26,12 @@ from xlm_train.config.precision import settle_precision
 from xlm_train.config.renamed import renamings, with_new_names
 from xlm_train.config.rules import RULES
 from xlm_train.config.schema import Count, at_least, build, check_fields, check_rules, one_of, positive, resolve
+from xlm_train.config.storage import StorageConfig, with_local_runs
 from xlm_train.model.seq2seq import SHARE, Seq2Seq
 from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime.console import log
-from xlm_train.runtime.errors import ConfigError, CorpusError
+from xlm_train.runtime.errors import ConfigError, UserError
+from xlm_train.runtime.storage import is_url
 from xlm_train.training.strategy import COMPRESSIONS, SHARDINGS
 
 if TYPE_CHECKING:
@@ -163,6 +165,7 @@ class TrainConfig:
     cluster: ClusterConfig
     debug: DebugConfig
     paths: PathsConfig
+    storage: StorageConfig
     run_name: str
     seed: Annotated[int, _seed]
     init_from: str | None
@@ -258,26 +261,31 @@ def _corpus_problems(values: dict[str, Any], readable: bool) -> list[str]:
     from xlm_train.data.corpus import Corpus
 
     path = values.get("data", {}).get("path")
-    if not isinstance(path, str) or not Path(path).is_dir():
-        return []
+    if not isinstance(path, str) or not (readable if is_url(path) else Path(path).is_dir()):
+        return []  # a corpus is fetched when nothing else is wrong
     try:
         corpus = Corpus(path)
-    except CorpusError as error:
+    except UserError as error:
         return error.problems
-    if not readable:
-        return []
+    from xlm_train.data.training_text import TrainingText
     from xlm_train.training.callbacks.validation import metrics_of
 
-    config = _build(values)
-    text = config.data.text(corpus, config.seed, config.model.max_positions, float16=False)
-    objective, problems = reading_problems(config.objective, text)
+    text = TrainingText(corpus)  # the metrics' names do not depend on what else is wrong
+    if readable:
+        config = _build(values)
+        text = config.data.text(corpus, config.seed, config.model.max_positions, float16=False)
+    objective, problems = reading_problems(_section(values, "objective"), text)
     if objective is None:
-        return problems
+        return problems if readable else []
     if objective.evaluation != "translation":
-        one_sided: list[str] = [key for key in ("init_encoder", "init_decoder") if key in config.given_weights]
-        one_sided += ["model.share"] if config.model.share != "none" else []
-        problems += [f"{key}: only a translation model has two sides, as under objective=umt" for key in one_sided]
-    monitor = (config.callbacks.get("validation") or {}).get("monitor")
+        given = {key: values.get(key) for key in ("init_encoder", "init_decoder")}
+        given["model.share"] = None if (share := _section(values, "model").get("share")) == "none" else share
+        problems += [
+            f"{key}={value}: only a translation model has two sides, as under objective=umt"
+            for key, value in given.items()
+            if value is not None
+        ]
+    monitor = (_entries(values, "callbacks").get("validation") or {}).get("monitor")
     try:
         names = metrics_of(corpus, objective) if monitor is not None else []
     except ConfigError as error:
@@ -303,7 +311,7 @@ def _complete(config: DictConfig) -> tuple[dict[str, Any], list[str]]:
     from omegaconf import OmegaConf
 
     given: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
-    complete, filled = with_shipped_callbacks(with_new_names(given))
+    complete, filled = with_shipped_callbacks(with_local_runs(with_new_names(given)))
     return complete, [*renamings(given), *filled]
 
 
@@ -328,10 +336,14 @@ def _checked(config: DictConfig, tell: bool = False) -> tuple[dict[str, Any], li
 
 def _entries(config: Mapping[str, Any], section: str) -> dict[str, Any]:
     """The entries of a section that are mappings or null; the others have been told."""
-    found = config.get(section)
-    if not isinstance(found, dict):
-        return {}
+    found = _section(config, section)
     return {name: entry for name, entry in found.items() if entry is None or isinstance(entry, dict)}
+
+
+def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A section; empty where it is no mapping, which has been told."""
+    found = config.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _model_problems(section: Any, good: dict[str, Any]) -> list[str]:

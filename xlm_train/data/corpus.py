@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xlm_train.data.manifest import FILE, FORMAT, VERSION, entries, files_of, languages_of, length_orders
+from xlm_train.data.manifest import FILE, FORMAT, VERSION, entries, fetched, files_of, languages_of, length_orders
 from xlm_train.data.sentence_files import LengthOrder, Pairs, Sentences, is_length_order_of
 from xlm_train.runtime.errors import CorpusError
 from xlm_train.runtime.files import read_json, sha256_of
+from xlm_train.runtime.storage import is_url
 from xlm_train.text.vocabulary import EOS
 
 
@@ -134,7 +135,7 @@ class Corpus:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = fetched(str(path)) if is_url(path) else Path(path)
         if not self.path.is_dir():
             raise CorpusError(f"data.path={self.path}: there is no such folder; xlm-prep makes one")
         if not (self.path / FILE).is_file():

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from xlm_train.runtime.files import digest
+from xlm_train.runtime.console import counted, log
+from xlm_train.runtime.errors import CorpusError
+from xlm_train.runtime.files import atomic_write, digest, sha256_of
+from xlm_train.runtime.storage import Store, cache_folder
 
 FORMAT = "xlm_train.corpus"
 VERSION = 1
 FILE = "manifest.json"
 SPLITS = ("train", "valid", "test")
 
+FILE_NAME = re.compile(r"\w[\w.-]*")
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})?")
 
 
@@ -89,6 +96,43 @@ def files_of(manifest: Mapping[str, Any]) -> dict[str, str]:
     for _, order in length_orders(manifest):
         files |= {order["file"]: order["sha256"], order["classes"]: order["classes_sha256"]}
     return files
+
+
+def fetched(url: str) -> Path:
+    """Fetch a corpus into the cache and return its folder there; what was fetched before is not fetched again.
+
+    Files are fetched side by side and compared with the manifest's checksums; a fetch that was stopped goes on where it
+    stood. One process of a machine fetches, the others wait. A corpus lies under its lineage, wherever it came from.
+
+    Args:
+        url: Of the folder that holds manifest.json.
+
+    Raises:
+        CorpusError: There is no corpus, or its manifest is damaged.
+        StorageError: The service cannot be reached, or a file's checksum is wrong.
+    """
+    store = Store(url)
+    if (data := store.read(FILE)) is None:
+        raise CorpusError(f"data.path={url}: no {FILE} in it: not a binarised corpus, or not uploaded whole")
+    try:
+        manifest = json.loads(data)
+        small = {manifest[name]["file"]: manifest[name]["sha256"] for name in ("vocabulary", "codes")}
+        files, lineage_ = {**small, **files_of(manifest)}, str(manifest["lineage"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorpusError(f"{url}/{FILE}: is damaged: {type(error).__name__}: {error}") from error
+    if wrong := [name for name in (*files, lineage_) if not FILE_NAME.fullmatch(name)]:
+        raise CorpusError(f"{url}/{FILE}: names a file {wrong[0]!r}: not a corpus of xlm-prep")
+    folder = cache_folder() / "corpora" / lineage_
+    if not (folder / FILE).is_file():
+        log(f"data.path={url}: fetching {counted(len(files), 'file')} into {folder}")
+        store.download_all({name: partial(_has, sha256) for name, sha256 in files.items()}, folder)
+        with atomic_write(folder / FILE) as file:
+            file.write(data)
+    return folder
+
+
+def _has(sha256: str, path: Path) -> bool:
+    return sha256_of(path) == sha256
 
 
 def _files(entry: Mapping[str, Any]) -> dict[str, Any]:

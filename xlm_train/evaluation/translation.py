@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -102,9 +103,8 @@ def _of_corpus(translator: Translator, corpus: Corpus, split: str, search: Beam 
                 f"{corpus.path}: {split}.{text.name}: no pair has words on both sides that the model can read"
             )
         shown = Progress(text.name, len(text.numbers), SENTENCES, shown=progress)
-        sums, made = translate_pairs(
-            translator.model, text, search, device=translator.device, tell=lambda n, shown=shown: shown.add(n, n)
-        )
+        tell = functools.partial(_tell, shown)
+        sums, made = translate_pairs(translator.model, text, search, device=translator.device, tell=tell)
         shown.end()
         score = Score.from_sums(sums)
         if not math.isfinite(score.total_loss):
@@ -169,10 +169,15 @@ def _write(out: Path, name: str, lines: Sequence[str]) -> str:
     return str(path)
 
 
+def _tell(shown: Progress, sentences: int) -> None:
+    shown.add(sentences, sentences)
+
+
 def table(result: Mapping[str, Any]) -> str:
     """Write a result as a table for the terminal, with sacrebleu's signatures below."""
     heads = ["", "", "score", "95 % interval", "constant", "copied"]
-    grid, notes = [heads], {}
+    grid = [heads]
+    notes: dict[str, str] = {}
     for name, measured in result["directions"].items():
         for kind, title in (("tokenised_bleu", "BLEU, tokenised"), ("bleu", "sacrebleu"), ("chrf", "chrF")):
             if score := measured.get(kind):

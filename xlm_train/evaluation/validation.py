@@ -65,8 +65,9 @@ class Measured:
 class Evaluator(Protocol):
     """Scores a model on the validation text of a run."""
 
-    metrics: Sequence[str]
-    """The metrics that each validation gives and a run may go by; none where there is no text."""
+    @property
+    def metrics(self) -> Sequence[str]:
+        """The metrics that each validation gives and a run may go by; none where there is no text."""
 
     def score(self, model: Any, share: Share) -> Measured:
         """Score this process's share and put all together: the result is the same on all processes. A collective."""
@@ -88,7 +89,7 @@ def translation_metrics(directions: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _predicted(scores: Mapping[str, Score]) -> dict[str, float]:
-    metrics = {}
+    metrics: dict[str, float] = {}
     for name, score in scores.items():
         metrics |= {
             f"val/loss_{name}": score.loss,
@@ -201,7 +202,9 @@ class TranslationEvaluator:
 
     def score(self, model: Any, share: Share) -> Measured:
         """Translate and score every direction."""
-        scores, metrics, samples = {}, {}, []
+        scores: dict[str, Score] = {}
+        metrics: dict[str, float] = {}
+        samples: list[dict[str, Any]] = []
         for text in self.texts:
             part = share.rank, share.processes
             sums, mine = translate_pairs(model, text, self.search, part, share.device)

@@ -201,7 +201,7 @@ def _write_record(folder: Path, record: dict[str, Any]) -> None:
     write_json(folder / RECORD, record)
 
 
-def summary(out: Path, record: Mapping[str, Any]) -> str:
+def summary(out: str, record: Mapping[str, Any]) -> str:
     """Say what an export has written, in a few lines.
 
     Args:

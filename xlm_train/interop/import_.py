@@ -22,7 +22,7 @@ def open_model(path: str | Path, vocab_multiple: int) -> dict[str, Any]:
     """The content of a checkpoint of ours, of one of the original's (.pth), or of a folder of transformers.
 
     Args:
-        path: The file or folder, or the folder of a run, whose best checkpoint is read.
+        path: The file or folder, or the folder of a run, whose best checkpoint is read; or the URL of a file or a run.
         vocab_multiple: See ModelShape; of the other programs' models.
 
     Raises:
@@ -31,8 +31,9 @@ def open_model(path: str | Path, vocab_multiple: int) -> dict[str, Any]:
     from xlm_train.interop.original.checkpoint import import_checkpoint
     from xlm_train.interop.transformers import folder
     from xlm_train.runtime import checkpoint_file
+    from xlm_train.runtime.run_store import local_checkpoint
 
-    path = checkpoint_file.of_run(path)
+    path = local_checkpoint(path)
     if not path.exists():
         raise ConfigError(f"{path}: there is no such file or folder")
     if path.is_dir():

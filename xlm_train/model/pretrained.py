@@ -17,6 +17,7 @@ from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.device import resolve_device
 from xlm_train.runtime.errors import CheckpointError, ConfigError, TextError
+from xlm_train.runtime.run_store import local_checkpoint
 from xlm_train.text.reader import TextReader
 from xlm_train.text.vocabulary import EOS, read_text
 
@@ -130,7 +131,7 @@ def open_checkpoint(path: str | Path, device: str = "auto", bptt: int | None = N
         True
     """
     place = resolve_device(device)
-    content = checkpoint_file.load(path)
+    content = checkpoint_file.load(path := local_checkpoint(path))
     if is_seq2seq(content["model"]):
         raise ConfigError(f"{path}: is a translation model, where a language model is needed")
     return trained_model(Path(path), content, place, bptt)

@@ -18,6 +18,7 @@ from xlm_train.model.translation import Beam, translate
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.device import resolve_device
 from xlm_train.runtime.errors import ConfigError
+from xlm_train.runtime.run_store import local_checkpoint
 from xlm_train.text.reader import TextReader
 from xlm_train.text.vocabulary import EOS
 
@@ -122,14 +123,14 @@ def open_translator(path: str | Path, device: str = "auto") -> Translator:
     """Read a translation model's checkpoint.
 
     Args:
-        path: A file that xlm-train or xlm-import wrote.
+        path: A file that xlm-train or xlm-import wrote, or a run; or the URL of either.
         device: auto, cpu or cuda; auto takes a GPU where there is one.
 
     Raises:
         UserError: The file is missing, damaged or no translation model, or the device is not there.
     """
     place = resolve_device(device)
-    content = checkpoint_file.load(path)
+    content = checkpoint_file.load(path := local_checkpoint(path))
     if not is_seq2seq(content["model"]):
         raise ConfigError(f"{path}: is a language model, where a translation model is needed")
     return _translator(Path(path), content, place)

@@ -12,12 +12,13 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from xlm_train.config.cluster import ClusterConfig
+from xlm_train.config.parts import translates
 from xlm_train.model.flops import Flops, row_flops
 from xlm_train.plan.memory import parameter_shapes, peak_memory, setting_of
 from xlm_train.plan.notes import notes_of
 from xlm_train.plan.probe import Speed, measure
 from xlm_train.plan.settings import PlanSettings, with_planned_precision
-from xlm_train.plan.slots import SlotKind, largest_slot, slot_kinds, texts_of, tokens_once, translates
+from xlm_train.plan.slots import SlotKind, largest_slot, slot_kinds, texts_of, tokens_once
 from xlm_train.plan.step import mean_time, network_figures, slot_time, speed_of_cluster
 from xlm_train.runtime.energy import GRAMS_CO2_PER_KWH
 
@@ -54,7 +55,7 @@ def make_plan(config: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
         n_langs=len(corpus.languages) if corpus else plan.n_langs,
         **{name: value for name, value in config["model"].items() if name in sizes},
     )
-    parameters = parameter_shapes(shape, translates(config), config["model"]["share"])
+    parameters = parameter_shapes(shape, translates(config["objective"]), config["model"]["share"])
     count = sum(math.prod(size) for size in parameters.values())
     setting = setting_of(config, cluster.devices, gpu=not cluster.is_cpu)
     largest = largest_slot(config)
@@ -98,7 +99,7 @@ def make_plan(config: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
         },
         "model": {
             "parameters": count, "words": shape.n_words, "rows": shape.n_rows, "languages": shape.n_langs,
-            "from_corpus": corpus is not None, "translates": translates(config),
+            "from_corpus": corpus is not None, "translates": translates(config["objective"]),
             "embeddings": sum(math.prod(size) for name, size in parameters.items() if f".{name}".endswith(".embeddings.weight")),
             "blocks": sum(math.prod(size) for name, size in parameters.items() if "blocks." in name),
         },

@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from xlm_train.config.parts import translates
 from xlm_train.plan.memory import parameter_shapes, peak_memory, setting_of
-from xlm_train.plan.slots import largest_slot, translates
+from xlm_train.plan.slots import largest_slot
 from xlm_train.runtime.console import compact, log
 from xlm_train.runtime.errors import OutOfMemory
 from xlm_train.runtime.memory import Memory, is_out_of_memory, memory_of
@@ -50,7 +51,7 @@ def compare(config: dict[str, Any], shape: ModelShape, memory: Memory, gpu: bool
     """
     settings = config["trainer"]
     processes = settings["devices"] * settings["nodes"]
-    sizes = parameter_shapes(shape, translates(config), config["model"].get("share", "none"))
+    sizes = parameter_shapes(shape, translates(config["objective"]), config["model"].get("share", "none"))
     count = sum(math.prod(size) for size in sizes.values())
     parts = peak_memory(shape, count, setting_of(config, processes, gpu))
     if settings["sharding"] is not None:

@@ -84,11 +84,6 @@ def largest_slot(config: Mapping[str, Any]) -> SlotKind:
     return max(_longest(config).values(), key=lambda slot: slot.rows * (slot.row.positions + slot.row.source))
 
 
-def translates(config: Mapping[str, Any]) -> bool:
-    """Whether the model has an encoder and a decoder."""
-    return any(getattr(kind, "evaluation", "") == "translation" for kind, _ in parts_of(config["objective"]).values())
-
-
 def texts_of(corpus: Corpus, reads: str, lang_alpha: float) -> dict[str, tuple[int, float]]:
     """The training texts that slots of a kind are read from: each one's tokens, all eos included, and share of the slots.
 

@@ -26,9 +26,10 @@ BINDS = 0.10  # share of a step spent waiting for the network from which it is c
 # Share of a translation model's backward pass after which the decoder's gradients are ready: of 28 D^2 weights of a layer
 # of both sides (with a feed-forward of 4 D) it has 16.
 DECODER_SHARE = 16 / 28
-# What the host takes to start the operations of one layer for the next word of all sentences, about 20 of them. Measured on
-# one core of a CPU; assumed for GPUs.
-LAYER_SECONDS = 2e-4
+# Decoding, measured on one core of a CPU that others used too (docs/planning.md), assumed for GPUs: what starting the
+# operations of one layer takes, for the next word of all sentences; and what products with few rows reach of the speed.
+LAYER_SECONDS = 4e-4
+FEW_ROWS = 0.5
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _gradients_of_side(
             return begin
         return begin + (end - begin) * (1 - int(name.split(".")[1]) / n_layers) if name.startswith("blocks.") else end
 
-    found = [Gradient(size, ready(name)) for name, size in reversed(parameters.items())]
+    found = [Gradient(size, ready(name)) for name, size in reversed(list(parameters.items()))]
     return sorted(found, key=lambda gradient: gradient.ready)
 
 
@@ -163,7 +164,9 @@ def decoding_seconds(shape: ModelShape, flops: float, length: float, speed: Spee
     """
     D, steps = shape.dim, length - 1
     weights = 4 * (shape.n_rows * D + shape.n_layers * (6 * D * D + 2 * D * shape.ffn_dim))  # source keys are made once
-    return steps * shape.n_layers * LAYER_SECONDS + max(flops / speed.blocks, steps * weights / speed.weights)
+    return steps * shape.n_layers * LAYER_SECONDS + max(
+        flops / speed.blocks / FEW_ROWS, steps * weights / speed.weights
+    )
 
 
 def network_figures(

@@ -201,8 +201,8 @@ def _recipe(runs: Sequence[Run]) -> list[Block]:
         blocks.append(Paragraph(name + text))
     blocks.append(
         Paragraph(
-            "No settings were published with the checkpoint: each point names the source of the original's value; for the"
-            " optimizer that is the printed pretraining command. Differences of method that no setting shows are listed in"
+            "No settings were published with the checkpoints: each point names the source of the original's value; for the"
+            " optimizer that is the printed command. Differences of method that no setting shows are listed in"
             " docs/differences.md."
         )
     )

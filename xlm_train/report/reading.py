@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from xlm_train.config.parts import translates
 from xlm_train.evaluation import higher_is_better
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import read_json
@@ -124,6 +125,14 @@ class Run:
     def reads_pairs(self) -> bool:
         """Whether pairs of sentences are read."""
         return any("pairs" in part for part in self.masked_parts)
+
+    @property
+    def translates(self) -> bool:
+        """Whether the model is of an encoder and a decoder; objectives that are not installed here are of one model."""
+        try:
+            return translates(self.config.get("objective") or {})
+        except (ImportError, AttributeError, TypeError, ValueError):  # damaged, or of another program
+            return False
 
     @property
     def languages(self) -> list[str]:

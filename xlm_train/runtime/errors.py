@@ -48,6 +48,10 @@ class CheckpointError(UserError):
     """A checkpoint is missing, damaged, unsafe, or does not belong to this run."""
 
 
+class StorageError(UserError):
+    """Object storage cannot be reached, refuses, or does not hold what is asked for."""
+
+
 class OutOfMemory(UserError):
     """A run needs more memory than there is."""
 

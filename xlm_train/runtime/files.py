@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import hashlib
 import json
 import os
@@ -96,6 +97,18 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise UserError(f"{path}: is not valid JSON: {error}") from error
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let one process of the machine at a time run the block.
+
+    Args:
+        path: the lock's file, which is made; its folder must exist.
+    """
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # from fcntl.h

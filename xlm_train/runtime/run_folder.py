@@ -23,7 +23,9 @@ from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import ConfigError, UserError
 from xlm_train.runtime.files import atomic_write, read_json, write_json
+from xlm_train.runtime.mirror import Mirror, MirrorSettings, mirror
 from xlm_train.runtime.processes import is_first_process
+from xlm_train.runtime.run_store import RunStore
 
 NAME = re.compile(r"[\w=+@-][\w.,=+@/-]*")
 
@@ -58,6 +60,7 @@ class RunFolder:
         identity: dotted keys (of values or of whole sections) that make two starts the same run. All others (devices,
             length, logging, paths) may change between starts.
         upgrade: converts an earlier version's config to today's names.
+        mirrored: where the folder is kept besides; from there it is brought up to date before it is opened.
 
     Raises:
         ConfigError: with every identity key that differs.
@@ -71,10 +74,18 @@ class RunFolder:
         corpus_lineage: str,
         identity: Sequence[str],
         upgrade: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config,
+        mirrored: MirrorSettings | None = None,
     ) -> None:
         if not NAME.fullmatch(name) or ".." in name:
             raise ConfigError(f"run_name='{name}': use letters, digits and . , = + - _ @ (it becomes a folder's name)")
         self.path = Path(runs) / name
+        self.mirror: Mirror | None = None  # of the first process, while it holds the folder
+        self.is_mirrored = mirrored is not None  # by whichever process
+        self._mirroring: contextlib.AbstractContextManager[Mirror | None] = contextlib.nullcontext()
+        if mirrored is not None:
+            store = RunStore(mirrored.url, name, self.path, mirrored.lease_seconds)
+            store.bring()
+            self._mirroring = mirror(store, mirrored, self._record_mirroring)
         self.config = {**config, "corpus_lineage": corpus_lineage}
         self.identity = identity
         self.upgrade = upgrade
@@ -137,6 +148,11 @@ class RunFolder:
             for key in sorted(before.keys() | after.keys())
             if is_identity(key) is identity and before.get(key, absent) != after.get(key, absent)
         ]
+
+    @property
+    def lost(self) -> UserError | None:
+        """Set on the first process where another machine has taken the run over: it must stop."""
+        return None if self.mirror is None else self.mirror.lost
 
     @property
     def config_file(self) -> Path:
@@ -215,9 +231,17 @@ class RunFolder:
         Raises:
             ConfigError: the folder cannot be made, or another process is training in it.
         """
-        if is_first_process():
-            self.prepare()
-            (self.path / "traceback.txt").unlink(missing_ok=True)  # of an earlier start
+        with contextlib.ExitStack() as leaving:
+            if is_first_process():
+                self.prepare()
+                leaving.callback(self.release)
+                (self.path / "traceback.txt").unlink(missing_ok=True)  # of an earlier start
+                self.mirror = leaving.enter_context(self._mirroring)
+            with self._failure_written(explain):
+                yield
+
+    @contextlib.contextmanager
+    def _failure_written(self, explain: Callable[[BaseException], bool]) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
@@ -230,8 +254,10 @@ class RunFolder:
                     with atomic_write(self.path / "traceback.txt") as file:
                         file.write(traceback.format_exc().encode())
             raise
-        finally:
-            self.release()
+
+    def _record_mirroring(self, event: str, details: dict[str, str]) -> None:
+        newest = next(iter(checkpoint_file.in_folder(self.checkpoints)), None)
+        self.record(event, 0 if newest is None else checkpoint_file.step_of(newest), **details)
 
     def mismatch(self, content: dict[str, Any]) -> str | None:
         """Return why a checkpoint is not this run's, or None where it is, for `checkpoint_file.newest`.

@@ -19,6 +19,7 @@ from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.run_folder import RunFolder
+from xlm_train.runtime.run_store import local_checkpoint
 from xlm_train.text.vocabulary import Vocabulary
 
 
@@ -98,7 +99,7 @@ def find_start(
 def _open(
     path: str, with_optimizer: bool, model: XLM | Seq2Seq, languages: Mapping[str, int], words: Sequence[str]
 ) -> Start:
-    content = checkpoint_file.load(path)
+    content = checkpoint_file.load(local_checkpoint(path))
     problems = list(_misfits(f"init_from={path}", content, model.shape, languages, words))
     if is_seq2seq(content["model"]) != isinstance(model, Seq2Seq):
         problems.append(

@@ -23,9 +23,11 @@ from pytorch_lightning.trainer import call
 from xlm_train.data.datamodule import CorpusDataModule
 from xlm_train.runtime.console import counted, log
 from xlm_train.runtime.control_group import ControlGroup, RankInfo, table
+from xlm_train.runtime.launcher import tell_agent
 from xlm_train.runtime.processes import StopFlag, is_first_process, processes
 from xlm_train.runtime.run_folder import RunFolder
 from xlm_train.training.checkpoint_io import VerifiedCheckpointIO
+from xlm_train.training.fsdp import ShardedStrategy, whole_weights
 from xlm_train.training.precision import DTYPES, Autocast
 from xlm_train.training.state import TrainState
 from xlm_train.training.strategy import HandshakeDDPStrategy
@@ -76,6 +78,23 @@ class RunContext:
         """Leave seconds out of the speed that is reported next."""
         self.pauses[what] += seconds
 
+    def wait_for_mirror(self) -> None:
+        """Wait while too many checkpoints are not mirrored yet, all processes together, unless the run is to leave.
+
+        A collective. Each exchange is short: a network that is down for hours is no process that is lost.
+        """
+        if not self.folder.is_mirrored:
+            return
+        while self.control_group.highest(self._reason_to_wait()) == 1:
+            if self.folder.mirror is not None:
+                self.folder.mirror.wait(seconds=1.0)
+
+    def _reason_to_wait(self) -> int:
+        """0: none; 1: checkpoints that are not mirrored; 2: there are, but the run is to leave."""
+        if self.stop_flag.is_set or self.folder.lost is not None:
+            return 2
+        return int(self.folder.mirror is not None and self.folder.mirror.is_behind)
+
     def conclude(self, state: TrainState, stop: int) -> str:
         """Record how a run that left its loop stands, and why. Returns finished, preempted or stopped."""
         reason = self.stop_reason
@@ -88,6 +107,7 @@ class RunContext:
         if is_first_process():
             self.folder.write_status(status, reason=reason, **state.counts())
             self.folder.record(status, state.step, reason=reason)
+        tell_agent(status)
         return status
 
     def last_line(self, status: str, step: int) -> str:
@@ -181,7 +201,8 @@ class Trainer(pl.Trainer):
         self._call_hooks("on_validation_start", "on_validation_epoch_start")
         logged: dict[str, float] = {}
         try:
-            yield logged
+            with whole_weights(self.lightning_module.model):  # type: ignore[arg-type]
+                yield logged
         except BaseException:
             self.training = True
             raise
@@ -215,6 +236,7 @@ def make_trainer(
     nodes: int,
     precision: str,
     compression: str | None,
+    sharding: str | None,
     start_timeout: float,
     report_every: int,
     validate_every: int,
@@ -232,6 +254,7 @@ def make_trainer(
         nodes: machines.
         precision: "32-true", "16-mixed" or "bf16-mixed".
         compression: of gradients between processes.
+        sharding: what the processes divide; see configs/trainer.
         start_timeout: seconds within which all processes must come.
         report_every: steps between reports, for what stock callbacks log.
         validate_every: steps between validations, for stock callbacks that want to know that there are some.
@@ -252,7 +275,8 @@ def make_trainer(
         plugins.append(SLURMEnvironment(auto_requeue=False))
     strategy: Any = "auto"
     if processes() > 1:
-        strategy = HandshakeDDPStrategy(handshake, start_timeout, compression)
+        kind = ShardedStrategy if sharding == "fsdp" else HandshakeDDPStrategy
+        strategy = kind(handshake, start_timeout, compression)
     else:
         handshake(0, torch.device("cuda" if accelerator == "gpu" else "cpu"))
 

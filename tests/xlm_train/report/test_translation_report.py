@@ -1,4 +1,4 @@
-"""A translation run's report: BLEU beside what needs no model, its curves, and samples that are shown as text."""
+"""Reports on translation runs: compared with the README's translation command, not with the language model's recipe."""
 
 from __future__ import annotations
 
@@ -7,71 +7,74 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from xlm_train.report import write_report
-from xlm_train.report.curves import figures
+from tests.xlm_train.report.test_report import lines_of, written
+from xlm_train.report.advice import advice
+from xlm_train.report.masking import points_of
 from xlm_train.report.reading import read_run
-from xlm_train.report.results import evaluations, samples, translations
+from xlm_train.report.recipe import POINTS, n_parameters
+
+MakeRun = Callable[..., Path]
 
 
-@pytest.fixture
-def run(make_run: Callable[..., Path]) -> Path:
-    """Five validations; the best by BLEU is not the one with the lowest perplexity."""
-    metrics = [
-        {"step": step, "time": 1.0, "val/ppl": ppl, "val/bleu": bleu, "val/bleu_de-en": bleu, "val/chrf_de-en": 2 * bleu,
-         "val/constant_de-en": 4.5, "val/copied_de-en": 1.25}
-        for step, ppl, bleu in ((4, 90.0, 1.0), (8, 80.0, 9.0), (12, 70.0, 7.0), (16, 60.0, 8.0), (20, 50.0, 6.0))
-    ]  # fmt: skip
-    folder = make_run("umt", metrics, "objective=umt", "callbacks.validation.monitor=val/bleu_de-en")
-    lines = [
-        {"step": line["step"], "samples": [{
-            "direction": "de-en", "source": "a | b", "translation": f"<script>alert({line['step']})</script>",
-            "reference": "*c*"}]}
-        for line in metrics
-    ]  # fmt: skip
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "samples.jsonl").write_text(text + '{"step": 24, "sam')
-    return folder
+def verdicts(folder: Path) -> dict[str, str]:
+    run = read_run(folder)
+    return {point.name.partition(" (")[0]: point.compare(run)[1] for point in points_of([run])}
 
 
-def test_bleu_stands_beside_the_baselines(run: Path) -> None:
-    found = read_run(run)
-    assert found.best_step == 8
-    (table,) = translations([found])
-    assert table.rows == [["de-en", "6.00", "12.00", "9.00", "4.50", "1.25"]]  # type: ignore[union-attr]
-    (figure,) = (figure for figure in figures([found]) if figure.title == "BLEU of validation")
-    assert [(curve.label, list(curve.y)) for curve in figure.curves] == [
-        ("de-en", [1.0, 9.0, 7.0, 8.0, 6.0]),
-        ("de-en, best constant sentence", [4.5] * 5),
-    ]
+def test_the_experiment_is_the_command_but_for_what_is_said(make_run: MakeRun) -> None:
+    folder = make_run("umt", lines_of(20, 5), "experiment=umt_ende_1024", "init_encoder=m.pth", "init_decoder=m.pth")
+    found = verdicts(folder)
+    differing = {name for name, verdict in found.items() if verdict == "differs"}
+    assert differing == {"optimizer", "seed"}
+    assert found["start"] == "unknown"  # whose weights they are is in the checkpoint, not in the config
+    for name in (
+        "what is learned",
+        "weight of denoising by iteration",
+        "words blanked",
+        "tokens an update",
+        "precision",
+    ):
+        assert found[name] == "same"
+    assert "window, tokens" not in found
+    text = written(folder)
+    assert "s unsupervised translation" in text
+    assert "xlm-clm-ende-1024" not in text
 
 
-def test_samples_of_the_first_a_middle_and_the_last_validation(run: Path) -> None:
-    blocks: list[Any] = samples([read_run(run)])
-    assert [block.caption for block in blocks] == ["Step 4", "Step 12", "Step 20"]
-    write_report(run)
-    page, text = ((run / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
-    assert "<h2>Samples</h2>" in page
-    assert "&lt;script&gt;alert(12)&lt;/script&gt;" in page
-    assert "<script>alert" not in page
-    assert "## Samples" in text
-    assert "a \\| b" in text
-    assert "<script>alert" not in text.replace("\\<", "")
+def test_what_a_run_changes_differs(make_run: MakeRun) -> None:
+    words = ("objective.weights.ae=1", "objective.parts.ae.noise.drop=0.2", "data.slots=4", "model.share=embeddings")
+    found = verdicts(make_run("umt", [], "experiment=umt_ende_1024", *words))
+    for name in ("weight of denoising by iteration", "words left out", "tokens an update", "start"):
+        assert found[name] == "differs", name
+    assert found["what the two sides share"] == "differs"
 
 
-@pytest.mark.parametrize("content", ["", "nothing\n", '{"step": 4, "samples": 3}\n{"step": 4, "samples": ["x"]}\n'])
-def test_damaged_samples_are_left_out(run: Path, content: str) -> None:
-    (run / "samples.jsonl").write_text(content)
-    assert samples([read_run(run)]) == []
-    write_report(run)
-    assert "Samples" not in (run / "report.md").read_text(encoding="utf-8")
+def test_supervised_translation_has_no_noise_to_compare(make_run: MakeRun) -> None:
+    folder = make_run("mt", [], "experiment=mt_ende_1024")
+    found = verdicts(folder)
+    assert found["what is learned"] == found["evaluation, steps"] == "same"
+    assert "words blanked" not in found
+    assert "supervised translation as its author advised" in written(folder)
 
 
-def test_results_of_xlm_eval_beside_the_run(run: Path) -> None:
-    bleu = {"value": 21.5, "mean": 21.4, "interval": 1.25, "signature": "x", "constant": 4.0, "copied": 1.0}
-    damaged = {"en-de": 3, "en-fr": {"bleu": "x"}}
-    result = {"split": "test", "directions": {"de-en": {"sentences": 3, "bleu": bleu}, **damaged}}
-    (run / "checkpoints/best.test.json").write_text(json.dumps(result))
-    (table,) = evaluations([read_run(run)])
-    assert table.rows == [["test", "de-en", "sacrebleu", "21.50", "1.25", "4.00", "1.00"]]  # type: ignore[union-attr]
+def test_beside_a_language_model_that_one_s_recipe_is_shown(make_run: MakeRun) -> None:
+    runs = [read_run(make_run("a", [])), read_run(make_run("b", [], "experiment=umt_ende_1024"))]
+    assert [run.translates for run in runs] == [False, True]
+    assert points_of(runs) == [*POINTS]
+
+
+def test_parameters_of_both_sides(make_run: MakeRun, tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    manifest = {"vocabulary": {"entries": 64699}, "languages": {"de": 0, "en": 1}, "lineage": "c0ffee"}
+    (tmp_path / "corpus/manifest.json").write_text(json.dumps(manifest))
+    run = read_run(make_run("umt", [], "experiment=umt_ende_1024", f"data.path={tmp_path / 'corpus'}"))
+    attention = 6 * (4 * (1024 * 1024 + 1024) + 2 * 1024)  # over the source, and its norm
+    assert n_parameters(run) == 2 * 142_422_203 + attention
+
+
+def test_advice_knows_the_batch_of_translation(compose: Callable[..., dict[str, Any]]) -> None:
+    config = compose("train", "experiment=umt_ende_1024", "data.path=x")
+    assert advice(config, 16_000) == []
+    (warning,) = advice(config, 2_000)
+    assert "the recipe's 16,000" in warning
+    assert "data.slots=64" in warning

@@ -12,6 +12,7 @@ from typing import Any
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import at_least
+from xlm_train.runtime.run_folder import RunFolder
 from xlm_train.training.callbacks.preemption import Preemption
 from xlm_train.training.module import LanguageModel
 from xlm_train.training.phases import Phase, StepCallback
@@ -64,12 +65,13 @@ class Checkpointing(StepCallback):
     def _save(self, trainer: Trainer, module: LanguageModel) -> None:
         """Start writing the state after the current step."""
         begun = time.perf_counter()
+        trainer.run.wait_for_mirror()
         if not any(isinstance(callback, Preemption) for callback in trainer.callbacks):
             trainer.checkpoint_io.raise_failure()  # nobody else would, before the end
         state = module.state
         self.saved_step = state.step
         folder = trainer.run.folder.checkpoints
-        written = functools.partial(_written, folder, self.keep_last, state.best_step)
+        written = functools.partial(_written, trainer.run.folder, self.keep_last, state.best_step)
         trainer.save_checkpoint(folder / checkpoint_file.name_of(state.step), storage_options={"written": written})
         trainer.run.pause("saving", time.perf_counter() - begun)
 
@@ -82,8 +84,9 @@ class Checkpointing(StepCallback):
         trainer.checkpoint_io.join()
 
 
-def _written(folder: Path, keep_last: int, best_step: int | None) -> None:
-    """Bring links and old files up to date once a checkpoint is on disk."""
+def _written(run: RunFolder, keep_last: int, best_step: int | None) -> None:
+    """Bring links and old files up to date once a checkpoint is on disk, and have it mirrored."""
+    folder = run.checkpoints
     try:
         _link_best(folder, best_step)
         for path in checkpoint_file.in_folder(folder)[keep_last:]:
@@ -91,6 +94,8 @@ def _written(folder: Path, keep_last: int, best_step: int | None) -> None:
                 path.unlink()
     except Exception as error:  # the checkpoint itself is safe
         log(f"warning: {folder}: best.pt or old checkpoints are not up to date: {error}")
+    if run.mirror is not None:
+        run.mirror.checkpoint_written()
 
 
 def _link_best(folder: Path, best_step: int | None) -> None:

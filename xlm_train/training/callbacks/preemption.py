@@ -1,4 +1,4 @@
-"""Leaving at a step boundary: on a signal, at a time limit, where a checkpoint could not be written."""
+"""Leaving at a step boundary: on a signal, at a time limit, where a checkpoint could not be written or another machine has the run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Preemption(StepCallback):
         """Exchange flags where that is due.
 
         Raises:
-            UserError: the first process could not write a checkpoint.
+            UserError: the first process could not write a checkpoint, or has lost the run's lease.
         """
         first, self._first = self._first, False
         run = trainer.run
@@ -51,11 +51,10 @@ class Preemption(StepCallback):
             return
         out_of_time = self.max_hours is not None and time.time() - run.started > self.max_hours * 3600
         number = 2 if run.stop_flag.is_set else int(out_of_time)
-        if trainer.checkpoint_io.failure is not None:
-            number = UNWRITTEN
-        number = run.control_group.highest(number)
+        failure = trainer.checkpoint_io.failure or run.folder.lost
+        number = run.control_group.highest(number if failure is None else UNWRITTEN)
         if number == UNWRITTEN:
-            raise trainer.checkpoint_io.failure or TrainingStopped("the first process could not write a checkpoint")
+            raise failure or TrainingStopped("the first process could not write a checkpoint, or has lost the run")
         if REASONS[number] is not None:
             run.stop_reason = REASONS[number]
             trainer.should_stop = True

@@ -1,0 +1,219 @@
+"""Objects of a real S3 server: whole or absent, never outside of their prefix, fetched again from where it stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import command
+from tests.s3_server import S3Server
+from xlm_train.config.storage import url_problems, with_local_runs
+from xlm_train.data.corpus import Corpus
+from xlm_train.runtime.errors import ConfigError, CorpusError, StorageError
+from xlm_train.runtime.files import sha256_of
+from xlm_train.runtime.lease import Lease
+from xlm_train.runtime.run_store import Manifest
+from xlm_train.runtime.storage import DamagedObject, Store, uploaded, url_problem
+
+
+@pytest.fixture
+def store(s3: S3Server) -> Store:
+    return Store(s3.url)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("s3://bucket/a/b", None),
+        ("s3://key:secret@bucket/a", "must not hold credentials"),
+        ("s3://bucket/a/../../b", "is no URL of a folder"),
+        ("s3://bucket//a", "is no URL of a folder"),
+        ("s3:///a", "is no URL of a folder"),
+        ("s3://bucket/a?versionId=1", "is no URL of a folder"),
+        ("ftp://host/a", "ftp:// is not supported"),
+        ("hf://datasets/a/b", "hf:// is not supported to write to"),
+    ],
+)
+def test_urls(url: str, says: str | None) -> None:
+    found = url_problem(url, writes=True)
+    assert found is None if says is None else says in str(found)
+    assert not [line for line in url_problems("paths.runs", url, writes=True) if "secret" in line]
+
+
+def test_a_missing_extra_is_told_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # as Python marks what cannot be imported
+    monkeypatch.setattr(sys, "meta_path", [])
+    monkeypatch.delitem(sys.modules, "s3fs")
+    assert url_problem("s3://bucket/a") == "s3fs is not installed: pip install 'xlm_train[s3]'"
+
+
+def test_runs_at_a_url_are_made_in_the_cache(s3: S3Server, tmp_path: Path) -> None:
+    config = with_local_runs({"paths": {"runs": "s3://bucket/p/q"}, "storage": {"url": None}})
+    assert config == {"paths": {"runs": f"{tmp_path}/cache/runs/s3/bucket/p/q"}, "storage": {"url": "s3://bucket/p/q"}}
+    spoken = {"paths": {"runs": "s3://a:b@bucket"}, "storage": {"url": None}}
+    assert with_local_runs(spoken) == spoken  # told by the rules, and never a folder's name
+
+
+def test_objects(store: Store, tmp_path: Path) -> None:
+    assert store.read("a/b") is None
+    assert store.names("") == []
+    store.write("a/b", b"one")
+    assert (store.read("a/b"), store.names("a"), store.size_and_time("a/b")[0]) == (b"one", ["a/b"], 3)
+    assert not store.create("a/b", b"two")
+    assert store.create("a/c", b"two")
+    assert store.names("") == ["a/b", "a/c"]
+    store.remove(["a/b", "a/none"])
+    assert store.names("") == ["a/c"]
+    for name in ("../other", "/a", "a/../../b"):
+        with pytest.raises(StorageError, match="outside"):
+            store.write(name, b"")
+    with pytest.raises(StorageError, match="no-such-bucket"):
+        Store("s3://no-such-bucket/a").write("x", b"1")
+
+
+def test_a_download_goes_on(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was fetched is kept; what does not match is thrown away, and comes whole the next time."""
+    monkeypatch.setattr("xlm_train.runtime.storage.BLOCK", 1000)
+    data = bytes(range(250)) * 20
+    (tmp_path / "source").write_bytes(data)
+    sha256 = sha256_of(tmp_path / "source")
+    store.upload(tmp_path / "source", "object")
+
+    def matches(path: Path) -> bool:
+        return sha256_of(path) == sha256
+
+    (tmp_path / ".file.part").write_bytes(data[:2500])
+    store.write("object", bytes(2500) + data[2500:])  # the beginning is not asked for again
+    store.download("object", tmp_path / "file", matches)
+    assert (tmp_path / "file").read_bytes() == data
+    with pytest.raises(DamagedObject, match="its checksum is wrong"):
+        store.download("object", tmp_path / "other", matches)
+    store.write("object", data)
+    store.download("object", tmp_path / "other", matches)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["file", "other", "source"]
+
+
+def test_an_upload_is_refused_where_there_is_something(store: Store, s3: S3Server) -> None:
+    with uploaded(f"{s3.url}/out", last="record") as out:
+        out.mkdir()
+        (out / "record").write_text("1")
+        (out / "part").mkdir()
+        (out / "part/a").write_text("2")
+    assert store.names("out") == ["out/part/a", "out/record"]
+    assert not out.exists()
+    with pytest.raises(StorageError, match="is not empty"), uploaded(f"{s3.url}/out", last="record"):
+        pass
+
+
+@pytest.fixture
+def stored_corpus(corpus_folder: Path, store: Store) -> str:
+    for path in corpus_folder.iterdir():
+        if path.is_file():
+            store.upload(path, f"corpus/{path.name}")
+    return f"{store.url}/corpus"
+
+
+def test_a_corpus_is_fetched_once(stored_corpus: str, store: Store, corpus_folder: Path, tmp_path: Path) -> None:
+    """By whoever comes first; the others wait. Then it is mapped from the cache."""
+    found: list[Corpus] = []
+    threads = [threading.Thread(target=lambda: found.append(Corpus(stored_corpus))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3
+    folder = found[0].path
+    assert folder.is_relative_to(tmp_path / "cache")
+    found[0].verify()
+    assert found[0].lineage == Corpus(corpus_folder).lineage
+    times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    store.remove([name for name in store.names("corpus") if not name.endswith("manifest.json")])
+    assert Corpus(stored_corpus).path == folder
+    assert times == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def test_a_corpus_that_is_not_whole(stored_corpus: str, store: Store, tmp_path: Path) -> None:
+    shard = next(name for name in store.names("corpus") if name.endswith(".idx.npy"))
+    data = store.read(shard) or b""
+    store.write(shard, data[:-8])
+    with pytest.raises(StorageError, match=f"{shard}: its checksum is wrong"):
+        Corpus(stored_corpus)
+    store.write(shard, data)
+    manifest = json.loads(store.read("corpus/manifest.json") or b"")
+    manifest["codes"]["file"] = "../../codes"
+    store.write("corpus/manifest.json", json.dumps(manifest).encode())
+    with pytest.raises(CorpusError, match=r"names a file '../../codes'"):
+        Corpus(stored_corpus)
+    with pytest.raises(CorpusError, match="no manifest"):
+        Corpus(f"{store.url}/nothing")
+
+
+def test_of_many_one_gets_the_lease(store: Store, tmp_path: Path) -> None:
+    """All at the same moment, each with a disk of its own."""
+    folders = [tmp_path / str(number) for number in range(8)]
+    for folder in folders:
+        folder.mkdir()
+    leases = [Lease(store, folder, 30.0) for folder in folders]
+    for lease in leases:
+        lease.remember(0)
+    got: list[Lease] = []
+    refused: list[str] = []
+    start = threading.Barrier(len(leases))
+
+    def claim(lease: Lease) -> None:
+        start.wait()
+        try:
+            lease.claim()
+            got.append(lease)
+        except ConfigError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=claim, args=(lease,)) for lease in leases]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(got), len(refused)) == (1, 7)
+    assert got[0].newest() == 1
+    began = time.monotonic()
+    got[0].release()
+    leases[0 if got[0] is not leases[0] else 1].wait_until_free()
+    assert time.monotonic() - began < 10  # not the 30 seconds
+
+
+def test_a_manifest_names_nothing_outside() -> None:
+    good = {"object": "00000001/a", "size": 1, "sha256": "0"}
+    for files, best in (
+        ({"../a": good}, None),
+        ({"a": {**good, "object": "/etc/passwd"}}, None),
+        ({}, "../../a"),
+        ({".b": good}, None),
+    ):
+        with pytest.raises(ValueError, match="it names"):
+            Manifest.from_bytes(1, json.dumps({"files": files, "best": best}).encode())
+    with pytest.raises(ValueError, match="KeyError"):
+        Manifest.from_bytes(1, b'{"best": null}')
+
+
+@pytest.mark.slow
+def test_an_export_to_a_url(s3: S3Server, store: Store, stored_corpus: str) -> None:
+    command("xlm_train.commands.export", f"data.path={stored_corpus}", f"out={s3.url}/exported", "format=xlm")
+    names = store.names("exported")
+    assert {"exported/export.json", "exported/train.en.pth"} <= {*names}
+
+
+@pytest.mark.slow
+def test_a_large_object_in_parts(store: Store, tmp_path: Path) -> None:
+    with open(tmp_path / "large", "wb") as file:
+        for number in range(120):
+            file.write(bytes([number]) * (1 << 20))
+    sha256 = sha256_of(tmp_path / "large")
+    store.upload(tmp_path / "large", "large")
+    store.download("large", tmp_path / "back", lambda path: sha256_of(path) == sha256)
+    shutil.rmtree(tmp_path, ignore_errors=True)
