@@ -34,6 +34,7 @@ SPLITS = ("text", "valid", "test", "aligned")
 # Updates in a core-minute of the processor that docs/table2.md names, a guess where decoding counts; CLM gets 10 where MLM gets 16
 UPDATES_A_MINUTE = {"mlm": 600.0, "clm": 375.0, "umt": 200.0, "supervised": 200.0}
 VALIDATIONS = 20  # of each run
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _whole_numbers(value: str) -> list[int]:
@@ -104,7 +105,7 @@ class Options:
     @property
     def side_by_side(self) -> int:
         """Runs at a time."""
-        return self.jobs or (1 if self.device == "gpu" else os.cpu_count() or 1)
+        return self.jobs or (1 if self.device == "gpu" else CORES)
 
     def steps(self, kind: str) -> list[str]:
         """Overrides for the length of a run of a kind."""
@@ -166,12 +167,12 @@ def _text_problems(texts: Mapping[str, Mapping[str, str]]) -> list[str]:
 
 
 class Commands:
-    """Runs commands of this project; a signal to this process goes on to them."""
+    """Runs commands of this project. SIGTERM goes on to them; the terminal's SIGINT they get by themselves."""
 
     def __init__(self) -> None:
         self.running: list[subprocess.Popen[bytes]] = []
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._pass_on)
+        signal.signal(signal.SIGTERM, self._pass_on)
+        signal.signal(signal.SIGINT, lambda number, frame: None)
 
     def _pass_on(self, number: int, frame: Any) -> None:
         for process in self.running:
@@ -248,7 +249,7 @@ def train(options: Options, commands: Commands, runs: Path, corpus: Path, models
     """Prepare, pretrain, and train the rows. Returns the worst status of the rows: the others are shown all the same."""
     runs.mkdir(parents=True, exist_ok=True)
     commands.run(prepare_words(options, corpus))
-    threads = max(1, (os.cpu_count() or 1) // options.side_by_side)
+    threads = max(1, CORES // options.side_by_side)
     common = [
         f"data.path={corpus}",
         f"paths.runs={runs}",

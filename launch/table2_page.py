@@ -172,7 +172,8 @@ def retrieval(checkpoint: Path, text: ParallelText) -> dict[str, float]:
     own = torch.arange(len(alike))
     source, target = text.direction
     ways = {f"{source}-{target}": alike, f"{target}-{source}": alike.T}
-    return {name: 100 * (matrix.argmax(dim=1) == own).double().mean().item() for name, matrix in ways.items()}
+    found = {name: 100 * (matrix.argmax(dim=1) == own).double().mean().item() for name, matrix in ways.items()}
+    return {"step": trained.step, **found}
 
 
 def write_page(out: Path, found: Mapping[str, Any]) -> None:
@@ -209,10 +210,13 @@ def page(found: Mapping[str, Any]) -> str:
     if equal := equal_time(found, names):
         parts += ["The same at equal training time, on the validation set:", equal.markdown()]
     if found["retrieval"]:
-        lines = [[kind, *(_number(values[name]) for name in names)] for kind, values in found["retrieval"].items()]
+        lines = [
+            [kind, f"{values['step']:,}", *(_number(values[name]) for name in names)]
+            for kind, values in found["retrieval"].items()
+        ]
         parts += [
             "Sentence retrieval of the pretrained encoders, % of the test sentences:",
-            Table("", ["", *names], lines).markdown(),
+            Table("", ["", "step", *names], lines).markdown(),
         ]
     for key, row in found["rows"].items():
         if row["samples"]:
