@@ -1,11 +1,12 @@
 # make demo   the main job, whole, on real text: minutes on two cores
+# make table2 the paper's Table 2 in miniature: hours on two cores (rows= seeds= minutes_a_row= ... of launch/table2.py)
 # make test   lint, types, fast tests        make test-all   the slow proofs too
 # make bench  speed, with ratios             make fastbpe    build the real fastBPE (bpe.engine=fastbpe)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-all lint bench fastbpe clean
+.PHONY: demo table2 test test-all lint bench fastbpe clean
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -14,6 +15,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 .venv/.demo: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) install --quiet -c constraints.txt -e '.[transformers]'
 	$(PIP) install --quiet --no-deps -r data_prep/demo_text.requirements.txt
+	touch $@
+
+.venv/.table2: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) install --quiet -c constraints.txt -e '.[translation,sweep]'
 	touch $@
 
 .venv/.dev: .venv/bin/python pyproject.toml constraints.txt
@@ -28,6 +33,9 @@ fastbpe: .venv/bin/fastbpe
 
 demo: .venv/.demo
 	$(BIN)/python launch/demo.py
+
+table2: .venv/.table2
+	$(BIN)/python launch/table2.py $(filter-out PYTHON=%,$(MAKEOVERRIDES))
 
 # Two test processes of one thread each: more threads would only wait for each other on two cores.
 test: .venv/.dev fastbpe lint

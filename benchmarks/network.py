@@ -221,8 +221,9 @@ class Workers:
 def compare(hosts: tuple[str, str], workers: Workers, bandwidths: Sequence[int]) -> dict[str, Any]:
     """Measure every setting; predict it from what an unlimited link shows."""
     from xlm_train.model.transformer import ModelShape
-    from xlm_train.plan.estimate import gradients_of, parameter_shapes
+    from xlm_train.plan.memory import parameter_shapes
     from xlm_train.plan.network_model import Link, StepTime, make_buckets, step_time
+    from xlm_train.plan.step import gradients_of
 
     shape = ModelShape(**SHAPE)
     gradients = gradients_of(parameter_shapes(shape), shape.n_layers)

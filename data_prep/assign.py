@@ -6,6 +6,8 @@ A pair is held out, repeated and left out as one, by the hash of both its sides.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +16,12 @@ from data_prep import select, stages
 from data_prep.settings import Settings
 from data_prep.text import UNITS, PairText, PairTexts, Text, Texts
 from data_prep.work import Work, load, load_json
-from xlm_train.runtime.console import Progress, waiting
+from xlm_train.runtime.console import Progress, log, waiting
 from xlm_train.runtime.errors import UserError
 
 Selectable = Text | PairText
+
+SMALL_TEXT = 20  # of a text too small for holdout.sentences each split gets this part of the different sentences
 
 
 def leave_out_empty(pairs: PairTexts) -> None:
@@ -47,37 +51,38 @@ def hold_out(settings: Settings, work: Work, texts: Texts, pairs: PairTexts) -> 
 def _hold_out(settings: Settings, work: Work, train: Selectable, splits: Sequence[str]) -> list[list[Text]]:
     """For each split the text of each side that is held out for it."""
     numbers = range(len(train.pieces))
-    wanted = [settings.holdout.sentences] * len(splits)
-    sets = select.held_out((train.hashes(number) for number in numbers), wanted, settings.seed)
-    if len(sets[-1]) < wanted[-1] or not _has_more_than(train, sets):
-        what = "sentences" if isinstance(train, Text) else "pairs"
-        key = f"{{}}.{train.language}" if isinstance(train, Text) else f"pairs.{train.pair}.{{}}"
-        raise UserError(
-            f"holdout.sentences={settings.holdout.sentences}: {train.name} has too few different {what} "
-            f"to hold out that many for {' and '.join(splits)}; lower it, or give "
-            f"{' and '.join(key.format(split) for split in splits)}"
+    asked = n = settings.holdout.sentences
+    sets = select.held_out((train.hashes(number) for number in numbers), [n] * len(splits), settings.seed)
+    if len(sets[-1]) < n or not _has_more_than(train, sets):
+        there = sum(map(len, sets))
+        n = there // SMALL_TEXT
+        what = f"{train.name} has {there:,} different {'sentences' if isinstance(train, Text) else 'pairs'}, too few to hold"
+        if not n:
+            key = f"{{}}.{train.language}" if isinstance(train, Text) else f"pairs.{train.pair}.{{}}"
+            raise UserError(f"{what} any out: give more, or {' and '.join(key.format(split) for split in splits)}")
+        log(
+            f"warning: {what} out holdout.sentences={asked:,} for {' and '.join(splits)}: {n:,} for each are held out, "
+            f"a {SMALL_TEXT}th of them"
         )
+        sets = select.held_out((train.hashes(number) for number in numbers), [n] * len(splits), settings.seed)
     train.counts["held_out"] = 0
     held = []
     for split, hashes in zip(splits, sets, strict=True):
         sides = [Text(split, side.language, side.pair, given=False, inputs=side.inputs) for side in train.sides]
         sources = [piece.name for side in train.sides for piece in side.pieces]
-        outs = [
-            work.path("held_out", sources, side.name, split, splits, settings.holdout.sentences, settings.seed)
-            for side in train.sides
-        ]
-        there = all(out.exists() for out in outs)
+        outs = [work.path("held_out", sources, side.name, split, splits, n, settings.seed) for side in train.sides]
+        done = all(out.exists() for out in outs)
         first = select.FirstSeen(hashes)
         taken: list[_Taken] = [_Taken() for _ in sides]
         for number in numbers:
             own = train.hashes(number)
             chosen = first.lines(own)
             train.counts["held_out"] += train.drop(number, np.flatnonzero(select.is_among(own, hashes)))
-            if len(chosen) and not there:
+            if len(chosen) and not done:
                 for lines, side in zip(taken, train.sides, strict=True):
                     lines.add(side, number, chosen)
         for side, out, lines in zip(sides, outs, taken, strict=True):
-            if not there:
+            if not done:
                 stages.write_lines(out, lines.lines, np.concatenate(lines.hashes), np.concatenate(lines.characters))
             side.add(out, len(hashes), int(load(out, "text_size")))
         held.append(sides)
@@ -120,7 +125,7 @@ def _has_more_than(train: Selectable, sets: list[select.Hashes]) -> bool:
     return False
 
 
-def leave_out(settings: Settings, texts: Texts, pairs: PairTexts) -> None:
+def leave_out(settings: Settings, work: Work, texts: Texts, pairs: PairTexts) -> None:
     """Count duplicates, and training text that the test sets have too; leave them out where asked to."""
     every: list[Selectable] = [*texts.values(), *pairs.values()]
     progress = Progress("select", sum(sum(text.bytes) for text in every), UNITS)
@@ -136,13 +141,29 @@ def leave_out(settings: Settings, texts: Texts, pairs: PairTexts) -> None:
         if text.split == "train":
             gone["test_overlap"] = overlap.leave_out(text)
             if settings.deduplicate:
-                with waiting("select", f"repeated lines of {text.name}"):
-                    for number, lines in select.repeated_lines(text.hashes, text.lines):
+                with (
+                    waiting("select", f"repeated lines of {text.name}"),
+                    TemporaryDirectory(prefix="repeated", dir=work.folder) as folder,
+                ):
+                    for number, lines in select.repeated_lines(text.hashes, text.lines, Path(folder)):
                         gone["duplicates"] += text.drop(number, lines)
         if not any(text.n_kept(number) for number in range(len(text.pieces))):
             raise UserError(f"{text.name}: no line is left of it")
     overlap.tell()
+    compare_with_valid(every)
     progress.end()
+
+
+def compare_with_valid(every: Sequence[Selectable]) -> None:
+    """Count in each test set how many of its lines the validation text of its language has; nothing where none."""
+    sides = [side for text in every for side in text.sides]
+    for side in sides:
+        valid = [other for other in sides if other.split == "valid" and other.language == side.language]
+        if side.split == "test" and valid:
+            known = _distinct(valid)
+            shared = sum(int(select.is_among(side.hashes(n), known).sum()) for n in range(len(side.pieces)))
+            if shared:
+                side.counts.setdefault("overlap", {})["lines_in_valid"] = shared
 
 
 class Overlap:

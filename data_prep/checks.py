@@ -12,6 +12,7 @@ from typing import Any
 from data_prep import learn_bpe
 from data_prep.distributed import check_executor
 from data_prep.sources import sources_of
+from data_prep.sources.jsonl import JsonLines
 from data_prep.sources.pairs import AlignedInputs, PairSource, as_file, pair_sources_of
 from data_prep.sources.parquet import ParquetFile
 from xlm_train.config.schema import Rule, near
@@ -93,7 +94,7 @@ def _given_twice(sources: Mapping[Key, Sequence[Source]]) -> list[str]:
     owners: dict[Path, str] = {}
     for (split, language), entries in sources.items():
         for source in entries:
-            if isinstance(source, (TextFile, ParquetFile)):
+            if isinstance(source, (TextFile, ParquetFile, JsonLines)):
                 key = f"{split}.{language}"
                 first = owners.setdefault(source.path.resolve(), key)
                 if first != key or sum(s == source for s in entries) > 1:

@@ -15,10 +15,12 @@ import os
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_prep import fastbpe
 from xlm_train.runtime.errors import UserError
@@ -32,6 +34,9 @@ ENGINES = ("tokenizers", "fastbpe")
 MAX_PAIR_COUNT = (1 << 31) - 1  # both engines count pairs in 32 bits with sign, and go wrong silently beyond
 
 _WORDS_A_LINE = 1000  # where words are handed to an engine: it only takes text
+_WORDS_A_BLOCK = 10_000  # of different words, cut up at once
+
+Apply = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +53,9 @@ def check_engine(engine: str) -> None:
         fastbpe.binary()
 
 
-def learn(word_counts: Mapping[str, int], n_codes: int, engine: str = "tokenizers") -> BpeCodes:
+def learn(
+    word_counts: Mapping[str, int], n_codes: int, engine: str = "tokenizers", apply: Apply = map, shares: int = 1
+) -> BpeCodes:
     """Learn merges from words.
 
     With tokenizers the result depends on the words and their counts alone; with fastbpe also on the order of the
@@ -59,6 +66,8 @@ def learn(word_counts: Mapping[str, int], n_codes: int, engine: str = "tokenizer
         word_counts: How often each word occurs (`vocabulary.count_words`).
         n_codes: Merges to learn. Fewer are learned, with a warning, where every word is whole before that.
         engine: One of ENGINES.
+        apply: Applies a function to jobs, in other processes perhaps.
+        shares: Jobs to cut into what can be done side by side.
 
     Raises:
         UserError: There is nothing to learn from, a pair is too frequent for the engines' counters, or fastBPE is not
@@ -68,14 +77,16 @@ def learn(word_counts: Mapping[str, int], n_codes: int, engine: str = "tokenizer
     if all(len(word) < 2 for word in word_counts):
         raise UserError("the training text has no word of two characters or more: there is no pair to learn")
     _check_pair_counts(word_counts)
-    learn_with = _learn_fastbpe if engine == "fastbpe" else _learn_tokenizers
-    codes = learn_with(word_counts, n_codes)
+    if engine == "fastbpe":
+        codes = _learn_fastbpe(word_counts, n_codes)
+    else:
+        codes = _learn_tokenizers(word_counts, n_codes, apply, shares)
     if len(codes) < n_codes:
         log.warning("bpe.n_codes=%d: %d were learned, and every word is whole then", n_codes, len(codes))
     return codes
 
 
-def _learn_tokenizers(word_counts: Mapping[str, int], n_codes: int) -> BpeCodes:
+def _learn_tokenizers(word_counts: Mapping[str, int], n_codes: int, apply: Apply, shares: int) -> BpeCodes:
     from tokenizers import models, trainers
 
     words = {word: count for word, count in word_counts.items() if len(word) > 1}  # the others have no pair
@@ -96,26 +107,47 @@ def _learn_tokenizers(word_counts: Mapping[str, int], n_codes: int) -> BpeCodes:
     # A piece can be joined from two different pairs. fastBPE refuses codes that hold both: keep the first.
     first = {left + right: (left, right) for left, right in reversed(pairs)}
     kept = [pair for pair in pairs if first["".join(pair)] == pair][:n_codes]
-    return _with_counts(kept, tokenizer.get_vocab(), words)
+    ids = tokenizer.get_vocab()
+    jobs = (SymbolsJob(kept, ids, dict(itertools.islice(words.items(), n, None, shares))) for n in range(shares))
+    return _with_counts(kept, ids, np.sum(list(apply(count_symbols, jobs)), axis=0))
 
 
-def _with_counts(pairs: list[tuple[str, str]], ids: dict[str, int], words: Mapping[str, int]) -> BpeCodes:
-    """Codes with how often each merge is made in the words, which the trainer does not tell.
+@dataclass(frozen=True)
+class SymbolsJob:
+    """Words to count the symbols of.
 
-    A merge is made once for every place where its symbol stands in the end, and once for every later merge
-    that takes the symbol up: counting the symbols of the encoded words and going back through the merges
-    gives all.
+    Args:
+        pairs: The merges.
+        ids: The number of every symbol.
+        words: How often each word comes.
     """
+
+    pairs: list[tuple[str, str]]
+    ids: dict[str, int]
+    words: dict[str, int]
+
+
+def count_symbols(job: SymbolsJob) -> NDArray[np.float64]:
+    """How often each symbol stands in the words after all merges, by its number; exact up to 2**53."""
     from tokenizers import models
 
-    model = models.BPE(vocab=ids, merges=pairs, end_of_word_suffix=END_OF_WORD)
+    model = models.BPE(job.ids, job.pairs, cache_capacity=0, end_of_word_suffix=END_OF_WORD)
     tokenizer = _word_tokenizer(model)
-    made = np.zeros(max(ids.values()) + 1)  # float64: exact up to 2**53
-    entries = iter(words.items())
-    while block := list(itertools.islice(entries, _WORDS_A_LINE)):
+    made = np.zeros(max(job.ids.values()) + 1)
+    entries = iter(job.words.items())
+    while block := list(itertools.islice(entries, _WORDS_A_BLOCK)):
         encoding = tokenizer.encode(" ".join(word for word, _ in block))
         counts = np.array([count for _, count in block])[np.array(encoding.word_ids, np.intp)]
         made += np.bincount(encoding.ids, counts, minlength=len(made))
+    return made
+
+
+def _with_counts(pairs: list[tuple[str, str]], ids: dict[str, int], made: NDArray[np.float64]) -> BpeCodes:
+    """Codes with how often each merge is made, which the trainer does not tell.
+
+    A merge is made once for every place where its symbol stands in the end (`made`), and once for every later merge
+    that takes the symbol up: going back through the merges gives all.
+    """
     merges = []
     for left, right in reversed(pairs):
         count = int(made[ids[left + right]])

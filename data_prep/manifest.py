@@ -23,6 +23,7 @@ from xlm_train.text.bpe_codes import BpeCodes
 from xlm_train.text.tokenise import RULES_VERSION
 from xlm_train.text.vocabulary import Vocabulary
 
+OFTEN = 20  # times that a merge is made in the text it is learned on, to be of use in other text
 PIPELINE_VERSION = "2"
 """Raised when a change here, in BPE or in binarising changes any output byte."""
 
@@ -68,6 +69,15 @@ def describe(
     codes, vocabulary = BpeCodes.from_file(bpe.codes), Vocabulary.from_file(bpe.vocab)
     splits: dict[str, dict[str, Any]] = {}
     warnings: list[str] = []
+    unknown = "do codes and vocabulary belong to this text?"
+    if settings.codes_file is None:
+        often = sum(count >= OFTEN for _, _, count in codes.merges)
+        unknown = (
+            f"bpe.n_codes={settings.bpe.n_codes} is too many for so little text; "
+            f"about {often} would do, which are made {OFTEN} times or more"
+            if often < settings.bpe.n_codes
+            else "is it of another kind than the training text?"
+        )
     if settings.codes_file is None and len(codes) < settings.bpe.n_codes:
         warnings.append(f"only {len(codes):,} of {settings.bpe.n_codes:,} codes could be learned: the text is small")
     if settings.bpe.vocab_limit and not settings.limited:
@@ -78,16 +88,21 @@ def describe(
     for text in sorted(texts.values(), key=lambda text: (SPLITS.index(text.split), text.language)):
         if text.pair is None:
             raw, entry = _counts(text, encoded[text.key], corpus[text.key])
-            warnings += statistics.warnings_for(text.name, text.language, raw, entry)
+            warnings += statistics.warnings_for(text.name, text.language, raw, entry, unknown)
+            warnings += statistics.long_line_warnings(text.name, entry["dropped"]["too_long"], text.first_long_line)
             splits.setdefault(text.split, {})[text.language] = entry | {"bylength": orders[text.name]}
     described: dict[str, dict[str, Any]] = {}
     for pair in sorted(pairs.values(), key=lambda pair: (SPLITS.index(pair.split), pair.pair)):
         sides = {}
         for side in pair.sides:
             raw, sides[side.language] = _counts(side, encoded[side.key], corpus[side.key])
-            warnings += statistics.warnings_for(side.name, side.language, raw, pair.counts | sides[side.language])
+            warnings += statistics.warnings_for(
+                side.name, side.language, raw, pair.counts | sides[side.language], unknown
+            )
         of_pairs = {"sentences": sides[pair.languages[0]]["sentences"], "lines": sum(pair.lines), **pair.counts}
         warnings += statistics.pair_warnings(pair.name, of_pairs)
+        first = pair.sides[0].first_long_line or pair.sides[1].first_long_line
+        warnings += statistics.long_line_warnings(pair.name, of_pairs["dropped"]["too_long"], first)
         described.setdefault(pair.split, {})[pair.pair] = of_pairs | {"sides": sides, "bylength": orders[pair.name]}
         splits.setdefault(pair.split, {})
     manifest: dict[str, Any] = {

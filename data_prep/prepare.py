@@ -6,9 +6,8 @@ folder and finds them there after a restart.
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,13 +23,16 @@ from data_prep.text import UNITS, BpeFiles, PairText, PairTexts, Text, Texts
 from data_prep.work import Work, Workers
 from xlm_train.config.command import command
 from xlm_train.data.sentence_files import Pairs, open_sentences, write_length_order
-from xlm_train.runtime.console import Progress, log, waiting
-from xlm_train.runtime.errors import EXIT_INTERRUPTED
+from xlm_train.runtime.console import Progress, counted, log, waiting
+from xlm_train.runtime.errors import EXIT_INTERRUPTED, UserError
 from xlm_train.runtime.files import read_json, write_json
 from xlm_train.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+
+PART_BYTES = 1 << 26  # of text whose words are added up at once
 
 
 @command(
@@ -78,7 +80,7 @@ def prepare(settings: Settings) -> dict[str, Any]:
         texts, pairs = tokenise(settings, work, workers)
         compare_sides(work, workers, pairs)
         hold_out(settings, work, texts, pairs)
-        leave_out(settings, texts, pairs)
+        leave_out(settings, work, texts, pairs)
         every = texts | {side.key: side for pair in pairs.values() for side in pair.sides}
         codes = get_codes(settings, work, workers, every)
         free = {key: text for key, text in every.items() if key[0] == "train" or key[0] not in settings.limited}
@@ -127,26 +129,59 @@ def get_codes(settings: Settings, work: Work, workers: Workers, texts: Texts) ->
         if settings.bpe.sample == "alpha"
         else None
     )
-    counted: list[Path] = []
+    size = sum(sum(text.bytes) for text in train)
+    # fastBPE's codes depend on the order of the words; the others' parts are doubled, to be the same for a little more text
+    parts = 1 if settings.bpe.engine == "fastbpe" else 1 << (size // PART_BYTES).bit_length()
+    files: list[Path] = []
 
     def jobs() -> Iterator[Sized]:
         first = dict.fromkeys(settings.learning_order, 0)
         for text in train:
             for number in range(len(text.pieces)):
                 sample = None if shares is None else (first[text.language], shares[text.language], settings.seed)
-                counted.append(work.path("words", text.identity(number), sample))
-                job = stages.WordsJob(counted[-1], text.selection(number), sample)
+                files.append(work.path("words", text.identity(number), sample, parts))
+                job = stages.WordsJob(files[-1], text.selection(number), sample, parts)
                 yield Sized(job, text.bytes[number], text.lines[number])
                 first[text.language] += text.n_kept(number)
 
-    run("words", stages.count_piece_words, jobs(), sum(sum(text.bytes) for text in train), workers)
-    path = work.path("codes", [file.name for file in counted], settings.bpe.n_codes, settings.bpe.engine, suffix="")
+    run("words", stages.count_piece_words, jobs(), size, workers)
+    most = None if settings.bpe.engine == "fastbpe" else settings.bpe.max_words
+    made_by = (settings.bpe.n_codes, settings.bpe.engine, most)
+    path = work.path("codes", [file.name for file in files], *made_by, suffix="")
     if not path.exists():
-        counts = stages.total(counted)
-        what = f"{settings.bpe.n_codes:,} codes from {counts.total():,} words, {len(counts):,} of them different"
+        counts = sum_words(work, workers, files, parts, most)
+        what = f"{settings.bpe.n_codes:,} codes from {sum(counts.values()):,} words, {len(counts):,} of them different"
         with waiting("learn", what):
-            learn_bpe.learn(counts, settings.bpe.n_codes, settings.bpe.engine).write(path)
+            learn_bpe.learn(counts, settings.bpe.n_codes, settings.bpe.engine, workers.map, workers.n).write(path)
     return path
+
+
+def sum_words(work: Work, workers: Workers, files: Sequence[Path], parts: int, most: int | None) -> Mapping[str, int]:
+    """How often each word comes.
+
+    Args:
+        work: Where the work files are.
+        workers: Add up.
+        files: Work files of `stages.count_piece_words`.
+        parts: Counters in each of them. One: the order of first occurrence is kept.
+        most: Words wanted at most, the rarest are left out; None: all.
+    """
+    names = work.copy("names", "\n".join(map(str, files)).encode())
+    jobs = [stages.SumJob(work.path("sums", names.name, part), names, part) for part in range(parts)]
+    with waiting("sum", "words"):
+        missing = [job for job in jobs if not job.out.exists()]
+        if not workers.ahead(stages.sum_words, missing):
+            for _ in workers.map(stages.sum_words, missing):
+                pass
+        counts, rarest, gone = stages.most_frequent([job.out for job in jobs], most or 1 << 62)
+    if not counts:
+        raise UserError(f"bpe.max_words={most}: more words than that come equally often; raise it")
+    if rarest:
+        log(
+            f"learn      words that come up to {counted(rarest, 'time')} are left out (bpe.max_words={most}): "
+            f"{gone / (gone + sum(counts.values())):.2%} of the text"
+        )
+    return counts
 
 
 def learned_from(texts: Texts, language: str) -> list[Text]:
@@ -285,7 +320,7 @@ def run(name: str, function: Callable[[Any], None], jobs: Iterable[Sized], total
     jobs = list(jobs)
     if not jobs:
         return
-    workers.ahead(function, functools.partial(list, [sized.job for sized in jobs]))
+    workers.ahead(function, [sized.job for sized in jobs if not sized.job.out.exists()])
     progress = Progress(name, total, UNITS)
 
     def missing() -> Iterator[Any]:

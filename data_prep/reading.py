@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-from collections.abc import Iterator
+import pickle
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from data_prep import stages
 from data_prep.aligned import misaligned
 from data_prep.settings import Settings
-from data_prep.sources.pairs import AlignedInputs
+from data_prep.sources.pairs import AlignedInputs, PairSource
+from data_prep.statistics import REPLACED_PER_LINE
 from data_prep.text import UNITS, PairText, PairTexts, Text, Texts
-from data_prep.work import Work, Workers
-from xlm_train.runtime.console import Progress, waiting
+from data_prep.work import Work, Workers, compress
+from xlm_train.runtime.console import Progress, log, waiting
 from xlm_train.runtime.errors import UserError
-from xlm_train.text.files import ReadStats
-from xlm_train.text.lines import Piece, cut
+from xlm_train.runtime.files import atomic_write
+from xlm_train.text.files import ReadStats, Source
+from xlm_train.text.lines import DroppedLines, Piece, cut
 
 
 def check_aligned(settings: Settings) -> None:
@@ -39,35 +45,132 @@ def check_aligned(settings: Settings) -> None:
             raise UserError(problems)
 
 
+@dataclass(frozen=True)
+class InputJob:
+    """An input to read and cut into pieces.
+
+    Args:
+        out: The work file: its text, and the jobs that tokenise it.
+        source: The input.
+        text: Empty text of its language and split.
+        work: Names the pieces.
+        piece_bytes: Of raw text that a piece holds at least.
+        max_line_bytes: Longer lines are left out.
+        lowercase: For the jobs of its pieces.
+        remove_accents: Likewise.
+        decode_errors: Likewise.
+    """
+
+    out: Path
+    source: Source | PairSource
+    text: Text | PairText
+    work: Work
+    piece_bytes: int
+    max_line_bytes: int
+    lowercase: bool
+    remove_accents: bool
+    decode_errors: str
+
+    def pieces(self, text: Text | PairText) -> Iterator[tuple[stages.TokeniseJob, int]]:
+        """Its pieces in order, as jobs, with the bytes of the source each took; fills `text` on the way."""
+        return self._pieces(text) if isinstance(text, Text) else self._pairs(text)
+
+    def _pieces(self, text: Text) -> Iterator[tuple[stages.TokeniseJob, int]]:
+        source = cast(Source, self.source)
+        stats, dropped, done = ReadStats(), DroppedLines(), 0
+        for piece in cut(source.chunks(stats), self.piece_bytes, self.max_line_bytes, dropped):
+            if piece.data:
+                yield self._job(text, piece, source.name), stats.done - done
+                done = stats.done
+        text.end_input(source.name, stats, dropped)
+
+    def _pairs(self, pair: PairText) -> Iterator[tuple[stages.TokeniseJob, int]]:
+        source = cast(PairSource, self.source)
+        reading, done = source.reading(), 0
+        for both in source.pieces(self.piece_bytes, self.max_line_bytes, reading):
+            for side, piece, name in zip(pair.sides, both.sides, source.names, strict=True):
+                yield self._job(side, piece, name), reading.done - done
+                done = reading.done
+            long = np.array(both.long, dtype=np.int64)
+            pair.counts["dropped"]["too_long"] += pair.drop(len(pair.pieces) - 1, long)
+        for side, name, stats, dropped in zip(pair.sides, source.names, reading.stats, reading.dropped, strict=True):
+            side.end_input(name, stats, replace(dropped, long_lines=0))  # those are counted as pairs
+
+    def _job(self, text: Text, piece: Piece, source: str) -> stages.TokeniseJob:
+        shaped_by = (text.language, self.lowercase, self.remove_accents, self.decode_errors)
+        if piece.line == 1 and self.decode_errors == "replace":
+            tell_other_encoding(piece, source)
+        out = self.work.path("tokenised", hashlib.sha256(piece.data).hexdigest(), *shaped_by)
+        text.add(out, piece.data.count(b"\n"), len(piece.data))
+        return stages.TokeniseJob(out, piece, source, *shaped_by)
+
+
+def tell_other_encoding(piece: Piece, source: str) -> None:
+    """Say at once, not at the end of all the text, that an input is not the UTF-8 it should be."""
+    try:
+        piece.data.decode()
+    except UnicodeDecodeError as error:
+        line, _ = piece.locate(error.start)
+        places = piece.data.decode(errors="replace").count("\ufffd") - piece.data.count(b"\xef\xbf\xbd")
+        if places > REPLACED_PER_LINE * piece.data.count(b"\n"):
+            log(
+                f"warning: {source}: {places:,} bytes of its first {len(piece.data) / 1e6:.1f} MB are not UTF-8, the first "
+                f"0x{piece.data[error.start]:02x} in line {line:,}; they become U+FFFD. If it is Latin-1: iconv -f latin1 -t utf-8"
+            )
+
+
+def read_input(job: InputJob) -> None:
+    """Work file: the text of an input, and jobs for what is not tokenised yet, whose raw lines lie beside it."""
+    jobs = []
+    for found, _ in job.pieces(job.text):
+        if not found.out.exists():
+            stored = job.work.path("inputs", found.out.name)
+            with atomic_write(stored) as file:
+                file.write(compress(found.piece.data))
+            jobs.append(replace(found, piece=replace(found.piece, data=b""), stored=stored))
+    with atomic_write(job.out) as file:
+        file.write(pickle.dumps((job.text, jobs)))
+
+
 def tokenise(settings: Settings, work: Work, workers: Workers) -> tuple[Texts, PairTexts]:
     """Read every source once, cut it into pieces, tokenise those that are not tokenised yet."""
     texts = {key: Text(*key) for key in settings.sources}
     pairs = {key: PairText.named(*key) for key in settings.pair_sources}
-    sizes = [source.size for sources in settings.sources.values() for source in sources]
-    sizes += [source.size for sources in settings.pair_sources.values() for source in sources]
-    workers.ahead(stages.tokenise_piece, functools.partial(jobs_to_tokenise, settings, work))
-    total = None if None in sizes else sum(size for size in sizes if size)
-    progress = Progress("tokenise", total, UNITS)
-
-    def missing() -> Iterator[stages.TokeniseJob]:
-        for job, done in pieces_to_tokenise(settings, work, texts, pairs):
-            size = len(job.piece.data)
-            if job.out.exists():
-                progress.skip(done, size / 1e6)
-            else:
-                yield job
-                progress.add(done, size / 1e6, job.piece.data.count(b"\n"))
-
-    for _ in workers.map(stages.tokenise_piece, missing()):
-        pass
-    progress.end()
-    for text in texts.values():
-        text.counts["dropped"] = {"too_long": text.dropped_lines.long_lines}
-        if text.dropped_lines.long_lines and text.split in settings.parallel:
+    shutil.rmtree(work.folder / "inputs", ignore_errors=True)  # of a run that was killed: inputs can have changed since
+    given: list[tuple[Text | PairText, Source | PairSource]] = []
+    given += [(texts[key], source) for key, sources in settings.sources.items() for source in sources]
+    given += [(pairs[key], source) for key, sources in settings.pair_sources.items() for source in sources]
+    inputs = [
+        InputJob(
+            work.path("inputs", number),
+            source,
+            text.like(),
+            work,
+            settings.piece_bytes,
+            settings.max_line_bytes,
+            settings.lowercase,
+            settings.remove_accents,
+            settings.decode_errors,
+        )
+        for number, (text, source) in enumerate(given)
+    ]
+    if workers.ahead(read_input, inputs):
+        jobs: list[stages.TokeniseJob] = []
+        for (text, _), job in zip(given, inputs, strict=True):
+            found, to_do = pickle.loads(job.out.read_bytes())
+            text.extend(found)
+            jobs += to_do
+        workers.ahead(stages.tokenise_piece, jobs)
+        shutil.rmtree(work.folder / "inputs")
+    else:
+        _tokenise_here([text for text, _ in given], inputs, workers)
+    for one in texts.values():
+        one.counts["dropped"] = {"too_long": one.dropped_lines.long_lines}
+        if one.first_long_line and one.split in settings.parallel:
             raise UserError(
-                f"{text.name}: line {text.dropped_lines.first_long_line} is longer than max_line_bytes="
+                f"{one.name}: {one.first_long_line} is longer than max_line_bytes="
                 f"{settings.max_line_bytes}; parallel text cannot leave lines out: "
-                f"raise max_line_bytes, or take {text.split} out of parallel"
+                f"raise max_line_bytes, or take {one.split} out of parallel"
             )
     for split in settings.parallel:
         lines = {text.name: sum(text.lines) for text in texts.values() if text.split == split}
@@ -79,52 +182,21 @@ def tokenise(settings: Settings, work: Work, workers: Workers) -> tuple[Texts, P
     return texts, pairs
 
 
-def pieces_to_tokenise(
-    settings: Settings, work: Work, texts: Texts, pairs: PairTexts
-) -> Iterator[tuple[stages.TokeniseJob, int]]:
-    """All pieces of all sources in order, as jobs, with the bytes of the source each took.
+def _tokenise_here(texts: Sequence[Text | PairText], inputs: Sequence[InputJob], workers: Workers) -> None:
+    """Read inputs in this process, piece by piece as workers tokenise them; fills their texts."""
+    sizes = [job.source.size for job in inputs]
+    progress = Progress("tokenise", None if None in sizes else sum(size for size in sizes if size), UNITS)
 
-    Fills `texts` and `pairs` on the way.
-    """
+    def missing() -> Iterator[stages.TokeniseJob]:
+        for text, job in zip(texts, inputs, strict=True):
+            for found, done in job.pieces(text):
+                size = len(found.piece.data)
+                if found.out.exists():
+                    progress.skip(done, size / 1e6)
+                else:
+                    yield found
+                    progress.add(done, size / 1e6, found.piece.data.count(b"\n"))
 
-    def job(text: Text, piece: Piece, source: str) -> stages.TokeniseJob:
-        shaped_by = (text.language, settings.lowercase, settings.remove_accents, settings.decode_errors)
-        out = work.path("tokenised", hashlib.sha256(piece.data).hexdigest(), *shaped_by)
-        text.add(out, piece.data.count(b"\n"), len(piece.data))
-        return stages.TokeniseJob(out, piece, source, *shaped_by)
-
-    for key, sources in settings.sources.items():
-        text = texts[key]
-        for source in sources:
-            stats = ReadStats()
-            done = 0
-            for piece in cut(source.chunks(stats), settings.piece_bytes, settings.max_line_bytes, text.dropped_lines):
-                if piece.data:
-                    yield job(text, piece, source.name), stats.done - done
-                    done = stats.done
-            text.inputs.append({"path": source.name, "bytes": stats.done, "sha256": stats.sha256})
-    for key, pair_sources in settings.pair_sources.items():
-        pair = pairs[key]
-        pair.counts["dropped"] = {"too_long": 0}
-        for pair_source in pair_sources:
-            reading = pair_source.reading()
-            done = 0
-            for both in pair_source.pieces(settings.piece_bytes, settings.max_line_bytes, reading):
-                for side, piece, name in zip(pair.sides, both.sides, pair_source.names, strict=True):
-                    yield job(side, piece, name), reading.done - done
-                    done = reading.done
-                long = np.array(both.long, dtype=np.int64)
-                pair.counts["dropped"]["too_long"] += pair.drop(len(pair.pieces) - 1, long)
-            for side, name, stats, dropped in zip(
-                pair.sides, pair_source.names, reading.stats, reading.dropped, strict=True
-            ):
-                side.inputs.append({"path": name, "bytes": stats.done, "sha256": stats.sha256})
-                side.dropped_lines.bom += dropped.bom
-
-
-def jobs_to_tokenise(settings: Settings, work: Work) -> Iterator[stages.TokeniseJob]:
-    """The same without anything to fill: for a task elsewhere."""
-    texts = {key: Text(*key) for key in settings.sources}
-    pairs = {key: PairText.named(*key) for key in settings.pair_sources}
-    for job, _ in pieces_to_tokenise(settings, work, texts, pairs):
-        yield job
+    for _ in workers.map(stages.tokenise_piece, missing()):
+        pass
+    progress.end()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,39 +161,58 @@ class FirstSeen:
         return np.sort(found[first])
 
 
+_SEEN = np.dtype([("hash", np.uint64), ("line", np.int64)])
+
+
 def repeated_lines(
-    read: Callable[[int], Hashes], sizes: Sequence[int], max_held: int = 1 << 24
+    read: Callable[[int], Hashes], sizes: Sequence[int], folder: Path, held: int = 1 << 20
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Find exactly which lines repeat an earlier one.
+
+    The hashes, each piece's read once, are parted by their size into files, and each of these is sorted by itself.
+    Memory: 50 bytes for each of `held` hashes, and a bit for every line.
 
     Args:
         read: Gives the hashes of a piece by its number.
         sizes: Lines of each piece.
-        max_held: Hashes held at once, about, 12 bytes each and a sort: they are gone through in as many rounds as that
-            takes.
+        folder: For files of 16 bytes a line.
+        held: Hashes held at once, about.
 
     Yields:
-        A piece and the numbers of those of its lines, in any order; a piece can come several times.
+        Pieces in order, each with the numbers of those of its lines.
     """
-    rounds = max(1, -(-sum(sizes) // max_held))
-    for number in range(rounds):
-        hashes, pieces, lines = [], [], []
-        for piece in range(len(sizes)):
-            values = read(piece)
-            mine = np.flatnonzero((values % np.uint64(rounds) == number) & (values != EMPTY))
-            hashes.append(values[mine])
-            pieces.append(np.full(len(mine), piece, dtype=np.int32))
-            lines.append(mine.astype(np.int32))
-        if not hashes:
-            return
-        values = np.concatenate(hashes)
-        repeated = np.ones(len(values), dtype=bool)
-        repeated[np.unique(values, return_index=True)[1]] = False  # np.unique points at the first of each
-        all_pieces, all_lines = np.concatenate(pieces)[repeated], np.concatenate(lines)[repeated]
-        borders = np.flatnonzero(np.diff(all_pieces)) + 1
-        for owners, own_lines in zip(np.split(all_pieces, borders), np.split(all_lines, borders), strict=True):
-            if len(owners):
-                yield int(owners[0]), own_lines.astype(np.int64)
+    n_parts = max(1, -(-sum(sizes) // held))
+    starts = np.cumsum([0, *(-(-size // 8) for size in sizes)], dtype=np.int64)  # of pieces, in bytes of `marks`
+    parts: list[list[NDArray[Any]]] = [[] for _ in range(n_parts)]
+    n_held = 0
+    for piece in range(len(sizes)):
+        values = read(piece)
+        lines = np.flatnonzero(values != EMPTY)
+        seen = np.empty(len(lines), _SEEN)
+        seen["hash"], seen["line"] = values[lines], lines + 8 * starts[piece]
+        owners = ((seen["hash"] >> np.uint64(32)) * np.uint64(n_parts)) >> np.uint64(32)
+        order = np.argsort(owners, kind="stable")
+        for part, found in zip(
+            parts, np.split(seen[order], np.searchsorted(owners[order], range(1, n_parts))), strict=True
+        ):
+            part.append(found)
+        n_held += len(lines)
+        if n_held >= held or piece + 1 == len(sizes):
+            for number, part in enumerate(parts):
+                with open(folder / str(number), "ab") as file:
+                    np.concatenate(part).tofile(file)
+                part.clear()
+            n_held = 0
+    marks = np.zeros(starts[-1], np.uint8)
+    for number in range(n_parts if sizes else 0):
+        seen = np.fromfile(folder / str(number), _SEEN)
+        seen = seen[np.argsort(seen["hash"], kind="stable")]  # equal ones stay in the order of the text
+        again = seen["line"][1:][seen["hash"][1:] == seen["hash"][:-1]]
+        np.bitwise_or.at(marks, again >> 3, (128 >> (again & 7)).astype(np.uint8))
+    for piece, size in enumerate(sizes):
+        repeated = np.flatnonzero(np.unpackbits(marks[starts[piece] : starts[piece + 1]], count=size))
+        if len(repeated):
+            yield piece, repeated
 
 
 def sampled_copies(first_sentence: int, n: int, share: float, seed: int) -> NDArray[np.int64]:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+MAX_WORDS = 1_000_000  # configs/prep.yaml's bpe.max_words
+
+
 def whole(low: int, high: int) -> Callable[[int], str | None]:
     """Check of a field: a whole number from `low` to `high`."""
     return lambda value: None if low <= value <= high else f"must be a whole number from {low:,} to {high:,}"
@@ -46,6 +49,7 @@ class BpeSettings:
     engine: Annotated[str, one_of(*ENGINES)]
     sample: Annotated[str, one_of("alpha", "all")]
     sample_sentences: Annotated[int, whole(1, 10**12)]
+    max_words: Annotated[int | None, whole(1, 10**12)]
     alpha: Annotated[float, lambda value: None if 0 <= value <= 10 else "must be a number from 0 to 10"]
     vocab_limit: list[str]
 
@@ -162,6 +166,7 @@ class Settings:
         """All settings that can change a byte of the corpus; the rest only changes how it is made."""
         learned = self.codes_file is None
         drawn = learned and self.bpe.sample == "alpha"
+        counted = learned and self.bpe.engine == "tokenizers"
         held_out = self.held_out or any(self.held_out_pairs.values())
         return {
             "bpe": {
@@ -175,6 +180,8 @@ class Settings:
                 "codes_given": not learned,
                 "vocab_given": self.vocab_file is not None,
                 "language_vocab_given": bool(self.language_vocab_files),
+                # what was made before this setting was there keeps its lineage
+                **({} if not counted or self.bpe.max_words == MAX_WORDS else {"max_words": self.bpe.max_words}),
             },
             "lowercase": self.lowercase,
             "remove_accents": self.remove_accents,

@@ -7,9 +7,10 @@ jobs can run anywhere and in any order. The parent reads the results from the fi
 from __future__ import annotations
 
 import functools
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class TokeniseJob:
         lowercase: Whether to lower-case.
         remove_accents: Whether to remove accents.
         decode_errors: `replace` or `stop`.
+        stored: A file that holds the piece's data, if that is not in the piece; it is removed when all is done.
     """
 
     out: Path
@@ -51,6 +53,7 @@ class TokeniseJob:
     lowercase: bool
     remove_accents: bool
     decode_errors: str
+    stored: Path | None = None
 
 
 def tokenise_piece(job: TokeniseJob) -> None:
@@ -59,11 +62,11 @@ def tokenise_piece(job: TokeniseJob) -> None:
     Raises:
         TextError: A byte cannot be decoded and decode_errors is "stop"; names file, line and byte offset.
     """
-    raw = job.piece.data
+    raw = job.piece.data if job.stored is None else decompress(np.fromfile(job.stored, np.uint8))
     try:
         text = raw.decode("utf-8", errors="strict" if job.decode_errors == "stop" else "replace")
     except UnicodeDecodeError as error:
-        line, offset = job.piece.locate(error.start)
+        line, offset = replace(job.piece, data=raw).locate(error.start)
         raise TextError(
             f"{job.source}: line {line:,}{'' if offset is None else f', byte {offset:,}'}: "
             f"byte 0x{raw[error.start]:02x} is not UTF-8 "
@@ -78,6 +81,8 @@ def tokenise_piece(job: TokeniseJob) -> None:
     counts = RawCounts.of(raw, text, int((hashes == 0).sum()), tokenised[:SAMPLE_LINES])
     del text, lines
     save(job.out, hashes=hashes, characters=characters, counts=asdict(counts), **_packed(tokenised))
+    if job.stored is not None:
+        job.stored.unlink()
 
 
 @dataclass(frozen=True)
@@ -161,21 +166,46 @@ class WordsJob:
         out: The work file.
         selection: The lines.
         sample: First sentence, share and seed of `sampled_copies`; None: every line once.
+        parts: Counters to divide the words among, each word by its checksum.
     """
 
     out: Path
     selection: Selection
     sample: tuple[int, float, int] | None
+    parts: int
 
 
 def count_piece_words(job: WordsJob) -> None:
-    """Work file: the counts of the words of some lines, as a counter."""
+    """Work file: the counts of the words of some lines, as counters number 0 to parts - 1."""
     lines = job.selection.read()
     if job.sample is not None:
         first, share, seed = job.sample
         copies = sampled_copies(first, len(lines), share, seed).tolist()
         lines = [line for line, n in zip(lines, copies, strict=True) for _ in range(n)]
-    save(job.out, **_counter(count_words(lines)))
+    counters: list[Counter[str]] = [Counter() for _ in range(job.parts)]
+    for word, count in count_words(lines).items():
+        counters[zlib.crc32(word.encode()) % job.parts][word] = count
+    save(job.out, **{key: value for n, counter in enumerate(counters) for key, value in _counter(counter, n).items()})
+
+
+@dataclass(frozen=True)
+class SumJob:
+    """Counters of one number to add up.
+
+    Args:
+        out: The work file.
+        names: A file with the paths of work files, a line each.
+        part: The number of the counters.
+    """
+
+    out: Path
+    names: Path
+    part: int
+
+
+def sum_words(job: SumJob) -> None:
+    """Work file: the sum of the counters, as a counter."""
+    save(job.out, **_counter(total(map(Path, job.names.read_text().splitlines()), job.part)))
 
 
 @dataclass(frozen=True)
@@ -243,22 +273,46 @@ def _vocabulary(path: Path) -> Vocabulary:
     return Vocabulary.from_file(path)
 
 
-def _counter(counts: Counter[str]) -> dict[str, Any]:
+def _counter(counts: Counter[str], number: int = 0) -> dict[str, Any]:
     """A counter as members of a work file. Words cannot hold a newline, so they are kept as lines."""
     words = "\n".join(counts).encode()
-    return {"words": compress(words), "counts": np.fromiter(counts.values(), np.int64, len(counts))}
+    return {
+        f"words{number or ''}": compress(words),
+        f"counts{number or ''}": np.fromiter(counts.values(), np.int64, len(counts)),
+    }
 
 
-def load_counter(path: Path) -> dict[str, int]:
-    """The counter of a work file, in the order it was saved in."""
-    counts = load(path, "counts").tolist()
-    words = decompress(load(path, "words")).decode().split("\n") if counts else []
+def load_counter(path: Path, number: int = 0) -> dict[str, int]:
+    """A counter of a work file, in the order it was saved in."""
+    counts = load(path, f"counts{number or ''}").tolist()
+    words = decompress(load(path, f"words{number or ''}")).decode().split("\n") if counts else []
     return dict(zip(words, counts, strict=True))
 
 
-def total(paths: Iterable[Path]) -> Counter[str]:
+def total(paths: Iterable[Path], number: int = 0) -> Counter[str]:
     """The sum of counters saved in work files, in the order of first occurrence."""
     counter: Counter[str] = Counter()
     for path in paths:
-        counter.update(load_counter(path))
+        counter.update(load_counter(path, number))
     return counter
+
+
+def most_frequent(paths: Sequence[Path], most: int) -> tuple[dict[str, int], int, int]:
+    """The words of counters that have no word in common, without the rarest where there are more than wanted.
+
+    Args:
+        paths: Their work files.
+        most: Words wanted at most. Equally frequent ones stay or go together.
+
+    Returns:
+        The counts; how often a word comes that is left out, at most (0: none is); how often those come in all.
+    """
+    times = np.zeros(1 << 16, np.int64)  # how many words come so often; the last: or more often
+    for path in paths:
+        times += np.bincount(np.minimum(load(path, "counts"), len(times) - 1), minlength=len(times))
+    kept = np.cumsum(times[::-1])[::-1]  # words that come so often or more
+    least = max(1, min(int(np.searchsorted(-kept, -most)), len(times) - 1))
+    found: dict[str, int] = {}
+    for path in paths:
+        found.update((word, count) for word, count in load_counter(path).items() if count >= least)
+    return found, least - 1, int((np.arange(least) * times[:least]).sum())

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xlm_train.data.manifest import entries
+from xlm_train.runtime.console import counted
+from xlm_train.text.files import CONTROL
 
 SCRIPTS = (
     "Latin",
@@ -27,9 +29,6 @@ SCRIPTS = (
 )
 NO_LETTER = len(SCRIPTS) + 1
 SCRIPT_NAMES = (*SCRIPTS, "other letters", "no letters")
-
-CONTROL = bytes(code for code in [*range(32), 127] if code not in b"\t\n\r")
-"""Control bytes that do not belong in text, NUL included."""
 
 MOJIBAKE = (b"\xc3\x83\xc2", b"\xc3\x83\xc5", b"\xc3\x83\xe2", b"\xc3\x82\xc2", b"\xc3\xa2\xe2\x82\xac")
 """UTF-8 that was read as Windows-1252 and written as UTF-8 again: what no word has after a capital A with accent."""
@@ -57,9 +56,9 @@ PERCENTILES = (1, 5, 25, 50, 75, 95, 99, 100)
 MISTAKEN_LANGUAGE = 1.5  # times as many function words of another language
 MOJIBAKE_PER_LINE = 0.002
 REPLACED_PER_LINE = 0.001
+CONTROL_SHARE = 0.001
 FOREIGN_SCRIPT = 0.05  # of all letters
 UNKNOWN_RATE = 0.01
-LONG_DROPPED = 0.0001
 EMPTY_SHARE = 0.2
 IDENTICAL_SHARE = 0.1
 OVERLAP_SHARE = 0.05
@@ -194,7 +193,9 @@ def script_shares(scripts: Mapping[str, int]) -> dict[str, float]:
     }
 
 
-def warnings_for(key: str, language: str, raw: RawCounts | None, counts: Mapping[str, Any]) -> list[str]:
+def warnings_for(
+    key: str, language: str, raw: RawCounts | None, counts: Mapping[str, Any], unknown_because: str
+) -> list[str]:
     """What looks wrong in a text, in plain words.
 
     Args:
@@ -202,6 +203,7 @@ def warnings_for(key: str, language: str, raw: RawCounts | None, counts: Mapping
         language: Its code.
         raw: Counts of its raw text; None where it has none of its own.
         counts: Its entry of the manifest.
+        unknown_because: What to say where many tokens are unknown.
     """
     found = []
     if raw is not None and raw.lines:
@@ -214,6 +216,8 @@ def warnings_for(key: str, language: str, raw: RawCounts | None, counts: Mapping
             found.append(
                 f"{key}: {raw.replaced:,} undecodable places became U+FFFD; decode_errors=stop shows the first"
             )
+        if raw.control > CONTROL_SHARE * raw.size:
+            found.append(f"{key}: {raw.control:,} control characters: is this text?")
         letters = {name: count for name, count in raw.scripts.items() if name != SCRIPT_NAMES[NO_LETTER]}
         all_letters = sum(letters.values())
         main = max(letters, key=lambda name: letters[name]) if letters else None
@@ -233,22 +237,48 @@ def warnings_for(key: str, language: str, raw: RawCounts | None, counts: Mapping
             f"{key}: {counts['duplicates'] / counts['lines']:.0%} of the lines repeat an earlier one "
             "(deduplicate=true removes them)"
         )
-    if counts["dropped"]["too_long"] > LONG_DROPPED * max(counts["lines"], 1):
-        found.append(
-            f"{key}: {counts['dropped']['too_long']:,} lines above max_line_bytes were dropped: "
-            "does something else than newline end its lines?"
-        )
     if counts["empty"] > EMPTY_SHARE * max(counts["lines"], 1):
         found.append(f"{key}: {counts['empty'] / counts['lines']:.0%} of the lines are empty")
-    if (repeated := counts.get("overlap", {}).get("lines_in_train", 0)) > OVERLAP_SHARE * max(counts["lines"], 1):
+    found += overlap_warnings(key, counts["lines"], counts.get("overlap", {}))
+    if counts["unknown_rate"] > UNKNOWN_RATE:
+        found.append(f"{key}: {counts['unknown_rate']:.1%} of the tokens are unknown: {unknown_because}")
+    return found
+
+
+def long_line_warnings(key: str, lines: int, first: str | None) -> list[str]:
+    """Say that lines were left out for their length.
+
+    Args:
+        key: Split and language or pair.
+        lines: How many.
+        first: Where the first of them is, if that is known.
+    """
+    if not lines:
+        return []
+    where = f" (the first is {first})" if first else ""
+    return [
+        f"{key}: {counted(lines, 'line')} above max_line_bytes left out{where}: does something else than newline end lines?"
+    ]
+
+
+def overlap_warnings(key: str, lines: int, overlap: Mapping[str, int]) -> list[str]:
+    """Say what a text that scores are taken on shares with others.
+
+    Args:
+        key: Split and language, as `test.de`.
+        lines: Of the text.
+        overlap: Its entry of the manifest.
+    """
+    found = []
+    if (repeated := overlap.get("lines_in_train", 0)) > OVERLAP_SHARE * max(lines, 1):
         found.append(
-            f"{key}: {repeated / counts['lines']:.0%} of the lines are in the training text too "
+            f"{key}: {repeated / lines:.0%} of the lines are in the training text too "
             "(remove_test_overlap=true leaves them out of it)"
         )
-    if counts["unknown_rate"] > UNKNOWN_RATE:
+    if repeated := overlap.get("lines_in_valid", 0):
         found.append(
-            f"{key}: {counts['unknown_rate']:.1%} of the tokens are unknown: "
-            "do codes and vocabulary belong to this text?"
+            f"{key}: {repeated:,} of {counted(lines, 'line')} in the validation text too: "
+            "what was chosen by validation scores better there"
         )
     return found
 

@@ -15,6 +15,7 @@ from data_prep.stages import PairJob, Selection
 from data_prep.work import Work, load
 from xlm_train.data.manifest import languages_of
 from xlm_train.runtime.files import digest
+from xlm_train.text.files import ReadStats
 from xlm_train.text.lines import DroppedLines
 
 UNITS = {"MB": 1, "lines": 0}
@@ -36,6 +37,7 @@ class Text:
         dropped: Per piece the lines that do not stay, one bit a line; None: all stay.
         inputs: Path, size and hash of each source, for the manifest.
         dropped_lines: What cutting the sources left out.
+        first_long_line: Where the first over-long line was: name of the input and number of the line.
         counts: More for the manifest.
     """
 
@@ -49,6 +51,7 @@ class Text:
     dropped: list[NDArray[np.uint8] | None] = field(default_factory=list)
     inputs: list[dict[str, Any]] = field(default_factory=list)
     dropped_lines: DroppedLines = field(default_factory=DroppedLines)
+    first_long_line: str | None = None
     counts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -72,6 +75,24 @@ class Text:
         self.lines.append(lines)
         self.bytes.append(size)
         self.dropped.append(None)
+
+    def end_input(self, source: str, stats: ReadStats, dropped: DroppedLines) -> None:
+        """Note what an input was, after its last piece."""
+        self.inputs.append({"path": source, "bytes": stats.done, "sha256": stats.sha256})
+        self.dropped_lines.add(dropped)
+        if dropped.first_long_line and not self.first_long_line:
+            self.first_long_line = f"line {dropped.first_long_line:,} of {source}"
+
+    def like(self) -> Text:
+        """Empty text of the same split and language."""
+        return Text(self.split, self.language, self.pair)
+
+    def extend(self, more: Text) -> None:
+        """Add the text of a further input."""
+        for name in ("pieces", "lines", "bytes", "dropped", "inputs"):
+            getattr(self, name).extend(getattr(more, name))
+        self.dropped_lines.add(more.dropped_lines)
+        self.first_long_line = self.first_long_line or more.first_long_line
 
     def hashes(self, number: int) -> Hashes:
         """Hashes of the lines of a piece."""
@@ -130,7 +151,17 @@ class PairText:
     def named(split: str, pair: str) -> PairText:
         """No pairs yet."""
         first, second = (Text(split, language, pair) for language in languages_of(pair) or ())
-        return PairText((first, second))
+        return PairText((first, second), counts={"dropped": {"too_long": 0}})
+
+    def like(self) -> PairText:
+        """No pairs of the same split and languages."""
+        return PairText.named(self.split, self.pair)
+
+    def extend(self, more: PairText) -> None:
+        """Add the pairs of a further input."""
+        for side, added in zip(self.sides, more.sides, strict=True):
+            side.extend(added)
+        self.counts["dropped"]["too_long"] += more.counts["dropped"]["too_long"]
 
     def job(self, work: Work, number: int) -> PairJob:
         """What compares the sides of a piece; its work file is remembered."""

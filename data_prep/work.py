@@ -15,12 +15,12 @@ import sys
 import threading
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import zstandard
@@ -28,6 +28,9 @@ from numpy.typing import NDArray
 
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import atomic_write, digest
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -88,10 +91,11 @@ class Work:
         self.tools = dict(tools)
 
     def path(self, stage: str, *depends_on: Any, suffix: str = ".npz") -> Path:
-        """The path of a result of a stage, by all that it depends on."""
-        folder = self.folder / stage
+        """The path of a result of a stage, by all that it depends on. Each of 256 folders takes some of them."""
+        name = digest(stage, self.tools, *depends_on)[:40]
+        folder = self.folder / stage / name[:2]
         folder.mkdir(parents=True, exist_ok=True)
-        return folder / (digest(stage, self.tools, *depends_on)[:40] + suffix)
+        return folder / (name + suffix)
 
     def copy(self, stage: str, data: bytes) -> Path:
         """A small file of the run, under a name that changes with its content."""
@@ -115,6 +119,7 @@ class Workers:
     def __init__(self, n: int) -> None:
         self.n = n
         self.pool: ProcessPoolExecutor | None = None
+        self.processes: list[BaseProcess] = []
 
     def __enter__(self) -> Workers:
         return self
@@ -125,8 +130,21 @@ class Workers:
         if self.pool:
             self.pool.shutdown(wait=True, cancel_futures=True)
 
-    def ahead(self, function: Callable[[Job], Result], make_jobs: Callable[[], Iterable[Job]]) -> None:
-        """A chance to do jobs elsewhere before `map` comes to those that are still missing. Nothing here."""
+    def ahead(self, function: Callable[[Any], None], jobs: Sequence[Any]) -> bool:
+        """A chance to do jobs elsewhere before `map` comes to those that are still missing. Nothing here.
+
+        Returns:
+            Whether they are done.
+        """
+        return False
+
+    def killed(self, processes: Mapping[int, int]) -> str:
+        """Say what was killed.
+
+        Args:
+            processes: The signals that ended processes of the pool, by process id.
+        """
+        return f"workers={self.n}: a worker process was killed from outside"
 
     def map(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
         """Results in the order of the jobs. Jobs are drawn as they are needed.
@@ -137,9 +155,9 @@ class Workers:
         if self.n == 1:
             yield from map(function, jobs)
             return
-        if self.pool is None:
-            import multiprocessing
+        import multiprocessing
 
+        if self.pool is None:
             # where this process is killed, the one that then frees its semaphores has nothing to tell a person
             sys.warnoptions.append("ignore:resource_tracker")
             context = multiprocessing.get_context("spawn")
@@ -148,13 +166,19 @@ class Workers:
         try:
             for job in jobs:
                 out.append(self.pool.submit(function, job))
+                if len(self.processes) < self.n:  # the pool starts them one by one
+                    self.processes = multiprocessing.active_children()
                 if len(out) > 2 * self.n:
                     yield out.popleft().result()
             while out:
                 yield out.popleft().result()
         except BrokenProcessPool as error:
+            self.pool.shutdown()
+            statuses = {process.pid: process.exitcode or 0 for process in self.processes if process.pid}
+            # the pool itself ends the others by SIGTERM
+            killed = {pid: -status for pid, status in statuses.items() if status < 0 and status != -signal.SIGTERM}
             raise UserError(
-                f"workers={self.n}: a worker process was killed from outside, perhaps for want of memory; "
+                f"{self.killed(killed)}, perhaps for want of memory; "
                 "run the same command again to go on, with fewer workers if it recurs"
             ) from error
 

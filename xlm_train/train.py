@@ -18,7 +18,7 @@ from xlm_train.model.transformer import count_parameters
 from xlm_train.objectives.back_translation import cannot_begin
 from xlm_train.plan.fit import out_of_memory_named, require_memory
 from xlm_train.report import leave_report
-from xlm_train.report.recipe import advice
+from xlm_train.report.advice import advice
 from xlm_train.runtime.console import counted, log
 from xlm_train.runtime.control_group import ControlGroup, is_lost_peer
 from xlm_train.runtime.device import disable_malloc_trim, release_memory
@@ -30,7 +30,7 @@ from xlm_train.training.init_from import find_start
 from xlm_train.training.loggers import make_loggers
 from xlm_train.training.module import LanguageModel
 from xlm_train.training.schedule import unwrapped
-from xlm_train.training.strategy import sharded
+from xlm_train.training.strategy import optimizer_maker
 from xlm_train.training.trainer import RunContext, Trainer, make_trainer, quiet_lightning
 
 
@@ -98,11 +98,10 @@ def assemble(
     torch.manual_seed(config.seed)
     model = config.model.make(corpus.n_words, len(corpus.languages), translates=objective.evaluation == "translation")
     start = find_start(run.folder, config.given_weights, config.init_optimizer, model, corpus, open_model)
-    make_optimizer = instantiate(config.optimizer, _convert_="all")
     module = LanguageModel(
         model,
         objective,
-        make_optimizer if settings.sharding is None else sharded(make_optimizer),
+        optimizer_maker(instantiate(config.optimizer, _convert_="all"), settings.sharding),
         unwrapped(instantiate(config.schedule)),
         stop=steps_of(config.resolved["trainer"], data.tokens_per_step),
         slots=reading.slots,
@@ -142,6 +141,7 @@ def assemble(
         nodes=settings.nodes,
         precision=settings.precision,
         compression=settings.gradient_compression,
+        sharding=settings.sharding,
         start_timeout=settings.start_timeout_seconds,
         report_every=getattr(parts.get("metrics"), "every_n_steps", 50),
         validate_every=getattr(parts.get("validation"), "every_n_steps", module.stop),

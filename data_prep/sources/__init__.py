@@ -9,6 +9,7 @@ from typing import Any
 
 from data_prep.sources import news_crawl
 from data_prep.sources.hub import HubDataset
+from data_prep.sources.jsonl import JsonLines, is_json_lines
 from data_prep.sources.parquet import ParquetFile
 from data_prep.sources.sgm import SgmFile
 from data_prep.sources.wikipedia import WikiExtractor
@@ -23,8 +24,8 @@ def sources_of(key: str, value: Any, language: str) -> tuple[list[Source], list[
     Args:
         key: The override, as `train.en`, for messages.
         value: One input or a list of them. An input is a path (a file, a pattern with * or ?, a folder of News Crawl,
-            WikiExtractor or the hub's layout) or a mapping: {path: FILE.parquet, column: NAME} or
-            {dataset: NAME_OR_FOLDER, config: .., split: .., column: .., revision: ..}.
+            WikiExtractor or the hub's layout) or a mapping: {path: FILE.parquet, column: NAME},
+            {path: FILE.jsonl, field: NAME} or {dataset: NAME_OR_FOLDER, config: .., split: .., column: .., revision: ..}.
         language: Whose text is wanted of a folder that holds several.
 
     Returns:
@@ -51,9 +52,11 @@ def open_input(entry: Any, language: str) -> list[Source]:
         if "dataset" in keys and keys <= HUB_KEYS:
             return [HubDataset(**{key: str(value) for key, value in entry.items() if value is not None})]
         if keys == {"path", "column"}:
-            return [ParquetFile(Path(str(entry["path"])), str(entry["column"]))]
+            return [ParquetFile(_existing(entry["path"]), str(entry["column"]))]
+        if keys == {"path", "field"}:
+            return [JsonLines(_existing(entry["path"]), str(entry["field"]))]
         raise ValueError(
-            f"{dict(entry)} is no input: give {{path: FILE.parquet, column: NAME}} or "
+            f"{dict(entry)} is no input: give {{path: FILE.parquet, column: NAME}}, {{path: FILE.jsonl, field: NAME}} or "
             "{dataset: NAME, config: .., split: .., column: .., revision: ..}"
         )
     if not isinstance(entry, (str, Path)) or not str(entry):
@@ -66,10 +69,20 @@ def open_input(entry: Any, language: str) -> list[Source]:
         if not found:
             raise ValueError(f"{path}: no file has such a name")
         return [source for name in found for source in open_input(name, language)]
-    if not path.exists():
-        raise ValueError(f"{path}: there is no such file")
+    _existing(path)
+    if is_json_lines(path):
+        return [JsonLines(path)]
+    if path.suffix == ".json":
+        raise ValueError(f"{path}: is JSON, not text: give lines of objects as FILE.jsonl")
     kinds: dict[str, type[ParquetFile | SgmFile]] = {".parquet": ParquetFile, ".sgm": SgmFile}
     return [kinds.get(path.suffix, TextFile)(path)]
+
+
+def _existing(given: Any) -> Path:
+    path = Path(given).expanduser()
+    if not path.exists():
+        raise ValueError(f"{path}: there is no such file")
+    return path
 
 
 def _folder(path: Path, language: str) -> list[Source]:
@@ -77,13 +90,10 @@ def _folder(path: Path, language: str) -> list[Source]:
         return [TextFile(file) for file in news]
     if WikiExtractor.files_in(path):
         return [WikiExtractor(path)]
-    if (
-        any(path.rglob("*.parquet"))
-        or any(path.rglob("*.jsonl*"))
-        or any(path.rglob("*.txt*"))
-        or (path / "README.md").exists()
-    ):
+    if any(path.rglob("*.parquet")) or any(path.rglob("*.jsonl*")) or (path / "README.md").exists():
         return [HubDataset(str(path))]
+    if text := next(iter(sorted(path.glob("*.txt*"))), None):
+        raise ValueError(f"{path}: is a folder; its text files are '{path}/*{text.name[text.name.index('.txt') :]}'")
     raise ValueError(
         f"{path}: is a folder with no text known here: no News Crawl files of language {language}, "
         "no wiki_NN files of WikiExtractor, no data set in the hub's layout"

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from data_prep.aligned import PairPiece, PairReading, aligned_pieces, with_blank_lines
 from data_prep.sources import HUB_KEYS, open_input
 from data_prep.sources.hub import HubDataset
+from data_prep.sources.jsonl import JsonLines
 from data_prep.sources.parquet import ParquetFile
 from xlm_train.runtime.errors import TextError
 from xlm_train.text.files import COMPRESSED, ReadStats, Source, TextFile
@@ -172,7 +173,7 @@ class RowInput(_OneInput):
 
 def as_file(source: Any) -> Any:
     """The same input with its path in one form, to compare: two paths can name one file."""
-    if isinstance(source, (TextFile, ParquetFile)):
+    if isinstance(source, (TextFile, ParquetFile, JsonLines)):
         return replace(source, path=source.path.resolve())
     if isinstance(source, (TsvFile, RowInput)):
         return replace(source, source=as_file(source.source))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from xlm_train.runtime.errors import TextError
+from data_prep.sources.jsonl import MAX_HELD, texts_of, whole_lines
 from xlm_train.text.files import ReadStats, TextFile
 
 FILE = re.compile(r"wiki_\d+(\.bz2|\.gz)?")
 NOT_TEXT = re.compile(rb"^(?:<doc id=.*>|</doc>|[ \t\r]*)\n", re.MULTILINE)
-MAX_HELD = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -72,37 +70,8 @@ class WikiExtractor:
             else:
                 block_rest = block
             inside = not block.endswith(b"\n")
-            yield head + (_texts(block_rest, path) if as_json else NOT_TEXT.sub(b"", block_rest))
+            yield head + (texts_of(block_rest, "text", path) if as_json else NOT_TEXT.sub(b"", block_rest))
             stats.done = before + own.done
         if inside:
             yield b"\n"
         stats.digest.update(f"{path.relative_to(self.folder)}\0{own.sha256}\n".encode())
-
-
-def whole_lines(chunks: Iterable[bytes], max_held: int) -> Iterator[bytes]:
-    """The same bytes in blocks that end at line ends (not inside lines above `max_held`, nor at an open end)."""
-    tail = b""
-    for chunk in chunks:
-        end = chunk.rfind(b"\n") + 1
-        if end:
-            yield tail + chunk[:end]
-            tail = chunk[end:]
-        else:
-            tail += chunk
-        if len(tail) > max_held:
-            yield tail
-            tail = b""
-    if tail:
-        yield tail
-
-
-def _texts(block: bytes, path: Path) -> bytes:
-    """The non-blank text lines of JSON lines with a field `text`."""
-    lines: list[str] = []
-    for row in block.split(b"\n"):
-        if row.strip():
-            try:
-                lines += [line for line in json.loads(row)["text"].split("\n") if line.strip()]
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise TextError(f"{path}: a line is not JSON with a text field: {row[:80]!r}") from error
-    return "".join(line + "\n" for line in lines).encode("utf-8", errors="surrogatepass")

@@ -24,13 +24,14 @@ def test_experiments_are_there() -> None:
     assert {"smoke", "demo", "clm_ende_1024", "clm_ende_1024_warmup"} <= set(EXPERIMENTS)
     assert {"clm_ende_1024_32streams", "clm_ende_1024_h100"} <= set(EXPERIMENTS)
     assert {"mlm_ende_1024", "mlm_tlm_ende_1024"} <= set(EXPERIMENTS)
+    assert {"umt_ende_1024", "mt_ende_1024", "umt_demo"} <= set(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_runs(
     name: str, compose: Callable[..., dict[str, Any]], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    corpus = request.getfixturevalue("paired_corpus" if "tlm" in name else "corpus_folder")
+    corpus = request.getfixturevalue("paired_corpus" if "tlm" in name or "mt" in name else "corpus_folder")
     config = compose("train", f"experiment={name}", f"data.path={corpus}", f"paths.runs={tmp_path}", *SMALL)
     assert train_here(config) == 0
     assert (tmp_path / config["run_name"] / "checkpoints/step-00000002.pt").is_file()
@@ -116,5 +117,5 @@ def test_the_printed_masks(name: str, compose: Callable[..., dict[str, Any]]) ->
 
 def test_the_model_has_the_published_size(compose: Callable[..., dict[str, Any]]) -> None:
     config = compose("train", "experiment=clm_ende_1024", "data.path=x")
-    arguments = {key: value for key, value in config["model"].items() if key not in ("recompute", "ops")}
+    arguments = {key: value for key, value in config["model"].items() if key not in ("recompute", "ops", "share")}
     assert count_parameters(XLM(ModelShape(n_words=64699, n_langs=2, **arguments))) == 142_422_203

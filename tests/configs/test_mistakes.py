@@ -76,7 +76,7 @@ def test_typing_mistakes_are_found_before_anything_runs() -> None:
     assert "experiment has no option 'demmo' (did you mean demo?)" in problems["experiment=demmo"]
     assert "did you mean optimizer.lr" in problems["optimiser.lr=1"]
     assert "did you mean data.slots" in problems["data.slotz=3"]
-    assert "there are demo, tiny, xlm_1024" in problems["model=xlm"]
+    assert "there are demo, tiny, xlm_1024, xlm_2048" in problems["model=xlm"]
 
 
 @pytest.mark.parametrize(

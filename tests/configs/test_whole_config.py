@@ -78,7 +78,7 @@ def shipped(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         ("debug.nan_steps=[a]", "must be a list of whole numbers"),
         ("init_optimizer=true", "give init_from=FILE"),
         ("run_name=5", "run_name=5: must be text; quote it: run_name='\"5\"'"),
-        ("trainer.sharding=one", "trainer.sharding=one: must be null or one of zero"),
+        ("trainer.sharding=one", "trainer.sharding=one: must be null or one of zero, fsdp"),
         ("trainer.max_restarts=-1", "trainer.max_restarts=-1: must be at least 0"),
         ("trainer.devices=0", "trainer.devices=0: must be at least 1"),
         ("cluster.watts=-1", "cluster.watts=-1: must be positive"),
@@ -289,9 +289,9 @@ def test_a_wrong_value_that_comes_from_elsewhere_is_told(corpus_folder: Path) ->
 
 
 def test_a_metric_that_no_validation_gives_is_told_before_the_run(corpus_folder: Path) -> None:
-    words = ["callbacks.validation.monitor=val/ppl_fr", "data.bptt=1"]
+    words = ["callbacks.validation.monitor=val/ppl_fr", "data.bptt=1", "model.share=embeddings"]
     config = compose("train", [f"data.path={corpus_folder}", "run_name=x", "experiment=smoke", *words], None)
     with pytest.raises(ConfigError) as error:
         read_train_config(config)
-    assert len(error.value.problems) == 2
+    assert len(error.value.problems) == 3
     assert "callbacks.validation.monitor=val/ppl_fr: must be one of val/ppl, val/acc, val/loss_de" in str(error.value)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import pickle
 import random
+import re
 import resource
 import shutil
 import signal
@@ -321,10 +323,19 @@ def test_only_the_split_that_is_not_given_is_held_out(tmp_path: Path, texts: dic
     assert manifest["splits"]["train"]["en"]["sentences"] == 593
 
 
-def test_too_little_text_to_hold_out_is_an_error(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
-    with pytest.raises(UserError, match=r"holdout\.sentences=300: train\.de has too few different sentences"):
-        run(tmp_path / "out", {"train": texts["train"]}, holdout__sentences=300)
-    assert not (tmp_path / "out" / "manifest.json").exists()
+def test_of_little_text_a_share_is_held_out_and_said_to_be(
+    tmp_path: Path, texts: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    splits = run(tmp_path / "out", {"train": texts["train"]}, holdout__sentences=300)["splits"]
+    assert [splits[split]["de"]["sentences"] for split in ("train", "valid", "test")] == [540, 30, 30]
+    told = "train.de has 600 different sentences, too few to hold out holdout.sentences=300 for valid and test: 30 for each"
+    assert told in capsys.readouterr().err
+    one = {"train": {"de": write(tmp_path / "tiny", made_text("de", 19, 0))}}
+    with pytest.raises(
+        UserError, match=r"train\.de has 19 different sentences, too few to hold any out: .*valid\.de and"
+    ):
+        run(tmp_path / "none", one)
+    assert not (tmp_path / "none" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("piece_bytes", [3000, 1 << 20])
@@ -359,6 +370,40 @@ def test_overlap_with_test_text_is_counted_and_left_out_if_wanted(
     assert gone["test"]["de"]["sentences"] == 4
 
 
+@pytest.mark.parametrize("shared", [1, 40])
+def test_a_test_set_that_shares_lines_with_validation_is_told(
+    tmp_path: Path, texts: dict[str, dict[str, Any]], shared: int
+) -> None:
+    valid = read_text(texts["valid"]["de"])
+    write(Path(texts["test"]["de"]), valid[:shared] + made_text("de", 40 - shared, 7))
+    manifest = run(tmp_path / "out", texts)
+    told = f"test.de: {shared} of 40 lines in the validation text too"
+    assert any(warning.startswith(told) for warning in manifest["warnings"])
+    assert manifest["splits"]["test"]["de"]["overlap"] == {"lines_in_train": 0, "lines_in_valid": shared}
+    assert not any(warning.startswith("test.en") and "validation" in warning for warning in manifest["warnings"])
+
+
+def test_one_over_long_line_is_told_with_its_place(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
+    first = read_text(texts["train"]["de"][1])
+    write(Path(texts["train"]["de"][1]), [*first[:6], "x" * 900, *first[6:]])
+    warnings = run(tmp_path / "out", texts, max_line_bytes=800)["warnings"]
+    place = f"line 7 of {texts['train']['de'][1]}"
+    assert any(f"train.de: 1 line above max_line_bytes left out (the first is {place})" in w for w in warnings)
+
+
+def test_another_encoding_is_told_before_the_work(
+    tmp_path: Path, texts: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(texts["train"]["de"][0])
+    path.write_bytes(path.read_bytes().decode().encode("latin-1"))
+    run(tmp_path / "out", texts)
+    errors = capsys.readouterr().err
+    assert f"warning: {path}: " in errors
+    assert "are not UTF-8, the first 0x" in errors
+    assert errors.index("not UTF-8") < errors.index("\ntokenise ")
+    assert errors.count("not UTF-8") == 1
+
+
 def test_parallel_sets_stay_aligned_or_are_refused(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
     manifest = run(tmp_path / "out", texts, parallel=["valid", "test"])
     assert manifest["parallel"] == {"valid": ["de", "en"], "test": ["de", "en"]}
@@ -368,7 +413,9 @@ def test_parallel_sets_stay_aligned_or_are_refused(tmp_path: Path, texts: dict[s
     ):
         run(tmp_path / "short", texts, parallel=["test"])
     write(Path(texts["test"]["de"]), ["x" * 500] * 30)
-    with pytest.raises(UserError, match=r"test\.de: line 1 is longer than max_line_bytes=400; parallel text cannot"):
+    with pytest.raises(
+        UserError, match=r"test\.de: line 1 of .*test\.de is longer than max_line_bytes=400; parallel text"
+    ):
         run(tmp_path / "long", texts, parallel=["test"], max_line_bytes=400)
 
 
@@ -584,6 +631,45 @@ def test_a_second_run_into_one_folder_is_refused(tmp_path: Path, texts: dict[str
     run(tmp_path / "out", texts)
 
 
+# ---- learning
+
+
+def test_too_many_codes_for_the_text_are_told_with_a_number_that_fits(
+    tmp_path: Path, texts: dict[str, dict[str, Any]]
+) -> None:
+    warnings = run(tmp_path / "many", texts, bpe__n_codes=5000)["warnings"]
+    told = [
+        found
+        for w in warnings
+        if (found := re.search(r"valid\.de: .* unknown: bpe\.n_codes=5000 is .*about (\d+) ", w))
+    ]
+    assert told
+    fewer = int(told[0][1])
+    assert 10 < fewer < 500
+    assert not any("of the tokens are unknown" in w for w in run(tmp_path / "few", texts, bpe__n_codes=5)["warnings"])
+
+
+def test_the_rarest_words_can_be_left_out_of_learning(
+    tmp_path: Path, texts: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts["train"] = {"de": write(tmp_path / "few", ["haus haus haus maus maus zug"] * 3 + ["rad bus"] * 3)}
+    texts["valid"], texts["test"] = ({"de": write(tmp_path / name, ["haus"])} for name in ("valid", "test"))
+
+    def merged(out: str, **changes: Any) -> set[str]:
+        run(tmp_path / out, texts, bpe__sample="all", bpe__n_codes=50, **changes)
+        return {left + right for left, right, _ in BpeCodes.from_file(tmp_path / out / "codes").merges}
+
+    assert {"haus</w>", "maus</w>", "zug</w>", "rad</w>", "bus</w>"} <= merged("all")
+    capsys.readouterr()
+    # three words come equally often, so that all of them go
+    assert merged("most", bpe__max_words=4) & {"haus</w>", "maus</w>", "zug</w>", "rad</w>", "bus</w>"} == {
+        "haus</w>",
+        "maus</w>",
+    }
+    assert "words that come up to 3 times are left out (bpe.max_words=4): 37.50% of the text" in capsys.readouterr().err
+    assert merged("none", bpe__max_words=None) == merged("all2")
+
+
 # ---- interruptions
 
 
@@ -688,7 +774,7 @@ def test_killed_with_workers_it_leaves_no_process_and_goes_on(tmp_path: Path, te
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path, env=ENV
     ) as process:
         deadline = time.monotonic() + 60
-        while not list(out.glob(".work/tokenised/*.npz")):
+        while not list(out.glob(".work/tokenised/*/*.npz")):
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.01)
@@ -700,18 +786,24 @@ def test_killed_with_workers_it_leaves_no_process_and_goes_on(tmp_path: Path, te
         assert time.monotonic() < deadline, "workers outlived the parent"
         time.sleep(0.05)
     assert not (out / "manifest.json").exists()
-    done = {path.name: path.stat().st_mtime_ns for path in out.glob(".work/tokenised/*.npz")}
+    done = {path.name: path.stat().st_mtime_ns for path in out.glob(".work/tokenised/*/*.npz")}
     assert len(done) > 0
     again = run(out, texts, piece_bytes=500, keep_work=True)
-    assert all((out / ".work" / "tokenised" / name).stat().st_mtime_ns == when for name, when in done.items())
+    assert all(
+        (out / ".work" / "tokenised" / name[:2] / name).stat().st_mtime_ns == when for name, when in done.items()
+    )
     assert again["lineage"] == run(tmp_path / "whole", texts)["lineage"]
 
 
-def _runs(process: str) -> bool:
+def _state(process: str | int) -> str | None:
     try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except FileNotFoundError:
-        return False
+        return None
+
+
+def _runs(process: str) -> bool:
+    return _state(process) not in ("Z", None)
 
 
 def test_only_what_depends_on_a_change_is_redone(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
@@ -719,11 +811,11 @@ def test_only_what_depends_on_a_change_is_redone(tmp_path: Path, texts: dict[str
 
     def made(**changes: Any) -> dict[str, int]:
         """How many new work files a run makes, by stage."""
-        before = {path: path.stat().st_mtime_ns for path in out.glob(".work/*/*")}
+        before = {path: path.stat().st_mtime_ns for path in out.glob(".work/*/*/*")}
         run(out, texts, keep_work=True, overwrite=True, **changes)
-        after = {path: path.stat().st_mtime_ns for path in out.glob(".work/*/*")}
+        after = {path: path.stat().st_mtime_ns for path in out.glob(".work/*/*/*")}
         assert all(after[path] == when for path, when in before.items() if path in after and path.suffix == ".npz")
-        new = Counter(path.parent.name for path in after if path not in before)
+        new = Counter(path.parents[1].name for path in after if path not in before)
         return {stage: new[stage] for stage in ("tokenised", "words", "codes", "pieces", "ids")}
 
     assert made() == {"tokenised": 8, "words": 4, "codes": 1, "pieces": 8, "ids": 8}
@@ -779,7 +871,7 @@ def test_a_worker_that_dies_is_an_error(tmp_path: Path, texts: dict[str, dict[st
     command = command_line(out, texts, "workers=2", "piece_bytes=200")
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=tmp_path, env=ENV) as process:
         deadline = time.monotonic() + 60
-        while not list(out.glob(".work/tokenised/*.npz")):
+        while not list(out.glob(".work/tokenised/*/*.npz")):
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.01)
@@ -808,21 +900,120 @@ def test_datatroves_executor_makes_the_same_bytes(tmp_path: Path, texts: dict[st
     assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
     logs = tmp_path / "there" / ".work" / "datatrove"
     stages = Counter(path.parents[1].name.split("-")[0] for path in logs.glob("*/completions/*"))
-    assert stages == {"tokenise_piece": 3, "pair_lines": 3, "count_piece_words": 3, "cut_piece": 6, "encode_piece": 3}
+    assert stages == {
+        "read_input": 3,
+        "tokenise_piece": 3,
+        "pair_lines": 3,
+        "count_piece_words": 3,
+        "sum_words": 1,
+        "cut_piece": 6,
+        "encode_piece": 3,
+    }
+
+
+def note(job: SimpleNamespace) -> None:
+    with open(job.log, "a") as file:
+        file.write(f"{job.out.name}\n")
 
 
 def test_every_job_falls_to_exactly_one_task(tmp_path: Path) -> None:
-    done: list[str] = []
-    jobs = [SimpleNamespace(out=tmp_path / f"{number:040x}.npz") for number in range(0, 10**13, 10**11)]
+    jobs = [SimpleNamespace(out=tmp_path / f"{number}.npz", log=tmp_path / "log") for number in range(100)]
+    jobs[3].out.touch()  # is done already
+    share = Share.divide(tmp_path / "stage", note, jobs, 7)
     for rank in range(7):
-        Share(lambda job: done.append(job.out.name), lambda: jobs)(None, rank, 7)
-    assert sorted(done) == sorted(job.out.name for job in jobs)
+        share(None, rank, 7)
+    assert sorted((tmp_path / "log").read_text().split()) == sorted(j.out.name for j in jobs if j is not jobs[3])
+
+
+def test_a_task_is_given_its_own_jobs_alone(tmp_path: Path) -> None:
+    jobs = [SimpleNamespace(out=tmp_path / f"{number}.npz", log=tmp_path / "log") for number in range(100)]
+    Share.divide(tmp_path / "few", note, jobs, 1)
+    Share.divide(tmp_path / "many", note, jobs, 50)
+    few, many = (sum(f.stat().st_size for f in (tmp_path / n / "jobs").iterdir()) for n in ("few", "many"))
+    assert many < 4 * few
+
+
+@pytest.mark.parametrize("tasks", [2, 7])
+def test_the_local_executor_reads_inputs_once(
+    tmp_path: Path, texts: dict[str, dict[str, Any]], tasks: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("datatrove")
+    del texts["test"]
+    run(tmp_path / "out", texts, executor="local", tasks=tasks, workers=1, holdout__sentences=10, keep_work=True)
+    logs = tmp_path / "out" / ".work" / "datatrove"
+    files = [job for path in logs.glob("read_input-*/jobs/*") for job in pickle.loads(path.read_bytes())[1]]
+    assert sorted(job.source.name for job in files) == sorted(
+        name
+        for split in texts.values()
+        for value in split.values()
+        for name in ([value] if isinstance(value, str) else value)
+    )
+    assert not (tmp_path / "out" / ".work" / "inputs").exists()
+
+
+def test_a_killed_task_ends_the_command(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
+    pytest.importorskip("datatrove")
+    out = tmp_path / "out"
+    more = ["executor=local", "tasks=2", "workers=2", "piece_bytes=2000"]
+    command = command_line(out, texts, *more)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=tmp_path, env=ENV) as process:
+        deadline = time.monotonic() + 60
+        while True:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            for at_work in out.glob(".work/datatrove/*/process-*"):
+                os.kill(worker := int(at_work.stem.removeprefix("process-")), signal.SIGSTOP)
+                while _state(worker) not in ("T", None):
+                    time.sleep(0.001)
+                if at_work.exists():
+                    break  # it cannot end its task now
+                os.kill(worker, signal.SIGCONT)
+            else:
+                time.sleep(0.01)
+                continue
+            break
+        os.kill(worker, signal.SIGKILL)
+        message = process.communicate(timeout=30)[1].decode()
+        assert process.returncode == 2
+    error = message[message.index("xlm-prep: error: ") :]
+    named = re.search(r"task \d of \w+ was killed \(SIGKILL; log: (.*/logs/task_0000\d\.log)\)", error)
+    assert named, error
+    assert Path(named[1]).exists()
+    assert "run the same command again to go on" in error
+    assert "Traceback" not in message
+    assert run(out, texts, piece_bytes=2000)["lineage"] == run(tmp_path / "whole", texts)["lineage"]
+
+
+def test_a_mistake_that_a_task_finds_is_told_in_one_line(
+    tmp_path: Path, texts: dict[str, dict[str, Any]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("datatrove")
+    with open(texts["train"]["de"][1], "ab") as file:
+        file.write(b"sch\xf6n\n")
+    with pytest.raises(UserError, match=r"train1\.de: line 301, byte .* 0xf6 is not UTF-8"):
+        run(tmp_path / "out", texts, executor="local", tasks=2, workers=2, decode_errors="stop")
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_slurm_must_be_told_where_and_how_long(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
     pytest.importorskip("datatrove")
     found = problems(tmp_path / "out", texts, executor="slurm", slurm={"partition": "cpu"})
-    assert found == "slurm.time: must be given with executor=slurm"
+    assert "slurm.time: must be given with executor=slurm" in found
+    found = problems(tmp_path / "out", texts, executor="slurm", slurm={"partition": "cpu", "time": "1:00", "timee": 1})
+    assert "slurm.timee: is no argument of datatrove's (did you mean slurm.time?)" in found
+
+
+def test_slurm_that_is_not_here_is_told_before_anything_starts(
+    tmp_path: Path, texts: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("datatrove")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    changes = {"executor": "slurm", "slurm": {"partition": "cpu", "time": "1:00"}}
+    assert "executor=slurm: there is no sbatch and no squeue here" in problems(tmp_path / "out", texts, **changes)
+    assert not (tmp_path / "out").exists()
+    for tool in ("sbatch", "squeue"):
+        (tmp_path / tool).touch(mode=0o755)
+    read_settings(request(tmp_path / "out", texts, **changes))
 
 
 # ---- the command

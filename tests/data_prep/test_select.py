@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -83,8 +87,10 @@ def test_too_few_sentences_give_a_shorter_set() -> None:
 def test_repeated_lines_are_all_but_the_first(lines: list[str], size: int, max_held: int) -> None:
     pieces = split(select.sentence_hashes(lines), size)
     found: set[int] = set()
-    for piece, where in select.repeated_lines(pieces.__getitem__, [len(piece) for piece in pieces], max_held):
-        found |= {piece * size + int(line) for line in where}
+    with TemporaryDirectory() as folder:
+        sizes = [len(piece) for piece in pieces]
+        for piece, where in select.repeated_lines(pieces.__getitem__, sizes, Path(folder), max_held):
+            found |= {piece * size + int(line) for line in where}
     seen: set[str] = set()
     expected = set()
     for number, line in enumerate(lines):
@@ -93,6 +99,26 @@ def test_repeated_lines_are_all_but_the_first(lines: list[str], size: int, max_h
         elif line.strip():
             seen.add(line.strip())
     assert found == expected
+
+
+def test_repeated_lines_are_found_in_little_memory_and_one_reading(tmp_path: Path) -> None:
+    pieces = split(numbers(1 << 20), 1 << 14)
+    pieces[40][7] = pieces[3][5]
+    reads: list[int] = []
+
+    def read(piece: int) -> Hashes:
+        reads.append(piece)
+        return pieces[piece]
+
+    tracemalloc.start()
+    try:
+        found = list(select.repeated_lines(read, [len(piece) for piece in pieces], tmp_path, held=1 << 16))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [(piece, lines.tolist()) for piece, lines in found] == [(40, [7])]
+    assert reads == list(range(len(pieces)))
+    assert peak < 6 * len(pieces) * len(pieces[0])  # bytes a line
 
 
 @given(texts, st.integers(1, 6))

@@ -7,7 +7,10 @@ import gzip
 import json
 import lzma
 import os
+import random
+import tarfile
 import tracemalloc
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.sources import sources_of
-from data_prep.sources.wikipedia import whole_lines
+from data_prep.sources.jsonl import whole_lines
 from xlm_train.runtime.errors import TextError
 from xlm_train.text.files import ReadStats, TextFile
 from xlm_train.text.lines import DroppedLines, Piece, cut
@@ -189,9 +192,12 @@ def test_everything_wrong_is_found_together(tmp_path: Path) -> None:
     (tmp_path / "wide.txt").write_bytes(TEXT.decode().encode("utf-16"))
     (tmp_path / "wide_without_mark.txt").write_bytes("a plain sentence".encode("utf-16-le"))
     (tmp_path / "folder").mkdir()
+    (tmp_path / "garbage.txt").write_bytes(random.Random(0).randbytes(5000))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_bytes(TEXT)
     os.mkfifo(tmp_path / "pipe")
     names = ["missing.txt", "empty.txt", "nothing.gz", "plain.gz", "packed.txt", "wide.txt", "wide_without_mark.txt"]
-    names += ["folder", "pipe", "*.none"]
+    names += ["garbage.txt", "texts", "folder", "pipe", "*.none"]
     problems = "\n".join(problems_of([str(tmp_path / name) for name in names]))
     for expected in (
         "missing.txt: there is no such file",
@@ -202,12 +208,56 @@ def test_everything_wrong_is_found_together(tmp_path: Path) -> None:
         "wide.txt: is UTF-16, not UTF-8 text",
         "wide_without_mark.txt: is full of NUL bytes",
         "folder: is a folder with no text known here",
+        "garbage.txt: is binary, not UTF-8 text",
+        f"texts: is a folder; its text files are '{tmp_path / 'texts'}/*.txt'",
         "pipe: is not a regular file",
         "*.none: no file has such a name",
     ):
         assert expected in problems
     assert problems.count("\n") == len(names) - 1
     assert all(problem.startswith("train.en: ") for problem in problems.split("\n"))
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_field_of_json_lines_is_read(tmp_path: Path, suffix: str) -> None:
+    rows = [{"id": 1, "text": "Ein Haus.\n\nZwei.", "other": "x"}, {"id": 2, "text": "", "other": "grün"}]
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path = tmp_path / f"rows.jsonl{suffix}"
+    path.write_bytes(gzip.compress(data) if suffix else data)
+    assert read(str(path)) == b"Ein Haus.\nZwei.\n"
+    assert read({"path": str(path), "field": "other"}).decode() == "x\ngrün\n"
+    assert problems_of({"path": str(path), "field": "txt"}) == [
+        f"train.en: {path}: has no field 'txt', but id, text, other: give {{path: FILE.jsonl, field: NAME}}"
+    ]
+    assert problems_of({"path": str(path), "field": "id"}) == [f"train.en: {path}: field 'id' holds no text"]
+    bad = tmp_path / "bad.jsonl"
+    bad.write_bytes(data + b"no JSON\n")
+    with pytest.raises(TextError, match=r"bad\.jsonl: a line is not JSON with a text field 'text': b'no JSON'"):
+        read(str(bad))
+
+
+def test_archives_are_refused_by_name_or_content(tmp_path: Path) -> None:
+    (tmp_path / "inside.txt").write_bytes(TEXT * 100)
+    names = {
+        "a.tar": "w",
+        "a.tar.gz": "w:gz",
+        "a.tgz": "w:gz",
+        "a.tar.xz": "w:xz",
+        "named.gz": "w:gz",
+        "named.txt": "w",
+    }
+    for name, mode in names.items():
+        with tarfile.open(tmp_path / name, mode) as archive:  # type: ignore[call-overload]
+            archive.add(tmp_path / "inside.txt")
+    (tmp_path / "a.7z").write_bytes(b"7z\xbc\xaf\x27\x1c" + bytes(100))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
+        zipped.write(tmp_path / "inside.txt")
+    (tmp_path / "rows.json").write_text('[{"text": "a"}]\n')
+    found = problems_of([str(tmp_path / name) for name in [*names, "a.7z", "a.zip", "rows.json"]])
+    assert sorted(problem.rpartition("/")[2] for problem in found) == [
+        *sorted(f"{name}: is an archive: unpack it, and give the files in it" for name in [*names, "a.7z", "a.zip"]),
+        "rows.json: is JSON, not text: give lines of objects as FILE.jsonl",
+    ]
 
 
 def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:

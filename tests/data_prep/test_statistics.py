@@ -61,7 +61,7 @@ def test_mojibake_is_seen_and_sound_text_is_not(word: str) -> None:
 
 def test_sound_text_has_no_warnings() -> None:
     raw = counts_of(f"{GERMAN}\n" * 100)
-    assert statistics.warnings_for("train.de", "de", raw, entry()) == []
+    assert statistics.warnings_for("train.de", "de", raw, entry(), "why") == []
 
 
 @pytest.mark.parametrize(
@@ -72,21 +72,22 @@ def test_sound_text_has_no_warnings() -> None:
         ("Он не знает , что и как\n" * 20, {}, "most of its letters are Cyrillic"),
         (f"{GERMAN} Но это не всё .\n" * 20, {}, "letters of several scripts: Latin"),
         (f"{GERMAN}\n", {"duplicates": 300}, "30% of the lines repeat an earlier one"),
-        (f"{GERMAN}\n", {"dropped": {"too_long": 1}}, "above max_line_bytes were dropped"),
-        (f"{GERMAN}\n", {"unknown_rate": 0.05}, "5.0% of the tokens are unknown"),
+        (f"{GERMAN}\n", {"unknown_rate": 0.05}, "5.0% of the tokens are unknown: why"),
+        (f"{GERMAN}\x01\n" * 20, {}, "20 control characters: is this text?"),
         (f"{GERMAN}\n", {"empty": 300}, "30% of the lines are empty"),
         (f"{GERMAN}\n", {"overlap": {"lines_in_train": 100}}, "10% of the lines are in the training text too"),
+        (f"{GERMAN}\n", {"overlap": {"lines_in_valid": 1}}, "1 of 1,000 lines in the validation text too"),
     ],
 )
 def test_what_looks_wrong_is_said(text: str, changes: dict[str, Any], expected: str) -> None:
-    found = statistics.warnings_for("train.de", "de", counts_of(text), entry(**changes))
+    found = statistics.warnings_for("train.de", "de", counts_of(text), entry(**changes), "why")
     assert any(warning.startswith("train.de: ") and expected in warning for warning in found), found
 
 
 def test_duplicates_that_were_left_out_are_no_warning() -> None:
     raw = counts_of(f"{GERMAN}\n" * 100)
     removed = entry(duplicates=300, dropped={"too_long": 0, "duplicates": 290})
-    assert statistics.warnings_for("train.de", "de", raw, removed) == []
+    assert statistics.warnings_for("train.de", "de", raw, removed, "why") == []
 
 
 def test_percentiles_are_lengths_that_occur() -> None:

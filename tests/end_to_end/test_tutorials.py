@@ -19,12 +19,21 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import REPOSITORY, process_environment, text_files
+from tests.conftest import REPOSITORY, process_environment, read_lines, text_files
 from tests.launch.test_slurm import Slurm
 from xlm_train.config.overrides import check_overrides, overrides_of
 
-DOCUMENTS = ["student", "researcher", "engineer"]
-COMMANDS = ["xlm-prep", "xlm-train", "xlm-eval", "xlm-generate", "xlm-export", "xlm-plan", "xlm-report"]
+DOCUMENTS = ["student", "researcher", "engineer", "translation"]
+COMMANDS = [
+    "xlm-prep",
+    "xlm-train",
+    "xlm-eval",
+    "xlm-generate",
+    "xlm-translate",
+    "xlm-export",
+    "xlm-plan",
+    "xlm-report",
+]
 PROGRAMS = [*COMMANDS, "make", ".", "ls", "cat", "head", "tail", "sbatch"]
 
 # (pattern, replacement), one after the other on each command: the same chain of commands at a size of seconds
@@ -58,6 +67,18 @@ SUBSTITUTIONS = {
         ("max_steps=200", "max_steps=10"),
         ("data.slots=32", "data.slots=4"),
         (r"xlm-\*\.out", '"$FAKE_SLURM"/xlm-*.out'),
+    ],
+    "translation": [
+        ("n_codes=2000", "n_codes=300 holdout.sentences=40"),
+        ("(?<=out=paired)", " holdout.sentences=40"),
+        ("experiment=demo", "experiment=smoke"),
+        (
+            r"(?<=xlm-train) experiment=(umt|mt)_\w+",
+            r" experiment=smoke objective=\1 data.tokens_per_slot=300 data.max_len=60 callbacks.validation.monitor=val/bleu_de-en",
+        ),
+        ("smoke objective=umt(.*) objective=mt", r"smoke objective=mt\1"),
+        ("trainer.max_steps=625200", "run_name=real trainer.max_steps=4"),
+        (r"(?<=objective=mt)(.*) (?=data.path=paired init_encoder\S+ init_decoder\S+$)", r"\1 run_name=supervised "),
     ],
 }
 
@@ -245,6 +266,22 @@ def test_a_researcher(shared: Path, tmp_path: Path, follow: Callable[..., str]) 
     assert (tmp_path / "plans/paper/plan.md").is_file()
     assert (tmp_path / "original/checkpoint.pth").is_file()
     assert "cc-by-nc-4.0" in (tmp_path / "xlm-clm-ende-1024/README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_translator(shared: Path, tmp_path: Path, follow: Callable[..., str]) -> None:
+    for language, path in text_files(shared, tmp_path, 500).items():
+        path.rename(tmp_path / {"de": "german.txt", "en": "english.txt"}[language])
+        lines = read_lines(shared / f"corpora/sutta.parvalid.{language}.gz")
+        for split, part in (("train", lines[:150]), ("valid", lines[150:170]), ("test", lines[170:190])):
+            (tmp_path / f"{split}.{language}").write_text("".join(f"{line}\n" for line in part), encoding="utf-8")
+    output = follow("translation")
+    assert "encoder: runs/mlm: 30 tensors loaded" in output
+    assert "decoder: runs/mlm: 30 tensors loaded; random: blocks.0.source_attention.q.weight" in output
+    assert "val/bleu_de-en" in (tmp_path / "runs/umt/metrics.jsonl").read_text()
+    assert status_of(tmp_path / "runs/umt")["status"] == status_of(tmp_path / "runs/mt")["status"] == "finished"
+    assert "constant" in output
+    assert (tmp_path / "exported/checkpoint.pth").is_file()
 
 
 @pytest.mark.slow

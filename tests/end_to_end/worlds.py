@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -37,10 +38,14 @@ SERVER.set_forkserver_preload(
 
 @dataclass(frozen=True)
 class Death:
-    """SIGKILL of the process that has this slot of this step, in the moment in which it begins it."""
+    """SIGKILL of the process that has this slot of this step, in the moment in which it begins it.
+
+    decoded: or after so many words of each translation that the slot makes.
+    """
 
     step: int
     slot: int
+    decoded: int = 0
 
 
 @dataclass(frozen=True)
@@ -144,8 +149,8 @@ def _watch(rank: int, record: Path, death: Death | None) -> None:
             module, step, slots = under_way
             slot = slots.pop(0)
             assert slot.inputs is inputs
-            if death == Death(step, slot.number):
-                os.kill(os.getpid(), signal.SIGKILL)
+            if death is not None and (death.step, death.slot) == (step, slot.number):
+                _die(model, death.decoded)
             tokens = hashlib.sha256(_content(inputs)).hexdigest()
             entry = SlotTrained(step, slot.number, rank, tokens, _buckets(module.trainer.model))
             with open(record, "a") as file:
@@ -153,6 +158,20 @@ def _watch(rank: int, record: Path, death: Death | None) -> None:
         return loss(model, inputs)
 
     LanguageModel.training_step = watched_step  # type: ignore[method-assign]
+
+
+def _die(model: Any, decoded: int) -> None:
+    """SIGKILL now, or when the decoder has been called so often."""
+    calls = itertools.count(1)
+
+    def dies(*_: Any) -> None:
+        if next(calls) > decoded:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if decoded:
+        model.decoder.register_forward_pre_hook(dies)
+    else:
+        dies()
 
 
 def _content(batch: Any) -> bytes:

@@ -43,7 +43,7 @@ def test_a_header_says_how_it_is_called(script: Path) -> None:
     ("script", "sizes", "status"),
     [
         ("one_node.sh", {"DEVICES": "2"}, 75),
-        ("several_nodes.sh", {"NODES": "1", "DEVICES": "2", "HOST": "localhost", "PORT": "0"}, 0),
+        ("several_nodes.sh", {"NODES": "1", "DEVICES": "2", "HOST": "localhost", "PORT": "0"}, 75),
     ],
 )
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])

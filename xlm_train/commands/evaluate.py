@@ -1,4 +1,4 @@
-"""`xlm-eval`: perplexity and accuracy of a checkpoint on a corpus, or sentence by sentence on raw text."""
+"""`xlm-eval`: a checkpoint's perplexity and accuracy, or its translations' BLEU, on a corpus or on raw text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 
 from xlm_train.config.command import command
 from xlm_train.config.schema import Count, at_least, one_of, out_problems, read_config
-from xlm_train.evaluation.corpus import evaluate, score_text, table
+from xlm_train.evaluation.corpus import default_out, evaluate, score_text, table
 from xlm_train.runtime.errors import ConfigError
 from xlm_train.runtime.files import write_json
 
@@ -33,6 +33,8 @@ class EvalConfig:
     text: dict[str, str]
     bptt: int | None
     batch_tokens: Count
+    beam: Count
+    length_penalty: float
     out: str | None
     device: str
     threads: Annotated[int | None, at_least(1)]
@@ -56,9 +58,9 @@ class EvalConfig:
 
 @command(
     "eval",
-    "Perplexity and accuracy of a checkpoint, as the original computes them, on a binarised corpus or on raw text.",
+    "Perplexity and accuracy of a checkpoint, and BLEU of a translation model's, as the original computes them.",
     [
-        "xlm-eval checkpoint=FILE data.path=CORPUS split=test",
+        "xlm-eval checkpoint=FILE data.path=CORPUS split=test    # of a translation model also beam=4",
         "xlm-eval checkpoint=FILE data.path=CORPUS split=valid baselines=true out=result.json",
         "xlm-eval checkpoint=FILE text.en=FILE.txt text.de=FILE.gz out=scores.json",
     ],
@@ -66,31 +68,31 @@ class EvalConfig:
 )
 def main(settings: EvalConfig) -> int:
     """Score, print and write. Returns the exit status."""
-    import torch
-
     from xlm_train.data.corpus import Corpus
-    from xlm_train.model.pretrained import open_checkpoint
-    from xlm_train.runtime.device import disable_malloc_trim
+    from xlm_train.evaluation import translation
+    from xlm_train.model.translator import Translator, open_either
+    from xlm_train.runtime.device import use_cpu
 
-    disable_malloc_trim()
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    trained = open_checkpoint(settings.checkpoint, settings.device, settings.bptt)
-    name = settings.split if settings.data.path is not None else "text"
+    use_cpu(settings.threads)
+    opened = open_either(settings.checkpoint, settings.device, settings.bptt)
     corpus = None if settings.data.path is None else Corpus(settings.data.path)
-    if corpus is not None and corpus.lineage != trained.lineage.get("corpus"):
-        name = f"{corpus.path.resolve().name}.{name}"  # beside the scores on its own corpus, not over them
-    out = trained.path.with_suffix(f".{name}.json") if settings.out is None else Path(settings.out)
+    out = default_out(opened, corpus, settings.split) if settings.out is None else Path(settings.out)
     if problems := out_problems(str(out)):
         raise ConfigError([f"{problem}; out=FILE says where else" for problem in problems])
-    if corpus is not None:
-        result = evaluate(trained, corpus, settings.split, settings.baselines, settings.batch_tokens, progress=True)
+    if isinstance(opened, Translator):
+        text, search = corpus or settings.text, (settings.beam, settings.length_penalty)
+        result = translation.evaluate(opened, text, settings.split, out, *search, progress=True)
+    elif settings.beam > 1:
+        raise ConfigError(f"beam={settings.beam}: {opened.path} is a language model: nothing is translated")
+    elif corpus is not None:
+        result = evaluate(opened, corpus, settings.split, settings.baselines, settings.batch_tokens, progress=True)
     else:
-        result = score_text(trained, settings.text, out, settings.batch_tokens, progress=True)
-    print(table(result), flush=True)
+        result = score_text(opened, settings.text, out, settings.batch_tokens, progress=True)
+    print(translation.table(result) if "directions" in result else table(result), flush=True)
     write_json(out, result)
     files = ", ".join(map(str, [out, *result.get("files", {}).values()]))
-    print(f"{result['tokens_per_second']:,.0f} tokens/s; written to {files}", file=sys.stderr)
+    (speed,) = (key for key in result if key.endswith("_per_second"))
+    print(f"{result[speed]:,.0f} {speed.removesuffix('_per_second')}/s; written to {files}", file=sys.stderr)
     return 0
 
 

@@ -144,6 +144,22 @@ def objective_problems(entry: Mapping[str, Any], key: str = "objective") -> list
     return problems
 
 
+def parts_of(objective: Mapping[str, Any]) -> dict[str, tuple[Any, Mapping[str, Any]]]:
+    """The class and the settings of each part of an objective, of a single one of itself; None where no class is named.
+
+    Raises:
+        ImportError, AttributeError, ValueError: A class is not there.
+    """
+    parts = (objective.get("parts") or {"": objective}).items()
+    paths = {name: part.get("_target_") for name, part in parts}
+    return {name: (paths[name] and pkgutil.resolve_name(paths[name]), part) for name, part in parts}
+
+
+def translates(objective: Mapping[str, Any]) -> bool:
+    """Whether an objective trains a model of an encoder and a decoder."""
+    return any(getattr(kind, "evaluation", "") == "translation" for kind, _ in parts_of(objective).values())
+
+
 def reading_problems(entry: Mapping[str, Any], text: TrainingText) -> tuple[Objective | None, list[str]]:
     """Tell whether an objective can be made and finds its text in the corpus; nothing is read.
 

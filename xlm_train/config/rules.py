@@ -77,6 +77,11 @@ def _one_process(devices: int, nodes: int, compression: str | None, sharding: st
             yield f"trainer.{key}={value}: there is one process: nothing is exchanged or divided"
 
 
+def _either(compression: str | None, sharding: str | None) -> Iterator[str]:
+    if compression is not None and sharding == "fsdp":
+        yield f"trainer.gradient_compression={compression}: not with trainer.sharding=fsdp, which exchanges gradients itself"
+
+
 def _compression(compression: str | None, precision: str) -> Iterator[str]:
     if compression == "fp16" and precision != "16-mixed":
         yield (
@@ -137,6 +142,7 @@ RULES = [
     Rule(("init_from", "init_encoder", "init_decoder"), _sides),
     Rule(("trainer.devices", "trainer.nodes", "data.slots"), _processes),
     Rule(("trainer.devices", "trainer.nodes", "trainer.gradient_compression", "trainer.sharding"), _one_process),
+    Rule(("trainer.gradient_compression", "trainer.sharding"), _either),
     Rule(("trainer.gradient_compression", "trainer.precision"), _compression),
     Rule(("trainer.gradient_compression", "trainer.precision", "trainer.accelerator", "callbacks"), _powersgd),
     Rule(("trainer.accelerator", "trainer.devices"), _devices),

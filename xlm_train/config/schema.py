@@ -298,6 +298,8 @@ def fits(value: Any, wanted: Any) -> bool:
 
 def words_of(wanted: Any) -> str:
     """Say what a type is to a user: `a whole number or null`."""
+    if isinstance(wanted, types.UnionType):
+        return " or ".join(map(words_of, typing.get_args(wanted)))
     if typing.get_origin(wanted) in (dict, Mapping):
         return "a mapping of names to numbers" if typing.get_args(wanted)[1:] == (float,) else "a mapping"
     if typing.get_origin(wanted) is list and typing.get_args(wanted) == (int,):
@@ -313,5 +315,4 @@ def words_of(wanted: Any) -> str:
         Sequence: "a list, as [a,b]",
         type(None): "null",
     }
-    options = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
-    return " or ".join(names.get(typing.get_origin(option) or option, "a mapping") for option in options)
+    return names.get(typing.get_origin(wanted) or wanted, "a mapping")

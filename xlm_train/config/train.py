@@ -18,6 +18,7 @@ from xlm_train.config.parts import (
     logger_problems,
     objective_problems,
     optimizer_problems,
+    parts_of,
     reading_problems,
     with_shipped_callbacks,
 )
@@ -38,12 +39,6 @@ if TYPE_CHECKING:
 
     from xlm_train.data.corpus import Corpus
     from xlm_train.data.training_text import TrainingText
-
-
-# Objectives that read batches of sentences; others read windows.
-OF_SENTENCES = tuple(
-    f"xlm_train.objectives.{name}." for name in ("tlm", "translation", "denoising", "back_translation")
-)
 
 
 def _share(value: float) -> str | None:
@@ -240,11 +235,15 @@ def window_tokens(config: Mapping[str, Any]) -> int | None:
         config: Of any version, or as much of it as an imported checkpoint has.
 
     Returns:
-        The tokens; None where the config does not tell: batches of sentences differ, and their mean is the corpus's.
+        The tokens; None where the config does not tell: batches of sentences differ, and their mean is the corpus's, as
+        do objectives that are not installed here.
     """
-    data, objective = config.get("data") or {}, config.get("objective") or {}
-    parts = (objective.get("parts") or {"": objective}).values()
-    if any(str(part.get("_target_")).startswith(OF_SENTENCES) for part in parts):
+    data = config.get("data") or {}
+    try:
+        kinds = [kind for kind, _ in parts_of(config.get("objective") or {}).values()]
+    except (ImportError, AttributeError, ValueError):
+        return None
+    if any(getattr(kind, "reads", "windows") != "windows" for kind in kinds):
         return None
     sizes = [size for key in ("slots", "slot_streams", "bptt") if isinstance(size := data.get(key), int)]
     return math.prod(sizes) if len(sizes) == 3 else None
@@ -268,22 +267,30 @@ def _corpus_problems(values: dict[str, Any], readable: bool) -> list[str]:
         corpus = Corpus(path)
     except UserError as error:
         return error.problems
-    if not readable:
-        return []
+    from xlm_train.data.training_text import TrainingText
     from xlm_train.training.callbacks.validation import metrics_of
 
-    config = _build(values)
-    text = config.data.text(corpus, config.seed, config.model.max_positions, float16=False)
-    objective, problems = reading_problems(config.objective, text)
+    text = TrainingText(corpus)  # the metrics' names do not depend on what else is wrong
+    if readable:
+        config = _build(values)
+        text = config.data.text(corpus, config.seed, config.model.max_positions, float16=False)
+    objective, problems = reading_problems(_section(values, "objective"), text)
     if objective is None:
-        return problems
+        return problems if readable else []
     if objective.evaluation != "translation":
-        one_sided = [key for key in ("init_encoder", "init_decoder") if key in config.given_weights]
-        one_sided += ["model.share"] if config.model.share != "none" else []
-        problems += [f"{key}: only a translation model has two sides, as under objective=umt" for key in one_sided]
-    monitor = (config.callbacks.get("validation") or {}).get("monitor")
-    names = metrics_of(corpus, objective)
-    if monitor is not None and names and monitor not in names:
+        given = {key: values.get(key) for key in ("init_encoder", "init_decoder")}
+        given["model.share"] = None if (share := _section(values, "model").get("share")) == "none" else share
+        problems += [
+            f"{key}={value}: only a translation model has two sides, as under objective=umt"
+            for key, value in given.items()
+            if value is not None
+        ]
+    monitor = (_entries(values, "callbacks").get("validation") or {}).get("monitor")
+    try:
+        names = metrics_of(corpus, objective) if monitor is not None else []
+    except ConfigError as error:
+        return [*problems, *error.problems]
+    if names and monitor not in names:
         problems.append(f"callbacks.validation.monitor={monitor}: must be one of {', '.join(names)}")
     return problems
 
@@ -329,10 +336,14 @@ def _checked(config: DictConfig, tell: bool = False) -> tuple[dict[str, Any], li
 
 def _entries(config: Mapping[str, Any], section: str) -> dict[str, Any]:
     """The entries of a section that are mappings or null; the others have been told."""
-    found = config.get(section)
-    if not isinstance(found, dict):
-        return {}
+    found = _section(config, section)
     return {name: entry for name, entry in found.items() if entry is None or isinstance(entry, dict)}
+
+
+def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A section; empty where it is no mapping, which has been told."""
+    found = config.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _model_problems(section: Any, good: dict[str, Any]) -> list[str]:

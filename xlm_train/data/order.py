@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xlm_train.data.permutation import permute
-from xlm_train.data.turns import Turns, Weight
+from xlm_train.data.turns import UNWEIGHTED, Turns, Weight
 from xlm_train.runtime.console import counted
 from xlm_train.runtime.errors import ConfigError
 
@@ -86,7 +86,7 @@ class Stream:
     tokens_per_slot: float
     share: Fraction
     padding: float = 0.0
-    weight: Weight = Weight()
+    weight: Weight = UNWEIGHTED
     turn: str | None = None
 
 
@@ -120,12 +120,14 @@ class Order:
         seed: Of the order.
 
     Raises:
-        ConfigError: A stream has no unit or the name of another one, a step no slot, or some streams take turns and
-            others do not.
+        ConfigError: There is no stream; one has no unit or the name of another one; a step has no slot; or some
+            streams take turns and others do not.
     """
 
     def __init__(self, streams: Sequence[Stream], slots: int, seed: int) -> None:
         problems = [f"{s.name}: the training corpus has nothing to read" for s in streams if s.n_units < 1]
+        if not streams:
+            problems.append("objective: it reads nothing: leave its lists of languages, pairs or directions at null")
         if slots < 1 or any(s.units_per_slot < 1 for s in streams):
             problems.append(f"data.slots={slots} and data.slot_streams must be at least 1")
         if len({s.name for s in streams}) < len(streams):

@@ -62,6 +62,9 @@ class Weight:
         return self.points[-1][1]
 
 
+UNWEIGHTED = Weight()
+
+
 @dataclass(frozen=True)
 class Segment:
     """Iterations in which the same streams have a weight above 0.
@@ -100,15 +103,19 @@ class Turns:
         self._drawn: tuple[int, Sequence[str]] = (-1, ())  # the last iteration's order
         self.segments: list[Segment] = []
         step, before = 0, dict.fromkeys(self.weights, 0)
+        idle_from: int | None = None
         for start, end in zip(bounds, [*bounds[1:], None], strict=True):
             active = tuple(name for name, weight in self.weights.items() if weight.at(start) > 0)
-            if end is None and not active:
-                raise ConfigError(f"weights: all are 0 from iteration {start:,} on: nothing is left to learn from")
+            idle_from = None if active else idle_from if idle_from is not None else start
             if active:
                 self.segments.append(Segment(start, step, active, before))
             if end is not None:
                 step += (end - start) * len(active)
                 before = {name: count + (end - start) * (name in active) for name, count in before.items()}
+        if idle_from is not None:
+            raise ConfigError(
+                f"objective.weights: all are 0 from iteration {idle_from:,} on: nothing is left to learn from"
+            )
 
     def _segment(self, step: int) -> Segment:
         return next(segment for segment in reversed(self.segments) if segment.step <= step)

@@ -43,10 +43,10 @@ class WordNoise:
     def __post_init__(self) -> None:
         problems = []
         if self.shuffle != 0 and self.shuffle <= 1:
-            problems.append(f"objective.noise.shuffle={self.shuffle}: must be 0 (off) or above 1: below, no word moves")
+            problems.append(f"noise.shuffle={self.shuffle}: must be 0 (off) or above 1: below, no word moves")
         for name in ("drop", "blank"):
             if not 0 <= getattr(self, name) < 1:
-                problems.append(f"objective.noise.{name}={getattr(self, name)}: must be in [0, 1)")
+                problems.append(f"noise.{name}={getattr(self, name)}: must be in [0, 1)")
         if problems:
             raise ConfigError(problems)
 

@@ -3,4 +3,4 @@
 
 def higher_is_better(metric: str) -> bool:
     """Say whether the largest value of a validation's metric is the best one."""
-    return metric.startswith("val/acc")
+    return metric.startswith(("val/acc", "val/bleu", "val/chrf"))

@@ -82,7 +82,7 @@ def multi_bleu(hypotheses: str, references: str) -> float:
         return 0.0
     if not any(translated):
         return DEAD
-    metric = _sacrebleu().BLEU(tokenize="none", smooth_method="none", force=True)
+    metric = sacrebleu_metrics().BLEU(tokenize="none", smooth_method="none", force=True)
     return round(float(metric.corpus_score(translated, [wanted]).score), 2)
 
 
@@ -103,17 +103,23 @@ def detokenised_scores(hypotheses: Sequence[str], references: Sequence[str]) -> 
     """
     if len(hypotheses) != len(references) or not references:
         raise ConfigError(f"{len(hypotheses):,} translations cannot be scored against {len(references):,} references")
-    metrics = _sacrebleu()
+    metrics = sacrebleu_metrics()
     return TranslationScores(
         *(_score(metric, hypotheses, references) for metric in (metrics.BLEU(force=True), metrics.CHRF()))
     )
+
+
+def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """Score as `detokenised_scores` does, by chrF alone and without its interval."""
+    return float(sacrebleu_metrics().CHRF().corpus_score(list(hypotheses), [list(references)]).score)
 
 
 def _score(metric: Any, hypotheses: Sequence[str], references: Sequence[str]) -> Score:
     found = metric.corpus_score(list(hypotheses), [list(references)], n_bootstrap=BOOTSTRAP)
     signature = metric.get_signature().format()
     said = json.loads(found.format(signature=signature, is_json=True, width=6))
-    return Score(float(found.score), said["confidence_mean"], said["confidence_var"], signature)
+    # where every resample scores 0, sacrebleu leaves these out
+    return Score(float(found.score), said.get("confidence_mean", 0.0), said.get("confidence_var", 0.0), signature)
 
 
 def best_constant(references: Sequence[str]) -> str:
@@ -165,7 +171,35 @@ def baselines(sources: Sequence[str], references: Sequence[str]) -> dict[str, fl
     }
 
 
-def _sacrebleu() -> Any:
+def detokenised_baselines(sources: Sequence[str], references: Sequence[str]) -> dict[str, dict[str, float]]:
+    """BLEU and chrF, as `detokenised_scores`, of the same two systems.
+
+    Args:
+        sources: Running text.
+        references: Of the same sentences.
+
+    Returns:
+        `constant` and `copied` of each of `bleu` and `chrf`.
+    """
+    metrics = sacrebleu_metrics()
+    scorers = {"bleu": metrics.BLEU(force=True), "chrf": metrics.CHRF()}
+    words = {scorers["bleu"].tokenizer(line): line for line in references}
+    constant = words.get(best_constant(list(map(scorers["bleu"].tokenizer, references))), "")
+    systems = {"constant": [constant] * len(references), "copied": list(sources)}
+    return {
+        kind: {
+            name: float(scorer.corpus_score(lines, [list(references)]).score) for name, lines in systems.items()
+        }
+        for kind, scorer in scorers.items()
+    }  # fmt: skip
+
+
+def sacrebleu_metrics() -> Any:
+    """Import what counts.
+
+    Raises:
+        ConfigError: sacrebleu is not installed; names the extra.
+    """
     try:
         from sacrebleu import metrics
     except ImportError as error:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from xlm_train.data.corpus import Corpus, TokenStream
     from xlm_train.evaluation.perplexity import Score
     from xlm_train.model.pretrained import TrainedModel
+    from xlm_train.model.translator import Translator
 
 
 BASELINES = ("unigram_perplexity", "bigram_perplexity")
@@ -93,7 +94,7 @@ def evaluate(
         unigram, bigram = score(*estimate(stream, corpus.n_words), streams[lang], trained.bptt)
         measured[lang] |= {"unigram_perplexity": unigram, "bigram_perplexity": bigram}
     return {
-        **_origin(trained),
+        **origin(trained),
         "corpus": {"path": str(corpus.path), "lineage": corpus.lineage},
         "split": split,
         "evaluation": trained.evaluation,
@@ -138,7 +139,7 @@ def score_text(
         measured[lang] = _score_file(trained, lang, numbers[lang], file, written[lang], batch_tokens, progress)
     seconds = time.perf_counter() - start
     return {
-        **_origin(trained),
+        **origin(trained),
         "text": dict(files),
         "files": {lang: str(path) for lang, path in written.items()},
         "context": trained.context,
@@ -190,7 +191,7 @@ def mean(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     return {key: None if None in values else math.fsum(values) / len(values) for key, values in columns.items()}
 
 
-def check_match(trained: TrainedModel, corpus: Corpus) -> None:
+def check_match(trained: TrainedModel | Translator, corpus: Corpus) -> None:
     """Check that the corpus's ids mean the same words to the model, in languages that it knows.
 
     Words are compared, not counts: a model keeps the vocabulary it was trained with, other text gives other counts.
@@ -218,7 +219,16 @@ def check_match(trained: TrainedModel, corpus: Corpus) -> None:
         raise CorpusError(problems)
 
 
-def _origin(trained: TrainedModel) -> dict[str, Any]:
+def default_out(trained: TrainedModel | Translator, corpus: Corpus | None, split: str) -> Path:
+    """Name the file beside the checkpoint that holds its scores on a split, or on raw text where there is no corpus."""
+    name = "text" if corpus is None else split
+    if corpus is not None and corpus.lineage != trained.lineage.get("corpus"):
+        name = f"{corpus.path.resolve().name}.{name}"  # beside the scores on its own corpus, not over them
+    return trained.path.with_suffix(f".{name}.json")
+
+
+def origin(trained: TrainedModel | Translator) -> dict[str, Any]:
+    """Say what a result is of."""
     return {
         "checkpoint": {
             "path": str(trained.path),

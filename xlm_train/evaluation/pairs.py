@@ -73,8 +73,12 @@ def batches_of(pairs: JoinedPairs, longest: int, batch_pairs: int = BATCH_PAIRS)
     Returns:
         Of each batch the numbers of its pairs.
     """
-    numbers = np.arange(pairs.n)
-    sides = pairs.lengths(numbers)
-    fitting = numbers[sides.max(axis=1) <= longest]
-    fitting = fitting[np.argsort(sides.sum(axis=1)[fitting], kind="stable")]
-    return np.array_split(fitting, -(-len(fitting) // batch_pairs)) if len(fitting) else []
+    sides = pairs.lengths(np.arange(pairs.n))
+    return by_length(sides, sides.max(axis=1) <= longest, batch_pairs)
+
+
+def by_length(lengths_N2: NDArray[np.int64], fitting_N: NDArray[np.bool_], size: int) -> Sequence[NDArray[np.int64]]:
+    """Cut those of N pairs that fit into batches of `size` at most, by the sum of the lengths of their sides."""
+    fitting = np.flatnonzero(fitting_N)
+    fitting = fitting[np.argsort(lengths_N2[fitting].sum(axis=1), kind="stable")]
+    return np.array_split(fitting, -(-len(fitting) // size)) if len(fitting) else []

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from xlm_train.data.corpus import TokenStream
 from xlm_train.data.masking import evaluation_masks
@@ -115,7 +115,7 @@ def score_windows(
             targets = tokens_BT[:, 1:].reshape(-1)
             # the last position predicts nothing here, and no other sees it
             hidden = model(tokens_BT[:, :-1], langs=language).flatten(0, 1)
-            losses, correct = _predict(model, hidden, targets)
+            losses, correct = predict(model, hidden, targets)
             sums[:2] += torch.stack([losses.double().sum(), correct.sum().double()])
             tell(len(numbers))
     sums[2] = len(windows) * (bptt - 1)
@@ -181,7 +181,7 @@ def masked_sums(
     positions_BT = None if positions_BT is None else positions_BT.to(device)
     seen_BT = tokens_BT.masked_fill(chosen_BT, MASK).to(device)
     hidden = model(seen_BT, langs, lengths_B, causal=False, positions_BT=positions_BT).flatten(0, 1)
-    losses, correct = _predict(model, hidden.index_select(0, chosen), targets)
+    losses, correct = predict(model, hidden.index_select(0, chosen), targets)
     return torch.stack([losses.double().sum(), correct.sum().double(), losses.new_tensor(len(losses)).double()])
 
 
@@ -232,14 +232,14 @@ def score_sentences(
             # padding stands on the right, where a causal model does not see it
             hidden = model(torch.from_numpy(inputs).to(device), langs=language)
             keep = torch.from_numpy(counted).to(device)
-            losses, correct = _predict(model, hidden[keep], torch.from_numpy(targets).to(device)[keep])
+            losses, correct = predict(model, hidden[keep], torch.from_numpy(targets).to(device)[keep])
             rows = np.repeat([piece[0] for piece in batch], counted.sum(axis=1))
             np.add.at(sums, rows, np.stack([losses.double().cpu().numpy(), correct.cpu().numpy()], axis=1))
     return [Score(float(loss), int(correct), len(ids)) for (loss, correct), ids in zip(sums, sentences, strict=True)]
 
 
-def _predict(model: XLM, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy in nats (N,) and whether the most likely word is the target (N,), a chunk of logits at a time."""
+def predict(model: XLM, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute cross-entropy in nats (N,) and whether the most likely word is the target (N,), a chunk of logits at a time."""
     chunk = max(1, READOUT_ELEMENTS // model.shape.n_rows)
     losses, correct = [], []
     for hidden, target in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True):
@@ -274,7 +274,7 @@ def _batches(
 
 
 @contextlib.contextmanager
-def without_dropout(model: XLM) -> Iterator[None]:
+def without_dropout(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode, and afterwards back into the mode in which it was."""
     was_training = model.training
     model.eval()

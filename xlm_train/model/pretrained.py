@@ -134,6 +134,11 @@ def open_checkpoint(path: str | Path, device: str = "auto", bptt: int | None = N
     content = checkpoint_file.load(path := local_checkpoint(path))
     if is_seq2seq(content["model"]):
         raise ConfigError(f"{path}: is a translation model, where a language model is needed")
+    return trained_model(Path(path), content, place, bptt)
+
+
+def trained_model(path: Path, content: dict[str, Any], device: torch.device, bptt: int | None) -> TrainedModel:
+    """Make what `open_checkpoint` returns of a checkpoint's content; arguments and errors as there."""
     with torch.device("meta"):  # no random weights drawn only to be replaced
         model = XLM(ModelShape(**content["shape"]))
     model.load_state_dict(content["model"], assign=True)
@@ -143,14 +148,14 @@ def open_checkpoint(path: str | Path, device: str = "auto", bptt: int | None = N
     elif not 2 <= bptt <= longest:
         raise ConfigError(f"bptt={bptt}: must be from 2 to {longest}, the model's positions")
     return TrainedModel(
-        path=Path(path),
+        path=path,
         sha256=content["sha256"],
         step=content["progress"]["step"],
         lineage=content["lineage"],
-        model=model.eval().to(place),
+        model=model.eval().to(device),
         text=TextReader(content["text"], name=str(path)),
         bptt=bptt,
-        device=place,
+        device=device,
         evaluation=content.get("evaluation", "causal"),
         objective=str((content["config"].get("objective") or {}).get("_target_", "")).rpartition(".")[2],
     )

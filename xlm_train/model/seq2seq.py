@@ -49,6 +49,7 @@ class Seq2Seq(nn.Module):
             raise ConfigError(f"model.share={share}: must be one of {', '.join(SHARE)}")
         self.shape = shape
         self.share = share
+        self.recompute = recompute
         self.encoder = XLM(shape, recompute, ops)
         self.decoder = XLM(shape, recompute, ops, reads_source=True)
         if share == "embeddings":

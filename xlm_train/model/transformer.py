@@ -363,7 +363,16 @@ def initialise(model: XLM) -> None:
             module.reset_parameters()
 
 
-def count_parameters(model: XLM) -> int:
-    """Trainable and fixed parameters, tied weights once, without the vocabulary's padding rows."""
-    padding = (model.shape.n_rows - model.shape.n_words) * (model.shape.dim + 1)
-    return sum(parameter.numel() for parameter in model.parameters()) - padding
+def count_parameters(model: nn.Module) -> int:
+    """Trainable and fixed parameters, tied and shared weights once, without the vocabularies' padding rows.
+
+    Args:
+        model: An `XLM`, or one made of several.
+    """
+    parts = [part for part in model.modules() if isinstance(part, XLM)]
+    padding = {
+        weight: part.shape.n_rows - part.shape.n_words
+        for part in parts
+        for weight in (part.embeddings.weight, part.output_bias)
+    }
+    return sum(p.numel() - padding.get(p, 0) * p[0].numel() for p in model.parameters())

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from xlm_train.model.decoding import Sampling
+from xlm_train.model.pretrained import TrainedModel, trained_model
 from xlm_train.model.seq2seq import Seq2Seq, is_seq2seq
 from xlm_train.model.shape import ModelShape
 from xlm_train.model.translation import Beam, translate
@@ -132,15 +133,40 @@ def open_translator(path: str | Path, device: str = "auto") -> Translator:
     content = checkpoint_file.load(path := local_checkpoint(path))
     if not is_seq2seq(content["model"]):
         raise ConfigError(f"{path}: is a language model, where a translation model is needed")
+    return _translator(Path(path), content, place)
+
+
+def open_either(path: str | Path, device: str = "auto", bptt: int | None = None) -> TrainedModel | Translator:
+    """Read the checkpoint of a language model or of a translation model.
+
+    Args:
+        path: A file that xlm-train or xlm-import wrote.
+        device: auto, cpu or cuda; auto takes a GPU where there is one.
+        bptt: Window length in tokens; see `open_checkpoint`.
+
+    Raises:
+        UserError: The file is missing, damaged or no checkpoint, the device is not there, or the model does not read
+            windows of `bptt` tokens.
+    """
+    place = resolve_device(device)
+    content = checkpoint_file.load(path)
+    if not is_seq2seq(content["model"]):
+        return trained_model(Path(path), content, place, bptt)
+    if bptt is not None:
+        raise ConfigError(f"bptt={bptt}: {path} is a translation model, which reads sentences and no windows")
+    return _translator(Path(path), content, place)
+
+
+def _translator(path: Path, content: dict[str, Any], device: torch.device) -> Translator:
     with torch.device("meta"):  # no random weights drawn only to be replaced
         model = Seq2Seq(ModelShape(**content["shape"]))
     model.load_state_dict(content["model"], assign=True)
     return Translator(
-        path=Path(path),
+        path=path,
         sha256=content["sha256"],
         step=content["progress"]["step"],
         lineage=content["lineage"],
-        model=model.eval().to(place),
+        model=model.eval().to(device),
         text=TextReader(content["text"], name=str(path)),
-        device=place,
+        device=device,
     )

@@ -16,6 +16,7 @@ from xlm_train.model.seq2seq import Seq2Seq
 from xlm_train.model.translation import translate
 from xlm_train.objectives.sentences import MonolingualReader, known_languages
 from xlm_train.objectives.translation import TranslationBatch, translation_batch
+from xlm_train.runtime.device import Stopwatch
 from xlm_train.runtime.errors import ConfigError
 from xlm_train.text.vocabulary import EOS
 
@@ -43,12 +44,17 @@ class Sentences:
         return self
 
 
+def longest_translation(sentence: int, max_positions: int) -> int:
+    """The most tokens of a translation of a sentence of so many, both eos counted: int(1.3 n + 5), as the original's."""
+    return min(int(1.3 * sentence + 5), max_positions)
+
+
 def back_translated(model: Seq2Seq, batch: Sentences) -> TranslationBatch:
     """Make the pairs of a batch: its greedy translations by the present weights, and the sentences themselves.
 
-    The translations have at most int(1.3 x longest sentence + 5) words, both eos counted, as the original's.
+    No translation is longer than `longest_translation` of the longest sentence.
     """
-    limit = min(int(1.3 * max(map(len, batch.sentences)) + 5), model.shape.max_positions)
+    limit = longest_translation(max(map(len, batch.sentences)), model.shape.max_positions)
     made = translate(model, batch.sentences, batch.language, batch.through, limit)
     return translation_batch(made, batch.through, batch.sentences, batch.language)
 
@@ -68,17 +74,20 @@ class BackTranslation(MonolingualReader):
         ConfigError: with every value that cannot work.
     """
 
+    decodes = True
+
     def __init__(self, text: TrainingText, directions: Sequence[str] | None = None) -> None:
         if directions is None:
             directions = [f"{code}-{other}-{code}" for code, other in permutations(text.languages, 2)]
         self._codes: dict[str, tuple[str, str]] = {}
         for name in directions:
-            first, through, last = known_languages(text, name, 3)
+            first, through, last = known_languages(text, "directions", name, 3)
             if first != last or first == through:
                 raise ConfigError(
-                    f"objective: {name} does not come back to where it began: write {first}-OTHER-{first}"
+                    f"directions: {name} does not come back to where it began: write {first}-OTHER-{first}"
                 )
             self._codes[f"bt-{name}"] = (first, through)
+        self.decoding = Stopwatch()
         super().__init__(text, {stream: first for stream, (first, _) in self._codes.items()})
 
     @property
@@ -93,8 +102,11 @@ class BackTranslation(MonolingualReader):
 
     def loss(self, model: Seq2Seq, batch: Sentences) -> Tensor:
         """Translate the sentences, then compute the mean cross-entropy of their own words, in nats."""
-        made = back_translated(model, batch).to(model.decoder.output_bias.device, non_blocking=True)
-        return made.loss(model)
+        device = model.decoder.output_bias.device
+        self.decoding.start(device)
+        made = back_translated(model, batch)
+        self.decoding.stop(device)
+        return made.to(device, non_blocking=True).loss(model)
 
     def empty_batch(self) -> Sentences:
         """Make one sentence of one word."""

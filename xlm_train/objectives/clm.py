@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,9 @@ from torch import Tensor
 from xlm_train.data.datamodule import TensorBatch
 from xlm_train.data.order import Slot, Stream
 from xlm_train.data.training_text import TrainingText
+from xlm_train.model.flops import Row
 from xlm_train.model.transformer import XLM
+from xlm_train.objectives.objective import row_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class CausalLM:
     """
 
     evaluation = "causal"
-    mask_share = None
+    reads = "windows"
 
     def __init__(self, text: TrainingText) -> None:
         self.text = text
@@ -49,6 +51,11 @@ class CausalLM:
     def streams(self) -> Sequence[Stream]:
         """The languages, in id order."""
         return self.text.language_streams()
+
+    @property
+    def rows(self) -> Mapping[str, Row]:
+        """A window of each language."""
+        return dict.fromkeys(self.text.languages, row_of(self, self.text.bptt))
 
     def batch(self, slot: Slot, generator: np.random.Generator) -> Windows:
         """Read the slot's windows. Nothing is drawn."""

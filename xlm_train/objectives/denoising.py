@@ -35,7 +35,7 @@ class Denoising(MonolingualReader):
     ) -> None:
         self.noise = WordNoise(**(noise or {}))
         codes = list(text.languages) if languages is None else languages
-        super().__init__(text, {f"ae-{code}": known_languages(text, code, 1)[0] for code in codes})
+        super().__init__(text, {f"ae-{code}": known_languages(text, "languages", code, 1)[0] for code in codes})
 
     def batch(self, slot: Slot, generator: np.random.Generator) -> TranslationBatch:
         """Read the slot's sentences and put noise into a copy, which becomes the source."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,9 @@ from xlm_train.data.masking import Masking
 from xlm_train.data.masking import replace as replace_words
 from xlm_train.data.order import Slot, Stream
 from xlm_train.data.training_text import TrainingText
+from xlm_train.model.flops import Row
 from xlm_train.model.transformer import XLM
+from xlm_train.objectives.objective import row_of
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class MaskedLM:
     """
 
     evaluation = "masked"
+    reads = "windows"
 
     def __init__(
         self,
@@ -67,14 +70,14 @@ class MaskedLM:
         self.masking = masking_of(text, mask_share, sample_alpha, replacements)
 
     @property
-    def mask_share(self) -> float:
-        """Share of the positions that are predicted."""
-        return self.masking.share
-
-    @property
     def streams(self) -> Sequence[Stream]:
         """The languages, in id order."""
         return self.text.language_streams()
+
+    @property
+    def rows(self) -> Mapping[str, Row]:
+        """A window of each language."""
+        return dict.fromkeys(self.text.languages, row_of(self, self.text.bptt, self.masking.share))
 
     def batch(self, slot: Slot, generator: np.random.Generator) -> MaskedBatch:
         """Read the slot's windows and hide words in them."""

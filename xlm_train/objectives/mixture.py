@@ -16,7 +16,8 @@ from torch import Tensor
 from xlm_train.data.datamodule import Batch
 from xlm_train.data.order import Slot, Stream
 from xlm_train.data.training_text import TrainingText
-from xlm_train.data.turns import Weight
+from xlm_train.data.turns import UNWEIGHTED, Weight
+from xlm_train.model.flops import Row
 from xlm_train.model.transformer import XLM
 from xlm_train.objectives.objective import Objective
 from xlm_train.runtime.errors import ConfigError
@@ -72,7 +73,9 @@ class Mixture:
         if order not in ORDERS:
             problems.append(f"order={order}: must be one of {', '.join(ORDERS)}")
         if self.in_turns and shares:
-            problems.append("shares: objectives that take turns have no shares: set objective.order=quota, or leave them out")
+            problems.append(
+                "shares: objectives that take turns have no shares: set objective.order=quota, or leave them out"
+            )
         if not self.in_turns and (not parts or parts.keys() != shares.keys()):
             problems.append(f"shares has {', '.join(shares) or 'none'}: one is needed for each of {', '.join(parts)}")
         problems += [
@@ -101,13 +104,9 @@ class Mixture:
         return next(iter(self.parts.values())).evaluation
 
     @property
-    def mask_share(self) -> float | None:
-        """The mean over the slots of all parts."""
-        found = {name: part.mask_share for name, part in self.parts.items()}
-        masked = {name: share for name, share in found.items() if share is not None}
-        shares = dict.fromkeys(masked, 1.0) if self.in_turns else self.shares
-        weight = sum(shares[name] for name in masked)
-        return sum(shares[name] * share for name, share in masked.items()) / weight if masked else None
+    def rows(self) -> Mapping[str, Row]:
+        """Those of all parts."""
+        return {stream: row for part in self.parts.values() for stream, row in part.rows.items()}
 
     @property
     def directions(self) -> Sequence[tuple[str, str]]:
@@ -153,8 +152,10 @@ def _weights(
     given: Mapping[str, float | str], parts: Mapping[str, Any], in_turns: bool
 ) -> tuple[dict[str, Weight], list[str]]:
     """The weight of each part, and what is wrong with those given."""
-    problems = [f"weights.{name}: there is no such part among {', '.join(parts)}" for name in given if name not in parts]
-    weights = dict.fromkeys(parts, Weight())
+    problems = [
+        f"weights.{name}: there is no such part among {', '.join(parts)}" for name in given if name not in parts
+    ]
+    weights = dict.fromkeys(parts, UNWEIGHTED)
     for name in given.keys() & parts.keys():
         try:
             weights[name] = Weight.parse(given[name])

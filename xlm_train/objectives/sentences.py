@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from xlm_train.data.order import Slot, Stream
 from xlm_train.data.sentences import SentenceBatches
 from xlm_train.data.training_text import TrainingText
+from xlm_train.model.flops import Row
+from xlm_train.objectives.objective import row_of
+from xlm_train.runtime.console import counted
 from xlm_train.runtime.errors import ConfigError
 from xlm_train.text.vocabulary import EOS
 
@@ -26,7 +29,7 @@ class SentenceReader:
     """
 
     evaluation = "translation"
-    mask_share = None
+    reads = "pairs"
 
     @property
     def directions(self) -> Sequence[tuple[str, str]]:
@@ -57,6 +60,17 @@ class SentenceReader:
             for name, batches in self.batches.items()
         ]
 
+    @property
+    def lengths(self) -> Mapping[str, float]:
+        """Stream -> mean tokens of a sentence with both eos, or of both sides of a pair."""
+        return {name: batches.n_tokens / batches.n_sentences for name, batches in self.batches.items()}
+
+    @property
+    def rows(self) -> Mapping[str, Row]:
+        """A sentence, or a pair, of each stream."""
+        sides = 2 if self.reads == "pairs" else 1
+        return {name: row_of(self, length / sides) for name, length in self.lengths.items()}
+
     def numbers(self, slot: Slot) -> NDArray[np.int64]:
         """List the numbers of the slot's sentences or pairs."""
         return self.batches[slot.stream].sentences(int(slot.units[0]), int(slot.passes[0]))
@@ -68,6 +82,8 @@ class MonolingualReader(SentenceReader):
     Raises:
         CorpusError: the corpus has no such text, or was prepared without an order by length.
     """
+
+    reads = "sentences"
 
     def __init__(self, text: TrainingText, names: Mapping[str, str]) -> None:
         super().__init__(text, names)
@@ -88,8 +104,14 @@ def with_eos(sentences: Sequence[NDArray[np.int64]]) -> list[list[int]]:
     return [[EOS, *sentence.tolist(), EOS] for sentence in sentences]
 
 
-def known_languages(text: TrainingText, name: str, count: int) -> tuple[str, ...]:
+def known_languages(text: TrainingText, setting: str, name: str, count: int) -> tuple[str, ...]:
     """Take a name such as "de-en" or "de-en-de" apart into languages of the corpus.
+
+    Args:
+        text: what is read.
+        setting: the objective's that has the name, for the error.
+        name: to be taken apart.
+        count: of its languages.
 
     Raises:
         ConfigError: It has not `count` of them, or the corpus lacks one; names the languages that it has.
@@ -99,7 +121,7 @@ def known_languages(text: TrainingText, name: str, count: int) -> tuple[str, ...
     if len(found) != 1:
         example = "-".join((*known, *known)[:count])
         raise ConfigError(
-            f"objective: {name} does not name {count} languages of the corpus, which has {', '.join(known)};"
+            f"{setting}: {name} does not name {counted(count, 'language')} of the corpus, which has {', '.join(known)};"
             f" write it as {example}"
         )
     return found[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from xlm_train.data.concatenation import JoinedPairs, rounded
 from xlm_train.data.order import Slot, Stream
 from xlm_train.data.training_text import TrainingText
+from xlm_train.model.flops import Row
 from xlm_train.objectives.masked import MaskedBatch, MaskedLM, masked
+from xlm_train.objectives.objective import row_of
 from xlm_train.objectives.sentences import SentenceReader
 
 
@@ -37,6 +39,8 @@ class TranslationLM(MaskedLM):
         CorpusError: the corpus has no such pairs; says how they are prepared.
     """
 
+    reads = "pairs"
+
     def __init__(
         self,
         text: TrainingText,
@@ -55,6 +59,12 @@ class TranslationLM(MaskedLM):
     def streams(self) -> Sequence[Stream]:
         """The pairs, all with the same share."""
         return self._reader.streams
+
+    @property
+    def rows(self) -> Mapping[str, Row]:
+        """A pair of each two languages."""
+        lengths = self._reader.lengths
+        return {name: row_of(self, length / 2, self.masking.share) for name, length in lengths.items()}
 
     def batch(self, slot: Slot, generator: np.random.Generator) -> MaskedBatch:
         """Read the slot's pairs and hide words in them."""

@@ -77,9 +77,15 @@ class Translation(SentenceReader):
 
     def __init__(self, text: TrainingText, directions: Sequence[str] | None = None) -> None:
         if directions is None:
-            names = [languages_of(name) or (name,) for name in text.corpus.pair_names("train")]
-            directions = ["-".join(codes[::step]) for codes in names for step in (1, -1)]
-        self._codes = {f"mt-{name}": known_languages(text, name, 2) for name in directions}
+            # where there are none, the error names what the corpus's own languages would be
+            pairs = text.corpus.pair_names("train") or ["-".join(sorted(text.languages)[:2])]
+            directions = [
+                "-".join(codes[::step])
+                for name in pairs
+                for codes in [languages_of(name) or (name,)]
+                for step in (1, -1)
+            ]
+        self._codes = {f"mt-{name}": known_languages(text, "directions", name, 2) for name in directions}
         names_of_pairs = {stream: "-".join(sorted(codes)) for stream, codes in self._codes.items()}
         super().__init__(text, names_of_pairs, side_by_side=True)
         self.pairs = {stream: text.corpus.pairs("train", name) for stream, name in names_of_pairs.items()}

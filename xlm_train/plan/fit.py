@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.plan.estimate import parameter_shapes
-from xlm_train.plan.memory import peak_memory, reads_pairs, setting_of
+from xlm_train.config.parts import translates
+from xlm_train.plan.memory import parameter_shapes, peak_memory, setting_of
+from xlm_train.plan.slots import largest_slot
 from xlm_train.runtime.console import compact, log
 from xlm_train.runtime.errors import OutOfMemory
 from xlm_train.runtime.memory import Memory, is_out_of_memory, memory_of
@@ -41,7 +42,7 @@ def compare(config: dict[str, Any], shape: ModelShape, memory: Memory, gpu: bool
 
     Args:
         config: The run's, resolved.
-        shape: The model's.
+        shape: The model's, or of each side of a translation model.
         memory: Of one GPU, or of the machine, which all processes on it share.
         gpu: Whether the devices are GPUs.
 
@@ -50,7 +51,8 @@ def compare(config: dict[str, Any], shape: ModelShape, memory: Memory, gpu: bool
     """
     settings = config["trainer"]
     processes = settings["devices"] * settings["nodes"]
-    count = sum(math.prod(size) for size in parameter_shapes(shape).values())
+    sizes = parameter_shapes(shape, translates(config["objective"]), config["model"].get("share", "none"))
+    count = sum(math.prod(size) for size in sizes.values())
     parts = peak_memory(shape, count, setting_of(config, processes, gpu))
     if settings["sharding"] is not None:
         parts["optimizer"] /= processes
@@ -100,18 +102,18 @@ def out_of_memory_named(config: dict[str, Any], run: RunContext) -> Iterator[Non
 
 def slot_text(config: dict[str, Any]) -> str:
     """Describe the shape of a slot, such as `slots of 8 streams x 256 tokens`."""
-    data = config["data"]
+    data, reads = config["data"], largest_slot(config).reads
     size = f"{data['slot_streams']} streams x {data['bptt']:,} tokens"
-    if reads_pairs(config):
-        size = f"{data['tokens_per_slot']:,} tokens in pairs"
+    if reads != "windows":
+        size = f"{data['tokens_per_slot']:,} tokens in {reads}"
     return f"slots of {size} in {config['trainer']['precision']}"
 
 
 def ways_out(config: dict[str, Any]) -> str:
     """Name three settings that take less memory, those that change the run least first."""
     data, ways = config["data"], []
-    streams, of_pairs = data["slot_streams"], reads_pairs(config)
-    if of_pairs:
+    streams, of_windows = data["slot_streams"], largest_slot(config).reads == "windows"
+    if not of_windows:
         ways.append(
             f"data.tokens_per_slot={data['tokens_per_slot'] // 2} data.slots={data['slots'] * 2} (as many tokens a step)"
         )
@@ -121,7 +123,7 @@ def ways_out(config: dict[str, Any]) -> str:
     if not config["model"]["recompute"]:
         ways.append("model.recompute=true (activations are computed twice)")
     ways.append(
-        f"data.max_len={max(1, data['max_len'] // 2)}" if of_pairs else f"data.bptt={max(2, data['bptt'] // 2)}"
+        f"data.bptt={max(2, data['bptt'] // 2)}" if of_windows else f"data.max_len={max(1, data['max_len'] // 2)}"
     )
     if config["trainer"]["precision"] == "32-true" and config["trainer"]["accelerator"] != "cpu":
         ways.append("trainer.precision=bf16-mixed")

@@ -11,10 +11,10 @@ tests/xlm_train/plan/test_plan.py.
 from __future__ import annotations
 
 import math
-import pkgutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from xlm_train.plan.slots import largest_slot
 
 if TYPE_CHECKING:
     from xlm_train.model.transformer import ModelShape
@@ -35,8 +35,8 @@ class Setting:
     """What decides about memory besides the model.
 
     Args:
-        streams: Of a slot.
-        positions: Of a stream that the model reads.
+        streams: Of a slot: its windows, or its sentences.
+        positions: Of a stream that the language model reads, or the decoder.
         precision: The config's `trainer.precision`.
         gpu: Whether the device is a GPU.
         recompute: Whether the blocks' activations are computed again in the backward pass.
@@ -45,6 +45,7 @@ class Setting:
         compression: Of gradients between processes, or None.
         slots: Of a step, on one process.
         mask_share: Share of the positions that a masked model predicts; None: a causal one predicts at each.
+        source: Positions of a stream that the encoder of a translation model reads; 0: there is none.
     """
 
     streams: int
@@ -57,6 +58,7 @@ class Setting:
     compression: str | None
     slots: int = 1
     mask_share: float | None = None
+    source: int = 0
 
     @property
     def accumulates(self) -> bool:
@@ -69,20 +71,65 @@ class Setting:
         return 4 if self.precision == "32-true" else 2
 
 
+def parameter_shapes(shape: ModelShape, translates: bool = False, share: str = "none") -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the model's parameters, without making them.
+
+    Args:
+        shape: Of the language model, or of each side of a translation model.
+        translates: Whether it is a translation model.
+        share: What its sides share.
+    """
+    import torch
+
+    from xlm_train.model.seq2seq import Seq2Seq
+    from xlm_train.model.transformer import XLM
+
+    with torch.device("meta"):
+        model = Seq2Seq(shape, share=share) if translates else XLM(shape)
+        return {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+
 def activation_bytes(shape: ModelShape, setting: Setting) -> int:
     """Bytes that the forward pass of one slot keeps for its backward pass, loss excluded."""
-    tokens = setting.streams * setting.positions
-    block = tokens * _block_bytes_per_token(shape, setting)
+    streams, positions, source = setting.streams, setting.positions, setting.source
+    if not source:
+        return _of_blocks(
+            shape, setting, streams * positions, _block(shape, setting, positions, setting.mask_share is None)
+        )
+    encoder = _of_blocks(shape, setting, streams * source, _block(shape, setting, source, causal=False))
+    attention = _source_attention(shape, setting) // positions
+    decoder = _of_blocks(
+        shape, setting, streams * positions, _block(shape, setting, positions, causal=True) + attention
+    )
+    # the encoder's states, in low precision once a layer, and the keys and values that each layer makes of them
+    states = 4 * shape.dim if setting.low == 4 else setting.low * shape.n_layers * shape.dim
+    return encoder + decoder + streams * source * (states + setting.low * shape.n_layers * 2 * shape.dim)
+
+
+def _of_blocks(shape: ModelShape, setting: Setting, tokens: int, block: int) -> int:
+    """What the embeddings and all blocks keep, where a block keeps so many bytes a token."""
     mask = shape.dim if shape.dropout else 0
     before = tokens * (8 + 4 * shape.dim + 8 + mask)  # ids; the first norm's input, mean and deviation; dropout
     if not setting.recompute:
-        return before + shape.n_layers * block
+        return before + shape.n_layers * tokens * block
     # every block's input, and one block computed again
-    return before + shape.n_layers * tokens * 4 * shape.dim + block
+    return before + shape.n_layers * tokens * 4 * shape.dim + tokens * block
 
 
-def _block_bytes_per_token(shape: ModelShape, setting: Setting) -> int:
-    """What one block keeps.
+def _source_attention(shape: ModelShape, setting: Setting) -> int:
+    """What a block's attention over the source keeps of one stream, besides the source's keys and values.
+
+    The inputs of its two products, its queries, the input of its norm.
+    """
+    D, low, positions, source = shape.dim, setting.low, setting.positions, setting.source
+    kept = positions * (3 * low * D + 4 * D + 8 + (D if shape.dropout else 0))
+    if shape.attention_dropout and not setting.gpu:  # PyTorch's own: weights, dropout's noise, and both multiplied
+        return kept + 3 * 4 * shape.n_heads * positions * source
+    return kept + positions * 4 * shape.n_heads + 4 * source  # one sum a query; which keys are padding
+
+
+def _block(shape: ModelShape, setting: Setting, positions: int, causal: bool) -> int:
+    """What one block keeps of a token.
 
     The inputs of three of its products (the fourth, GELU's output, is computed again), q, k and v, GELU's input, the
     inputs of its norms (float32).
@@ -96,7 +143,7 @@ def _block_bytes_per_token(shape: ModelShape, setting: Setting) -> int:
         return kept + 4 * shape.n_heads  # the fused kernel keeps one sum a query
     # ops/attention.py on a CPU: the weights a query has for the keys its block of queries meets, and their mask
     weight = 5 if shape.attention_dropout else 4
-    return kept + shape.n_heads * weight * _keys_met(setting.positions, setting.mask_share is None) // setting.positions
+    return kept + shape.n_heads * weight * _keys_met(positions, causal) // positions
 
 
 def _keys_met(positions: int, causal: bool) -> int:
@@ -152,7 +199,10 @@ def peak_memory(shape: ModelShape, parameters: int, setting: Setting) -> dict[st
         "loss and backward": float(vocabulary + max(loss_work, backward_work)),
     }
     if mixed:
-        parts["weights in low precision"] = float(low * shape.n_layers * (4 * D * D + 2 * D * shape.ffn_dim))
+        block = 4 * D * D + 2 * D * shape.ffn_dim
+        parts["weights in low precision"] = float(
+            low * shape.n_layers * (2 * block + 4 * D * D if setting.source else block)
+        )
     # Buckets are the gradients themselves (gradient_as_bucket_view); a compressed copy is not.
     if setting.processes > 1 and setting.compression == "fp16":
         parts["compressed gradients"] = 2.0 * parameters
@@ -186,18 +236,12 @@ def setting_of(config: dict[str, Any], processes: int, gpu: bool) -> Setting:
     Returns:
         The setting of the process with the most slots.
     """
-    mask_share, data = mask_share_of(config["objective"]), config["data"]
-    streams, positions = (
-        data["slot_streams"],
-        data["bptt"] - (mask_share is None),
-    )  # a window's last token is a target only
-    if reads_pairs(config):  # the longest, whose attention takes most
-        positions = min(2 * (data["max_len"] + 2), data["tokens_per_slot"])
-        streams = data["tokens_per_slot"] // positions
+    slot = largest_slot(config)
     return Setting(
-        streams=streams,
-        positions=positions,
-        mask_share=mask_share,
+        streams=max(1, int(slot.rows)),
+        positions=int(slot.row.positions),
+        mask_share=slot.row.mask_share,
+        source=int(slot.row.source),
         precision=config["trainer"]["precision"],
         gpu=gpu,
         recompute=config["model"]["recompute"],
@@ -206,20 +250,3 @@ def setting_of(config: dict[str, Any], processes: int, gpu: bool) -> Setting:
         compression=config["trainer"].get("gradient_compression"),
         slots=-(-config["data"]["slots"] // processes),
     )
-
-
-def reads_pairs(config: Mapping[str, Any]) -> bool:
-    """Whether a run's largest slots are of sentence pairs (data.tokens_per_slot), not of windows."""
-    from xlm_train.objectives.tlm import TranslationLM
-
-    data, objective = config["data"], config["objective"]
-    parts = (objective.get("parts") or {"": objective}).values()
-    made = [pkgutil.resolve_name(part["_target_"]) for part in parts]
-    of_pairs = [isinstance(kind, type) and issubclass(kind, TranslationLM) for kind in made]
-    return all(of_pairs) or (any(of_pairs) and data["tokens_per_slot"] > data["slot_streams"] * data["bptt"])
-
-
-def mask_share_of(objective: Mapping[str, Any]) -> float | None:
-    """The share of the positions that an objective predicts, by its config; a mixture's by its first masked part."""
-    parts = [objective, *(objective.get("parts") or {}).values()]
-    return next((part["mask_share"] for part in parts if "mask_share" in part), None)

@@ -35,18 +35,19 @@ def as_markdown(plan: dict[str, Any]) -> str:
 def _model(plan: dict[str, Any]) -> Table:
     model, step, cluster = plan["model"], plan["step"], plan["cluster"]
     where = "of the corpus" if model["from_corpus"] else "assumed"
+    of_slot = "streams" if step["reads"] == "windows" else step["reads"]
     return Table(
         f"{cluster['name']}: {cluster['devices']} x {cluster['accelerator']}",
         [],
         [
             ["parameters", f"{model['parameters']:,}"],
             ["  of them embeddings, tied with the output", f"{model['embeddings']:,}"],
-            ["  of them in blocks", f"{model['blocks']:,}"],
+            [f"  of them in blocks{' of both sides' if model['translates'] else ''}", f"{model['blocks']:,}"],
             [f"vocabulary, {where}", f"{model['words']:,}"],
             ["tokens a step", f"{step['tokens']:,}"],
             ["  of them predicted", f"{step['predicted']:,}"],
             ["slots a device and step, one after the other", f"{step['slots_per_device']}"],
-            ["streams x tokens of a slot", f"{step['streams_per_slot']} x {step['window']}"],
+            [f"{of_slot} x tokens of a slot, the longest", f"{step['streams_per_slot']} x {step['window']}"],
         ],
     )
 
@@ -62,6 +63,8 @@ def _flops(plan: dict[str, Any]) -> Table:
     rows.append(["all", *(f"{total[kind] / 1e6:.1f}" for kind in kinds), "100%"])
     share = plan["step"]["mask_share"]
     caption = "MFLOP a predicted token" if share is None else f"MFLOP a token, of which {share:.0%} are predicted"
+    if plan["model"]["translates"]:
+        caption = "MFLOP a token of what is read, on both sides"
     return Table(caption, ["part", *kinds, "share"], rows)
 
 
@@ -79,7 +82,7 @@ def _memory(plan: dict[str, Any]) -> Table:
 
 
 def _speed(plan: dict[str, Any]) -> Table:
-    speed = plan["speed"]
+    speed, decoding = plan["speed"], plan["speed"]["back_translation"]
     return Table(
         "Speed",
         [],
@@ -89,6 +92,7 @@ def _speed(plan: dict[str, Any]) -> Table:
             ["peak of a device, TFLOP/s", f"{speed['peak_tflops_per_device']:.3g}"],
             ["efficiency of forward and backward", f"{speed['efficiency']:.1%}"],
             ["model FLOPs utilisation, network and update included", f"{speed['mfu']:.1%}"],
+            *([] if decoding is None else [["share of a step that making back-translations takes", f"{decoding:.0%}"]]),
         ],
         note=f"efficiency: {speed['source']}",
     )

@@ -9,6 +9,7 @@ measured.
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -51,6 +52,7 @@ class Speed:
         update: Parameters updated.
         memory: Bytes read or written.
         peak: FLOPs of the fastest of the model's products.
+        weights: Bytes of weights read while few words at once go through them.
     """
 
     blocks: float
@@ -58,6 +60,7 @@ class Speed:
     update: float
     memory: float
     peak: float
+    weights: float = math.inf
 
 
 class RealStep:
@@ -204,6 +207,7 @@ def speed_of(
         update=parameters / parts.update,
         memory=memory,
         peak=peak,
+        weights=memory,
     )
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
+from xlm_train.config.cluster import ClusterConfig
 from xlm_train.config.precision import settle_precision
 from xlm_train.config.schema import Count, Rule, check_fields, check_rules, fits, positive, resolve, unwritable
-from xlm_train.config.cluster import ClusterConfig
 from xlm_train.config.train import problems_of
 from xlm_train.runtime.energy import GRAMS_CO2_PER_KWH
 

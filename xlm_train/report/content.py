@@ -21,6 +21,8 @@ from xlm_train.report.results import (
     evaluations,
     events,
     figure_of,
+    samples,
+    translations,
     validations,
 )
 from xlm_train.runtime.console import compact, counted, duration
@@ -57,8 +59,9 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     found = [
         Section("", [*_states(runs), *_problems(runs), _summary(runs)]),
         Section("Curves", _curves(runs)),
-        Section("Results", [*by_language(runs), *evaluations(runs)]),
+        Section("Results", [*by_language(runs), *translations(runs), *evaluations(runs)]),
         Section("Validation", validations(runs)),
+        Section("Samples", samples(runs)),
         Section("Starts and incidents", events(runs)),
         Section("Checkpoints kept", checkpoints(runs)),
         Section("Against the original's recipe", _recipe(runs)),
@@ -198,8 +201,8 @@ def _recipe(runs: Sequence[Run]) -> list[Block]:
         blocks.append(Paragraph(name + text))
     blocks.append(
         Paragraph(
-            "No settings were published with the checkpoint: each point names the source of the original's value; for the"
-            " optimizer that is the printed pretraining command. Differences of method that no setting shows are listed in"
+            "No settings were published with the checkpoints: each point names the source of the original's value; for the"
+            " optimizer that is the printed command. Differences of method that no setting shows are listed in"
             " docs/differences.md."
         )
     )

@@ -31,6 +31,8 @@ def figures(runs: Sequence[Run]) -> list[Figure]:
             curves = [c for i, run in enumerate(runs) for c in _losses(run, i, scales[i], lang, change)]
             log = change is perplexity  # it begins at the size of the vocabulary and ends far below
             found.append(Figure(f"{title}, {lang}" if lang else title, unit, curves, marks, x_label, log))
+    bleu = [curve for i, run in enumerate(runs) for curve in _bleu(run, i, scales[i], len(runs) > 1)]
+    found.append(Figure("BLEU of validation", "0 to 100", bleu, marks, x_label, from_zero=True))
     for title, unit, metric, log, from_zero in SINGLE:
         curves = [
             Curve(run.name if len(runs) > 1 else "all languages", _x(run.columns[metric], scale),
@@ -75,6 +77,17 @@ def _losses(run: Run, number: int, scale: int, lang: str | None, change: Callabl
                     values = [change(value) for value in column.values]
                     hue = _hue(place if lang is None else number)
                     found.append(Curve(label, _x(column, scale), values, hue, dots=metric == "val"))
+    return found
+
+
+def _bleu(run: Run, number: int, scale: int, several: bool) -> list[Curve]:
+    """Each direction's curve, and beside it the best constant sentence's."""
+    found = []
+    for place, name in enumerate(run.directions):
+        hue, whose = (_hue(number), f"{run.name}, {name}") if several else (_hue(place), name)
+        for kind, label in (("bleu", whose), ("constant", f"{whose}, best constant sentence")):
+            if column := run.columns.get(f"val/{kind}_{name}"):
+                found.append(Curve(label, _x(column, scale), column.values, hue, dots=kind == "bleu"))
     return found
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from xlm_train.report.reading import Run
 from xlm_train.report.recipe import CODE, COMMAND, NOT_IN_CONFIG, POINTS, Compared, Point, text, verdict
+from xlm_train.report.translating import name_of_recipe, points_of_translation
 
 CAUSAL_MODEL = "xlm-clm-ende-1024"
 MASKED_MODEL = "xlm-mlm-ende-1024"
@@ -16,13 +17,20 @@ SHARES = {"mlm": 2, "tlm": 1}  # an iteration draws from two languages and from 
 
 
 def points_of(runs: Sequence[Run]) -> list[Point]:
-    """The points to compare runs by: those of masking where one of them masks, of pairs where one reads pairs."""
+    """The points to compare runs by: those of masking where one of them masks, of pairs where one reads pairs.
+
+    Translation runs have a recipe of their own; beside language models they are compared by theirs.
+    """
+    if all(run.translates for run in runs):
+        return points_of_translation(runs)
     masked, paired = any(run.masked for run in runs), any(run.reads_pairs for run in runs)
     return [*(MASKING if masked else []), *(PAIRS if paired else []), *POINTS]
 
 
 def models_of(runs: Sequence[Run]) -> str:
     """The published models that runs are compared with."""
+    if all(run.translates for run in runs):
+        return name_of_recipe(runs)
     kinds = {run.masked for run in runs}
     return " or ".join(name for name, masked in ((CAUSAL_MODEL, False), (MASKED_MODEL, True)) if masked in kinds)
 

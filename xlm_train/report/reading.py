@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from xlm_train.config.parts import translates
 from xlm_train.evaluation import higher_is_better
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import read_json
@@ -59,6 +60,7 @@ class Run:
         energy: energy.json.
         columns: The metrics by name.
         events: events.jsonl: of each at least "event" and "step".
+        samples: samples.jsonl: step and translations of each validation that shows some.
         checkpoints: The files of the checkpoints folder.
         newest_sha256: The checksum that the newest of them ends with, as hex.
         parent_sha256: The same of the checkpoint that the run was started from.
@@ -75,6 +77,7 @@ class Run:
     energy: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, Column] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[tuple[int, list[Mapping[str, Any]]]] = field(default_factory=list)
     checkpoints: list[CheckpointFile] = field(default_factory=list)
     newest_sha256: str | None = None
     parent_sha256: str | None = None
@@ -124,10 +127,23 @@ class Run:
         return any("pairs" in part for part in self.masked_parts)
 
     @property
+    def translates(self) -> bool:
+        """Whether the model is of an encoder and a decoder; objectives that are not installed here are of one model."""
+        try:
+            return translates(self.config.get("objective") or {})
+        except (ImportError, AttributeError, TypeError, ValueError):  # damaged, or of another program
+            return False
+
+    @property
     def languages(self) -> list[str]:
         """Codes of the languages, and names of the pairs, that metrics were reported for, sorted."""
         found = {key.rpartition("_")[2] for key in self.columns if key.startswith(("train/loss_", "val/loss_"))}
         return sorted(found)
+
+    @property
+    def directions(self) -> list[str]:
+        """Directions of translation that BLEU was reported for, as "de-en", sorted."""
+        return sorted(key.rpartition("_")[2] for key in self.columns if key.startswith("val/bleu_"))
 
     @property
     def restarts(self) -> list[dict[str, Any]]:
@@ -247,10 +263,15 @@ def read_run(path: Path) -> Run:
         for line in _read_lines(path / "events.jsonl", run.problems)
         if line.get("event")
     ]
+    run.samples = [
+        (line["step"], [sample for sample in line["samples"] if isinstance(sample, dict)])
+        for line in _read_lines(path / "samples.jsonl", run.problems)
+        if isinstance(line.get("samples"), list)
+    ]
     _read_checkpoints(run)
     for file in [path / "evaluation.json", *sorted((path / "checkpoints").glob("*.json"))]:
         result = _read_object(file, run.problems)
-        if isinstance(result.get("languages"), dict):
+        if isinstance(result.get("languages", result.get("directions")), dict):
             run.evaluations.append(result)
     corpus = run.setting("data.path")
     if isinstance(corpus, str) and (Path(corpus) / "manifest.json").is_file():

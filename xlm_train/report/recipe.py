@@ -46,7 +46,6 @@ STREAMS_PER_PROCESS = 64
 TOKENS_PER_UPDATE = PROCESSES * STREAMS_PER_PROCESS * ORIGINAL["data.bptt"]
 UPDATES_PER_EVALUATION = 3126  # 200,000 streams a process, 64 at a time; updates come in pairs, so 1,563 of these
 LEARNING_RATES = (1e-4, 5e-4)  # the paper's range of peaks
-FAR = 4  # times as little or as much as the recipe's: worth a warning
 MILLION_SENTENCES = {"de": 260, "en": 200}  # said beside the MLM models
 
 # Where a figure of the original's comes from.
@@ -132,21 +131,21 @@ def n_parameters(run: Run) -> int | None:
     )
     if n_words is None or not isinstance(languages, dict) or not isinstance(model, dict):
         return None
-    leaves = tuple(sorted((k, v) for k, v in model.items() if k not in ("recompute", "ops")))
     try:
-        return _size_of_model(n_words, len(languages), leaves)
+        return _size_of_model(n_words, len(languages), run.translates, tuple(sorted(model.items())))
     except (ConfigError, TypeError, ValueError):  # damaged, or of another version
         return None
 
 
 @functools.cache
-def _size_of_model(n_words: int, n_langs: int, settings: tuple[tuple[str, Any], ...]) -> int:
+def _size_of_model(n_words: int, n_langs: int, translates: bool, settings: tuple[tuple[str, Any], ...]) -> int:
     import torch
 
-    from xlm_train.model.transformer import XLM, ModelShape, count_parameters
+    from xlm_train.config.train import ModelConfig
+    from xlm_train.model.transformer import count_parameters
 
     with torch.device("meta"):  # shapes without memory
-        return count_parameters(XLM(ModelShape(n_words, n_langs, **dict(settings))))
+        return count_parameters(ModelConfig(**dict(settings)).make(n_words, n_langs, translates))
 
 
 def _languages(run: Run) -> Compared:
@@ -365,33 +364,3 @@ def config_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     keys = sorted({key for run in runs for key in run.leaves if not key.startswith(places)})
     rows = [(key, [text(run.leaves[key]) if key in run.leaves else "-" for run in runs]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
-
-
-def advice(config: dict[str, Any], tokens_per_step: int) -> list[str]:
-    """Warn where the batch or the learning rate of a run is far from the recipe's.
-
-    Args:
-        config: The run's config.
-        tokens_per_step: Tokens that a step reads, over all processes.
-
-    Returns:
-        Warnings with their reasons; none for other models than the published one, which have no recipe here.
-    """
-    if any(config["model"][key] != ORIGINAL[f"model.{key}"] for key in ("dim", "n_layers", "n_heads")):
-        return []
-    found = []
-    rate = config["optimizer"].get("lr")
-    if tokens_per_step * FAR <= TOKENS_PER_UPDATE:
-        slots = TOKENS_PER_UPDATE * config["data"]["slots"] // tokens_per_step
-        found.append(
-            f"a step has {tokens_per_step:,} tokens, the recipe's {TOKENS_PER_UPDATE:,}: its gradient is noisier by about"
-            f" {(TOKENS_PER_UPDATE / tokens_per_step) ** 0.5:.1f} times than those its learning rate was chosen for;"
-            f" data.slots={slots} gives the recipe's batch on any number of devices, by accumulation"
-        )
-    low, high = LEARNING_RATES
-    if isinstance(rate, int | float) and not low / FAR <= rate <= high * FAR:
-        found.append(
-            f"optimizer.lr={rate:g} is far from the recipe's peaks, {low:g} to {high:g} at {TOKENS_PER_UPDATE:,} tokens a step:"
-            f" {'slow to learn' if rate < low else 'likely to diverge after the warm-up'}"
-        )
-    return found

@@ -61,6 +61,36 @@ def by_language(runs: Sequence[Run]) -> list[Block]:
     return [_listed(caption, head, rows)]
 
 
+def translations(runs: Sequence[Run]) -> list[Block]:
+    """Per direction: BLEU and chrF of validation at the end and at its best, and what no model should stay below."""
+    head = ["direction", "BLEU", "chrF", "best validation's BLEU", "best constant sentence", "copied source"]
+    rows = []
+    for run in runs:
+        for name in run.directions:
+            kinds = ("bleu", "chrf", "constant", "copied")
+            bleu, chrf, *without = (digits(run.last(f"val/{kind}_{name}"), ".2f") for kind in kinds)
+            best = digits(run.at(f"val/bleu_{name}", run.best_step), ".2f")
+            rows.append((run, [name, bleu, chrf, best, *without]))
+    caption = (
+        "Translation of the validation pairs. BLEU is of tokenised text, as the original's and the paper's, chrF of running"
+        " text; beside them the BLEU of the best single sentence for everything, and of the source as it is"
+    )
+    return [_listed(caption, head, rows)] if rows else []
+
+
+def samples(runs: Sequence[Run]) -> list[Block]:
+    """The translations that the first, a middle and the last validation showed."""
+    blocks: list[Block] = []
+    head = ["direction", "source", "translation", "reference"]
+    for run in runs:
+        for place in sorted({0, len(run.samples) // 2, len(run.samples) - 1} & {*range(len(run.samples))}):
+            step, shown = run.samples[place]
+            caption = f"{run.name}, step {step:,}" if len(runs) > 1 else f"Step {step:,}"
+            rows = [[str(sample.get(key, NONE)) for key in head] for sample in shown]
+            blocks += [Table(caption, head, rows, words=True)] if rows else []
+    return blocks
+
+
 def evaluations(runs: Sequence[Run]) -> list[Block]:
     """Per language: what `xlm-eval` has measured of the run's checkpoints."""
     rows = []
@@ -68,7 +98,7 @@ def evaluations(runs: Sequence[Run]) -> list[Block]:
         for result in run.evaluations:
             checkpoint = result.get("checkpoint")
             step = checkpoint.get("step") if isinstance(checkpoint, dict) else None
-            for lang, scores in [*result["languages"].items(), ("mean", result.get("mean"))]:
+            for lang, scores in [*result.get("languages", {}).items(), ("mean", result.get("mean"))]:
                 if isinstance(scores, dict):
                     measured = (
                         digits(figure_of(scores, key)) for key in ("perplexity", "accuracy", "bits_per_character")
@@ -76,7 +106,23 @@ def evaluations(runs: Sequence[Run]) -> list[Block]:
                     of_step = f"{step:,}" if isinstance(step, int) else NONE
                     rows.append((run, [str(result.get("split", "text")), of_step, str(lang), *measured]))
     head = ["split", "checkpoint's step", "language", "perplexity", "accuracy, %", "bits per character"]
-    return [_listed("Results of xlm-eval found beside the run", head, rows)] if rows else []
+    found: list[Block] = [_listed("Results of xlm-eval found beside the run", head, rows)] if rows else []
+    return [*found, *_evaluated_translations(runs)]
+
+
+def _evaluated_translations(runs: Sequence[Run]) -> list[Block]:
+    rows = []
+    for run in runs:
+        for result in run.evaluations:
+            for name, scores in result.get("directions", {}).items():
+                for kind, title in (("tokenised_bleu", "BLEU, tokenised"), ("bleu", "sacrebleu"), ("chrf", "chrF")):
+                    if isinstance(score := scores.get(kind) if isinstance(scores, dict) else None, dict):
+                        values = [
+                            digits(figure_of(score, key), ".2f") for key in ("value", "interval", "constant", "copied")
+                        ]
+                        rows.append((run, [str(result.get("split", "text")), str(name), title, *values]))
+    head = ["split", "direction", "score", "value", "+- (95 %)", "best constant sentence", "copied source"]
+    return [_listed("Translations scored by xlm-eval", head, rows)] if rows else []
 
 
 def validations(runs: Sequence[Run]) -> list[Block]:
@@ -87,7 +133,10 @@ def validations(runs: Sequence[Run]) -> list[Block]:
     if len(runs) == 1:
         run = runs[0]
         steps = list(run.columns["val/ppl"].steps)
-        names = sorted((key for key in run.columns if key.startswith("val/")), key=lambda key: (key.split("_")[0], key))
+        shown = [
+            key for key in run.columns if key.startswith("val/") and not key.startswith(("val/constant", "val/copied"))
+        ]
+        names = sorted(shown, key=lambda key: (key.split("_")[0], key))
         head = ["step", *(name.removeprefix("val/") for name in names)]
     else:
         steps = sorted({step for run in measured for step in run.columns["val/ppl"].steps})

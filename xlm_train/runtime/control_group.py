@@ -115,9 +115,7 @@ class ControlGroup:
         _set_pg_timeout(timedelta(seconds=timeout))  # the default group was made with the short one
 
     def _compare(self, me: RankInfo) -> None:
-        found: list[Any] = [None] * self.world_size
-        dist.all_gather_object(found, me, self._group)
-        self.members = found
+        self.members = self.gather_objects(me)
         if problems := problems_of(self.members):
             raise UserError(problems)
         if differ := differences(self.members, "run"):  # a network file system may show a rank an old listing
@@ -139,6 +137,14 @@ class ControlGroup:
         shared[dist.get_rank(self._group)] = number
         dist.all_reduce(shared, group=self._group)
         return shared.tolist()
+
+    def gather_objects(self, mine: Any) -> list[Any]:
+        """Return every process's object, by rank, the same on all of them; it travels pickled."""
+        if self.world_size == 1:
+            return [mine]
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, mine, self._group)
+        return found
 
 
 def problems_of(members: Sequence[RankInfo]) -> list[str]:

@@ -27,6 +27,15 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from malloc.h
 NEVER = 2**31 - 1  # a trim threshold, in bytes, that is not reached
 
 
+def use_cpu(threads: int | None) -> None:
+    """Set up the CPU for a command that computes: so many threads, or PyTorch's choice; freed memory is kept."""
+    disable_malloc_trim()
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
 def disable_malloc_trim() -> bool:
     """Make glibc's allocator keep freed memory instead of returning it to the system.
 

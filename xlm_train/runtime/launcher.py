@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.runtime.errors import EXIT_OUT_OF_MEMORY, EXIT_USER_ERROR, ConfigError
+from xlm_train.runtime.errors import EXIT_OUT_OF_MEMORY, EXIT_PREEMPTED, EXIT_USER_ERROR, ConfigError
 from xlm_train.runtime.files import atomic_write
 from xlm_train.runtime.memory import kills
 from xlm_train.runtime.processes import StopFlag, end_with_parent
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 LOOK_EVERY = 0.5  # seconds
 STARTED = "XLM_TRAIN_STARTED"  # environment: when the command was given, for trainer.max_hours over restarts
+OUTCOME = (
+    "XLM_TRAIN_OUTCOME"  # environment: the file of this machine in which workers say how the run stands, for `agent`
+)
+FINAL = (0, EXIT_PREEMPTED, EXIT_USER_ERROR, EXIT_OUT_OF_MEMORY)  # statuses after which xlm-train starts nothing again
 LAST_LINES = 30  # of a failed process's log, shown
 
 
@@ -61,7 +66,7 @@ def launch(
         max_restarts: restarts in a row without a new checkpoint, at most.
 
     Returns:
-        The exit status; 0 too where the run was preempted.
+        The exit status.
 
     Raises:
         ConfigError: there are several nodes, or the folder cannot be made.
@@ -95,10 +100,10 @@ def launch(
         status = _run(command, environment, flag)
         if flag.is_set and status == 128 + signal.SIGTERM:  # before the workers handled signals
             run.write_status("preempted", reason="preempted during start-up")
-            return 0
+            return EXIT_PREEMPTED
         if newest_name(run) != newest:
             restarts, newest = 0, newest_name(run)
-        if flag.is_set or status in (0, EXIT_USER_ERROR, EXIT_OUT_OF_MEMORY) or restarts == max_restarts:
+        if flag.is_set or status in FINAL or restarts == max_restarts:
             return status
         restarts += 1
         print(
@@ -157,9 +162,26 @@ def agent() -> int:
     """Run torchrun, but end with the status of the first worker that failed instead of a traceback.
 
     Returns:
-        The exit status: the worker's, or 128 + the signal that ended it; EXIT_OUT_OF_MEMORY where the system ended it for
-        lack of memory, 1 where the nodes do not find each other.
+        The exit status: the worker's, or 128 + the signal that ended it; EXIT_PREEMPTED where the workers left before the
+        end with everything saved (they themselves exit 0, else torchrun would kill those that are not as far), and
+        EXIT_OUT_OF_MEMORY where the system ended one for lack of memory, 1 where the nodes do not find each other.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = Path(folder) / "outcome"
+        os.environ[OUTCOME] = str(outcome)
+        status = _run_torchrun()
+        if status == 0 and outcome.is_file() and outcome.read_text() == "preempted":
+            return EXIT_PREEMPTED
+        return status
+
+
+def tell_agent(status: str) -> None:
+    """Let the torchrun agent of this machine, where it is ours, know how the run stands: finished, preempted, stopped."""
+    if OUTCOME in os.environ:
+        Path(os.environ[OUTCOME]).write_text(status)
+
+
+def _run_torchrun() -> int:
     import logging
 
     end_with_parent()

@@ -164,6 +164,11 @@ class RunFolder:
         """Folder of the files `step-*.pt` and `best.pt`."""
         return self.path / "checkpoints"
 
+    @property
+    def samples(self) -> Path:
+        """File with the translations that validations show."""
+        return self.path / "samples.jsonl"
+
     def bad_batch(self, step: int) -> Path:
         """Return the file for the text of a bad step."""
         return self.path / "bad_batches" / f"step-{step:08d}.txt"

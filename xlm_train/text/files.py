@@ -21,9 +21,18 @@ from xlm_train.runtime.errors import TextError
 CHUNK_BYTES = 1 << 20
 
 COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\x00", ".zst": b"\x28\xb5\x2f\xfd"}
-NOT_UTF8 = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"PAR1": "parquet", b"PK\x03\x04": "zip", b"%PDF": "PDF"}
+NOT_UTF8 = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"PAR1": "parquet", b"%PDF": "PDF"}
+ARCHIVES = {
+    0: (b"PK\x03\x04", b"7z\xbc\xaf\x27\x1c", b"Rar!"),
+    257: (b"ustar",),
+}  # what stands where in zip, 7z, rar, tar
+AN_ARCHIVE = "is an archive: unpack it, and give the files in it"
 HEAD_BYTES = 1 << 16
-BINARY_SHARE = 0.1  # of NUL bytes in the head; ASCII in UTF-16 has half
+NUL_SHARE = 0.1  # in the head; ASCII in UTF-16 has half
+BINARY_SHARE = 0.05  # of control bytes in the head; random bytes have a ninth
+
+CONTROL = bytes(code for code in [*range(32), 127] if code not in b"\t\n\r")
+"""Control bytes that do not belong in text, NUL included."""
 
 
 class ReadStats:
@@ -167,6 +176,8 @@ class TextFile:
             if not magic:
                 return [f"{self.path}: is empty"]
             suffix = self.path.suffix
+            if suffix == ".tgz" or ".tar" in self.path.suffixes[-2:]:
+                return [f"{self.path}: {AN_ARCHIVE}"]
             if suffix in COMPRESSED:
                 if not magic.startswith(COMPRESSED[suffix]):
                     return [f"{self.path}: is named {suffix} but is not such a file"]
@@ -183,11 +194,15 @@ class TextFile:
             return [f"{self.path}: cannot be read: {error.strerror or error}"]
         if not head:
             return [f"{self.path}: holds no text"]
+        if any(head.startswith(mark, place) for place, marks in ARCHIVES.items() for mark in marks):
+            return [f"{self.path}: {AN_ARCHIVE}"]
         for start, what in NOT_UTF8.items():
             if head.startswith(start):
                 return [f"{self.path}: is {what}, not UTF-8 text"]
-        if head.count(b"\0") > BINARY_SHARE * len(head):
+        if head.count(b"\0") > NUL_SHARE * len(head):
             return [f"{self.path}: is full of NUL bytes: UTF-16 or binary, not UTF-8 text (iconv converts)"]
+        if len(head) - len(head.translate(None, CONTROL)) > BINARY_SHARE * len(head):
+            return [f"{self.path}: is binary, not UTF-8 text"]
         return []
 
     def chunks(self, stats: ReadStats, head_only: bool = False) -> Iterator[bytes]:

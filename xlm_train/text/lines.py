@@ -52,6 +52,12 @@ class DroppedLines:
     long_lines: int = 0
     first_long_line: int | None = None
 
+    def add(self, more: DroppedLines) -> None:
+        """Add what was left out of a further input."""
+        self.bom += more.bom
+        self.long_lines += more.long_lines
+        self.first_long_line = self.first_long_line or more.first_long_line
+
 
 @dataclass
 class _Open:

@@ -41,8 +41,8 @@ class LocalLogger(Logger):
         """Ignore them: hyperparameters are in config.yaml."""
 
 
-class JsonLinesLogger(LocalLogger):
-    """Writes one line {"step": .., "time": .., metric: value, ...} for each report.
+class JsonLines:
+    """A file with a line {"step": .., "time": .., name: value, ...} for each report.
 
     A killed run loses at most the line being written.
 
@@ -51,10 +51,9 @@ class JsonLinesLogger(LocalLogger):
     """
 
     def __init__(self, path: str | Path) -> None:
-        super().__init__()
         self.path = Path(path)
 
-    def resume(self, step: int) -> None:
+    def rewind(self, step: int) -> None:
         """Remove lines after a step, and one that a kill cut off: the resumed run writes them again."""
         lines = read_metrics(self.path)
         with atomic_write(self.path) as file:
@@ -62,9 +61,9 @@ class JsonLinesLogger(LocalLogger):
                 if line["step"] <= step:
                     file.write(json.dumps(line).encode() + b"\n")
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+    def append(self, step: int | None, values: Mapping[str, Any]) -> None:
         """Append a line."""
-        line = json.dumps({"step": step, "time": round(time.time(), 3), **metrics})
+        line = json.dumps({"step": step, "time": round(time.time(), 3), **values})
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -72,6 +71,22 @@ class JsonLinesLogger(LocalLogger):
             OSError
         ) as error:  # training is worth more than its record; the next report may find room on the disk again
             log(f"warning: {self.path}: the report of step {step:,} is lost: {error.strerror or error}")
+
+
+class JsonLinesLogger(LocalLogger):
+    """Writes every report to a file of JSON lines.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.lines = JsonLines(path)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append a line."""
+        self.lines.append(step, metrics)
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -126,7 +141,7 @@ def make_loggers(entries: Mapping[str, Any], config: dict[str, Any], run: RunFol
         try:
             logger = hydra.utils.instantiate(entry, _partial_=True, _convert_="all")(**more)
             if isinstance(logger, JsonLinesLogger):
-                logger.resume(step)
+                logger.lines.rewind(step)
             elif not isinstance(logger, LocalLogger):
                 logger.experiment  # noqa: B018 - trackers start when they are first looked at
         except UserError:
@@ -154,8 +169,9 @@ class ConsoleLogger(LocalLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Show a report or a validation; what other callbacks log is not shown."""
         if "val/ppl" in metrics:
+            bleu = f", {describe(metrics, 'val/bleu')}" if "val/bleu" in metrics else ""
             self._print(
-                f"step {step:,}: validation {describe(metrics, 'val/ppl')}, {describe(metrics, 'val/acc')} %",
+                f"step {step:,}: validation {describe(metrics, 'val/ppl')}, {describe(metrics, 'val/acc')} %{bleu}",
                 keep=True,
             )
         elif "train/loss" in metrics and (

@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from xlm_train.data.datamodule import StepBatch
@@ -29,6 +30,7 @@ from xlm_train.runtime.console import log
 from xlm_train.runtime.device import Stopwatch
 from xlm_train.runtime.errors import CheckpointError
 from xlm_train.training.anomaly import AnomalyDetector, BadStep, NonFiniteOrSpike, TrainingStopped
+from xlm_train.training.fsdp import own_part, whole
 from xlm_train.training.init_from import Start
 from xlm_train.training.phases import StepCallback
 from xlm_train.training.precision import LossScale
@@ -223,6 +225,8 @@ class LanguageModel(pl.LightningModule):
 
     def _reduced_with_the_last(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Let gradients be reduced across processes once a step, with the last slot's backward pass."""
+        if isinstance(self.model, FSDPModule):
+            self.model.set_requires_gradient_sync(last)
         ddp = self.trainer.model
         return ddp.no_sync() if isinstance(ddp, DistributedDataParallel) and not last else contextlib.nullcontext()
 
@@ -231,12 +235,12 @@ class LanguageModel(pl.LightningModule):
         optimizer = cast(LightningOptimizer, self.optimizers())
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad for p in parameters]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True) / scale
+        norm = whole(torch.nn.utils.get_total_norm(gradients, foreach=True)) / scale
         state = self.state
         state.losses.close(norm)
         self.learning_rate = optimizer.param_groups[0]["lr"]
         if applied := self._is_good(norm):
-            self._clip(gradients, norm, scale)
+            self._clip([own_part(gradient) for gradient in gradients], norm, scale)
             optimizer.step()
             state.updates += 1
         else:

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from xlm_train.runtime.control_group import ProcessesMissing
 from xlm_train.runtime.errors import UserError
 
-SHARDINGS = ("zero",)
+SHARDINGS = ("zero", "fsdp")
 COMPRESSIONS = ("fp16", "powersgd")
 POWERSGD_RANK = 4  # of the approximation
 POWERSGD_EXACT_STEPS = 1000  # plain all-reduces before it begins, in every start: early gradients compress badly
@@ -99,12 +99,17 @@ def compress(ddp: DistributedDataParallel, name: str) -> None:
         ddp.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
 
 
-def sharded(make: functools.partial[torch.optim.Optimizer]) -> Callable[[Iterable[Tensor]], torch.optim.Optimizer]:
-    """Make an optimizer of which each process keeps the moments of its part of the parameters only (ZeRO stage 1).
+def optimizer_maker(
+    make: functools.partial[torch.optim.Optimizer], sharding: str | None
+) -> Callable[[Iterable[Tensor]], torch.optim.Optimizer]:
+    """Return what makes the optimizer of a run.
 
-    Each parameter is updated by one process with the same arithmetic, then sent to the others: the weights are those of
-    the undivided optimizer, bit for bit. Source: Rajbhandari et al. 2020.
+    Under `zero` each process keeps the moments of its part of the parameters only (ZeRO stage 1). Each parameter is updated
+    by one process with the same arithmetic, then sent to the others: the weights are those of the undivided optimizer, bit
+    for bit. Source: Rajbhandari et al. 2020.
     """
+    if sharding != "zero":
+        return make
     return lambda parameters: ZeroRedundancyOptimizer(parameters, optimizer_class=make.func, **make.keywords)  # type: ignore[arg-type]
 
 

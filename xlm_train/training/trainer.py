@@ -23,9 +23,11 @@ from pytorch_lightning.trainer import call
 from xlm_train.data.datamodule import CorpusDataModule
 from xlm_train.runtime.console import counted, log
 from xlm_train.runtime.control_group import ControlGroup, RankInfo, table
+from xlm_train.runtime.launcher import tell_agent
 from xlm_train.runtime.processes import StopFlag, is_first_process, processes
 from xlm_train.runtime.run_folder import RunFolder
 from xlm_train.training.checkpoint_io import VerifiedCheckpointIO
+from xlm_train.training.fsdp import ShardedStrategy, whole_weights
 from xlm_train.training.precision import DTYPES, Autocast
 from xlm_train.training.state import TrainState
 from xlm_train.training.strategy import HandshakeDDPStrategy
@@ -105,6 +107,7 @@ class RunContext:
         if is_first_process():
             self.folder.write_status(status, reason=reason, **state.counts())
             self.folder.record(status, state.step, reason=reason)
+        tell_agent(status)
         return status
 
     def last_line(self, status: str, step: int) -> str:
@@ -198,7 +201,8 @@ class Trainer(pl.Trainer):
         self._call_hooks("on_validation_start", "on_validation_epoch_start")
         logged: dict[str, float] = {}
         try:
-            yield logged
+            with whole_weights(self.lightning_module.model):  # type: ignore[arg-type]
+                yield logged
         except BaseException:
             self.training = True
             raise
@@ -232,6 +236,7 @@ def make_trainer(
     nodes: int,
     precision: str,
     compression: str | None,
+    sharding: str | None,
     start_timeout: float,
     report_every: int,
     validate_every: int,
@@ -249,6 +254,7 @@ def make_trainer(
         nodes: machines.
         precision: "32-true", "16-mixed" or "bf16-mixed".
         compression: of gradients between processes.
+        sharding: what the processes divide; see configs/trainer.
         start_timeout: seconds within which all processes must come.
         report_every: steps between reports, for what stock callbacks log.
         validate_every: steps between validations, for stock callbacks that want to know that there are some.
@@ -269,7 +275,8 @@ def make_trainer(
         plugins.append(SLURMEnvironment(auto_requeue=False))
     strategy: Any = "auto"
     if processes() > 1:
-        strategy = HandshakeDDPStrategy(handshake, start_timeout, compression)
+        kind = ShardedStrategy if sharding == "fsdp" else HandshakeDDPStrategy
+        strategy = kind(handshake, start_timeout, compression)
     else:
         handshake(0, torch.device("cuda" if accelerator == "gpu" else "cpu"))
 

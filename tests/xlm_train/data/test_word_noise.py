@@ -82,5 +82,5 @@ def test_a_word_is_left_and_padding_stays() -> None:
 def test_values_that_cannot_work_are_refused_together() -> None:
     with pytest.raises(ConfigError) as refused:
         WordNoise(shuffle=1, drop=1.0, blank=-0.1)
-    for part in ("objective.noise.shuffle=1: ", "objective.noise.drop=1.0: ", "objective.noise.blank=-0.1: "):
+    for part in ("noise.shuffle=1: ", "noise.drop=1.0: ", "noise.blank=-0.1: "):
         assert part in str(refused.value)

@@ -259,9 +259,9 @@ def test_a_mixture_in_a_config(text: TrainingText) -> None:
         "objective.parts.mlm.replacements=['a', 1, 0]: must be a list of numbers, as [1,2]"
     ]
     assert objective_problems({**entry(), "shares": {"mlm": "x"}}) == [
-        "objective.shares={'mlm': 'x'}: must be a mapping of names to numbers"
+        "objective.shares={'mlm': 'x'}: must be a mapping of names to numbers or null"
     ]
     assert objective_problems(entry(mask_share=0.2)) == []
     made = instantiate(entry(mask_share=0.2), _convert_="all")(text)
-    assert (made.evaluation, made.mask_share) == ("masked", 0.2)
+    assert (made.evaluation, made.rows["de"].mask_share) == ("masked", 0.2)
     assert [stream.name for stream in made.streams] == ["de", "en"]

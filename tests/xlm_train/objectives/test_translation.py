@@ -177,14 +177,77 @@ def test_a_mixture_of_the_three(text: TrainingText) -> None:
         mixture.loss(small(), mixture.batch(slot, generator_of(0, slot.step, slot.number))).backward()
 
 
+PARTS = {"ae": Denoising, "bt": BackTranslation}
+
+
+def test_the_turns_are_those_of_the_original(text: TrainingText, shared: Path) -> None:
+    """Of its 100 updates: the same steps in each iteration, denoising first, and the same weights; each draws its order."""
+    golden = json.loads((shared / "goldens/mt/aebt_order.json").read_text())
+    mixture = Mixture(text, PARTS, weights={"ae": golden["lambda_ae"]}, order="turns")
+    order = Order(mixture.streams, 4, text.seed)
+    ours, theirs = [], []
+    for step, (iteration, kind, language, weight) in enumerate(golden["steps"]):
+        (stream, found), *others = {(slot.stream, slot.weight) for slot in order.step(step)}
+        assert not others
+        assert found == pytest.approx(weight, rel=1e-12)
+        ours.append((iteration, *stream.split("-")[:2]))
+        theirs.append((iteration, kind, language))
+    assert [entry[:2] for entry in ours] == [entry[:2] for entry in theirs]
+    assert sorted(ours) == sorted(theirs)
+    assert ours != theirs
+    assert order.slots_before(100) == {"ae-de": 80, "ae-en": 80, "bt-de-en-de": 120, "bt-en-de-en": 120}
+
+
+def test_a_mixture_in_turns(text: TrainingText) -> None:
+    mixture = Mixture(text, {**PARTS, "mt": Translation}, order="turns")
+    assert {stream.turn for stream in mixture.streams} == {"ae", "bt", "mt"}
+    assert mixture.directions == [("en", "de"), ("de", "en")]
+    assert Mixture(text, {"ae": Denoising}, order="turns").directions == []
+    assert mixture.evaluation == "translation"
+    for slot in slots_of(mixture, text, 6)[::4]:
+        assert slot.stream.startswith(mixture.batch(slot, generator_of(0, slot.step, slot.number)).part)
+
+
+def test_by_quota_a_part_has_its_weight(text: TrainingText) -> None:
+    mixture = Mixture(text, PARTS, {"ae": 1, "bt": 1}, {"ae": "0:1,4:0.5"})
+    slots = slots_of(mixture, text)
+    assert [slot.weight for slot in slots if slot.stream == "bt-de-en-de"] == [1.0] * 6
+    assert [slot.weight for slot in slots if slot.stream == "ae-de"] == pytest.approx([1, 0.875, 0.75, 0.625, 0.5, 0.5])
+
+
+def test_mistakes_of_weights_and_orders_are_told_together(text: TrainingText) -> None:
+    def problems(**settings: Any) -> list[str]:
+        with pytest.raises(ConfigError) as error:
+            Mixture(text, PARTS, **settings)
+        return error.value.problems
+
+    assert problems(order="turn", weights={"mt": 1, "ae": "x"}, shares={"ae": 1, "bt": 1}) == [
+        "weights.mt: there is no such part among ae, bt",
+        "weights.ae=x: a weight is a number from 0, or points iteration:weight with rising iterations, the first 0, such as"
+        " '0:1,100000:0.1,300000:0'",
+        "order=turn: must be one of quota, turns",
+    ]
+    assert problems(order="turns", shares={"ae": 1, "bt": 1}) == [
+        "shares: objectives that take turns have no shares: set objective.order=quota, or leave them out"
+    ]
+    assert problems(weights={"ae": "0:1,9:0"}) == [
+        "weights.ae=0:1,9:0: becomes 0, and by quota its slots would be read for nothing: use a small weight, or"
+        " objective.order=turns",
+        "shares has none: one is needed for each of ae, bt",
+    ]
+    nothing = Mixture(text, PARTS, order="turns", weights={"ae": "0:1,9:0", "bt": "0:1,5:0"})
+    with pytest.raises(ConfigError, match="weights: all are 0 from iteration 9 on: nothing is left to learn from"):
+        Order(nothing.streams, 4, 0)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda text: Translation(text, ["de-fr"]), "de-fr does not name 2 languages of the corpus, which has de, en"),
-        (lambda text: Denoising(text, ["fr"]), "fr does not name 1 languages of the corpus"),
+        (lambda text: Denoising(text, ["fr"]), "fr does not name 1 language of the corpus"),
         (lambda text: BackTranslation(text, ["de-en"]), "write it as de-en-de"),
         (lambda text: BackTranslation(text, ["de-de-en"]), "de-de-en does not come back to where it began"),
-        (lambda text: Denoising(text, noise={"drop": 1}), r"objective\.noise\.drop=1: must be in"),
+        (lambda text: Denoising(text, noise={"drop": 1}), r"^noise\.drop=1: must be in"),
     ],
 )
 def test_mistakes_are_told(text: TrainingText, make: Callable[[TrainingText], Any], message: str) -> None:
@@ -198,3 +261,7 @@ def test_a_corpus_without_pairs_says_so(
     folder = make_corpus(tmp_path / "corpus", *golden_text, {"train": {"de": [[20]], "en": [[20]]}})
     with pytest.raises(CorpusError, match="de-en"):
         Translation(TrainingText(Corpus(folder)), ["de-en"])
+    with pytest.raises(
+        CorpusError, match=r"has no parallel text train\.de-en \(it has none\); prepare it with it: xlm-prep"
+    ):
+        Translation(TrainingText(Corpus(folder)))

@@ -16,9 +16,8 @@ import torch
 
 from tests.conftest import command, process_environment
 from xlm_train.config.train import from_resolved
-from xlm_train.plan.estimate import parameter_shapes
 from xlm_train.plan.fit import MARGIN, compare
-from xlm_train.plan.memory import peak_memory, setting_of
+from xlm_train.plan.memory import parameter_shapes, peak_memory, setting_of
 from xlm_train.runtime.errors import OutOfMemory
 from xlm_train.runtime.memory import Memory, is_out_of_memory, memory_of
 

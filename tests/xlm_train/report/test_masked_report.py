@@ -12,6 +12,7 @@ import pytest
 
 from tests.xlm_train.report.test_report import Page, lines_of, written
 from xlm_train.report import recipe
+from xlm_train.report.advice import advice
 from xlm_train.report.curves import figures
 from xlm_train.report.masking import MASKING, PAIRS, points_of
 from xlm_train.report.reading import read_run
@@ -86,6 +87,6 @@ def test_a_masked_run_beside_a_causal_one(make_run: MakeRun) -> None:
 @pytest.mark.parametrize("name", ["mlm_ende_1024", "mlm_tlm_ende_1024"])
 def test_the_shipped_experiments_need_no_advice(name: str, compose: Callable[..., dict[str, Any]]) -> None:
     config = compose("train", f"experiment={name}", "data.path=x")
-    assert recipe.advice(config, 128 * 3000) == []
-    (warning,) = recipe.advice(config, 128 * 1500)
+    assert advice(config, 128 * 3000) == []
+    (warning,) = advice(config, 128 * 1500)
     assert f"data.slots={128 * 2**20 // (128 * 1500)} gives the recipe's batch" in warning

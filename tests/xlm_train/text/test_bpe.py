@@ -415,6 +415,7 @@ def test_the_order_of_words_does_not_matter_to_tokenizers(golden_words: Counter[
     few = dict(golden_words.most_common(3000))
     turned = dict(reversed(few.items()))
     assert learn_bpe.learn(few, 500).merges == learn_bpe.learn(turned, 500).merges
+    assert learn_bpe.learn(few, 500, "tokenizers", map, 3).merges == learn_bpe.learn(few, 500).merges
 
 
 def test_tokenizers_engine_is_the_same_for_any_threads(shared: Path) -> None:

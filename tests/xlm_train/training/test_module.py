@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,27 @@ def test_an_update_is_the_mean_over_all_tokens_of_all_slots() -> None:
         found = dict(ours.model.named_parameters())[name]
         assert parameter.grad is not None
         torch.testing.assert_close(found, parameter - 0.1 * parameter.grad, rtol=1e-6, atol=1e-7)
+
+
+def test_a_slot_counts_by_its_weight_and_its_loss_is_told_without() -> None:
+    def moved(*weights: float) -> tuple[Tensor, list[float]]:
+        (batch,) = steps(1, slots=2)
+        slots = tuple(replace(slot, weight=weight) for slot, weight in zip(batch.slots, weights, strict=True))
+        model = module(slots=2)
+        before = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+        fit(model, [StepBatch(0, slots)])
+        model.reduce_losses()
+        after = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+        return after - before, model.state.losses.take()[0].losses
+
+    plain, losses = moved(1.0, 1.0)
+    quarter, same = moved(0.25, 0.25)
+    torch.testing.assert_close(quarter, 0.25 * plain, rtol=1e-4, atol=1e-7)
+    first, _ = moved(1.0, 0.0)
+    second, _ = moved(0.0, 0.5)
+    torch.testing.assert_close(first + 2 * second, plain, rtol=1e-4, atol=1e-7)
+    assert same == losses
+    assert first.abs().max() > 1e-3
 
 
 def test_the_first_token_of_a_window_is_never_a_target() -> None:

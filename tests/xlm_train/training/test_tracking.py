@@ -11,7 +11,7 @@ import pytest
 from pytorch_lightning.loggers.logger import Logger
 
 from tests.conftest import train_here
-from xlm_train.report.recipe import advice
+from xlm_train.report.advice import advice
 from xlm_train.runtime.energy import EnergyMeter
 from xlm_train.training.loggers import progress_bar, read_metrics
 

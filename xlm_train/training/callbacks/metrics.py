@@ -9,8 +9,10 @@ from collections.abc import Mapping
 import torch
 
 from xlm_train.model.flops import training_flops_per_token
+from xlm_train.objectives.back_translation import BackTranslation
+from xlm_train.objectives.objective import Objective
 from xlm_train.runtime.console import log
-from xlm_train.runtime.device import device_name, is_accelerator, peak_memory_gb
+from xlm_train.runtime.device import Stopwatch, device_name, is_accelerator, peak_memory_gb
 from xlm_train.runtime.errors import at_least
 from xlm_train.training.loss_buffer import mean_by_stream
 from xlm_train.training.module import LanguageModel
@@ -42,6 +44,10 @@ def send(trainer: Trainer, module: LanguageModel, metrics: Mapping[str, float], 
 
 class Metrics(StepCallback):
     """Reports losses, learning rate, gradient norm, speed and memory.
+
+    A token is one that the order counts (`tokens_per_step`): of windows each one, of pairs those of both sides, of sentences
+    that are denoised or translated back their own. `speed/mfu` spreads all arithmetic over them, decoding too;
+    `speed/back_translation` is the share of the steps' time in which this process made back-translations.
 
     The first step of a start is told on the console only, so that a resumed run reports as an undisturbed one does.
 
@@ -80,12 +86,14 @@ class Metrics(StepCallback):
                 f" {name}; cluster=FILE names the right one"
             )
             self.peak_tflops = {}
-        self._begin(trainer, module.state.step)
+        self._begin(trainer, module)
 
-    def _begin(self, trainer: Trainer, step: int) -> None:
-        self._since, self._since_step = time.perf_counter(), step
+    def _begin(self, trainer: Trainer, module: LanguageModel) -> None:
+        self._since, self._since_step = time.perf_counter(), module.state.step
         trainer.run.pauses.clear()
         trainer.data.seconds_reading()
+        for watch in stopwatches(module.objective):
+            watch.take()
 
     def on_step_end(self, trainer: Trainer, module: LanguageModel) -> None:
         """Report where that is due. A collective; waits for the device."""
@@ -98,7 +106,7 @@ class Metrics(StepCallback):
             for callback in trainer.callbacks:
                 if isinstance(callback, StepCallback):
                     metrics |= callback.figures()
-            self._begin(trainer, step)
+            self._begin(trainer, module)
             send(trainer, module, metrics, step)
         elif is_first:
             module.reduce_losses()
@@ -138,9 +146,25 @@ class Metrics(StepCallback):
             "speed/data_wait": trainer.data.seconds_reading() / seconds,
             "speed/checkpoint_stall": saving / (seconds + saving),
         }
+        if watches := stopwatches(module.objective):
+            metrics["speed/back_translation"] = sum(watch.take() for watch in watches) / seconds
         peak = self.peak_tflops.get(trainer.precision_name)
         if peak is not None:
-            model, share = module.model, module.objective.mask_share
-            flops = training_flops_per_token(model.shape, trainer.data.bptt, model.recompute, share)
-            metrics["speed/mfu"] = tokens / per_step * flops / (peak * 1e12 * trainer.world_size)
+            metrics["speed/mfu"] = (
+                tokens / per_step * flops_of_token(trainer, module) / (peak * 1e12 * trainer.world_size)
+            )
         return metrics
+
+
+def stopwatches(objective: Objective) -> list[Stopwatch]:
+    """Those of the parts of an objective that make back-translations."""
+    parts = getattr(objective, "parts", {"": objective}).values()
+    return [part.decoding for part in parts if isinstance(part, BackTranslation)]
+
+
+def flops_of_token(trainer: Trainer, module: LanguageModel) -> float:
+    """Count the FLOPs of a token of `tokens_per_step`, on average over the streams."""
+    model, rows = module.model, module.objective.rows
+    read = {name: float(s.share) * s.tokens_per_slot for name, s in trainer.data.order.streams.items()}
+    spent = sum(n * training_flops_per_token(model.shape, rows[name], model.recompute) for name, n in read.items())
+    return spent / sum(read.values())

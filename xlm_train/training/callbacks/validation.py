@@ -1,45 +1,60 @@
-"""Perplexity on the validation split, the best checkpoint, and stopping when it no longer falls."""
+"""Scores on the validation text, the best checkpoint, and stopping when they no longer improve."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
 
-import torch
-from torch import Tensor
-
-from xlm_train.data.concatenation import JoinedPairs
-from xlm_train.data.corpus import Corpus, TokenStream
+from xlm_train.data.corpus import Corpus
 from xlm_train.data.datamodule import validation_texts
 from xlm_train.evaluation import higher_is_better
-from xlm_train.evaluation.pairs import batches_of, score_pairs
-from xlm_train.evaluation.perplexity import WINDOW_SCORES, Score
+from xlm_train.evaluation.bleu import sacrebleu_metrics
+from xlm_train.evaluation.validation import (
+    KINDS,
+    TRANSLATION,
+    Evaluator,
+    Share,
+    TextEvaluator,
+    TranslationEvaluator,
+    text_metrics,
+    translatable,
+    translation_metrics,
+)
+from xlm_train.model.translation import Beam
 from xlm_train.objectives.objective import Objective
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import ConfigError, at_least
 from xlm_train.training.callbacks.metrics import send
+from xlm_train.training.loggers import JsonLines
 from xlm_train.training.module import LanguageModel
 from xlm_train.training.phases import Phase, StepCallback
 from xlm_train.training.trainer import Trainer
 
 
 def metrics_of(corpus: Corpus, objective: Objective) -> list[str]:
-    """List the metrics that a validation of what an objective learns gives; none where there is no text for it."""
-    texts = validation_texts(corpus, [stream.name for stream in objective.streams])
-    return _window_metrics(texts) if texts else []
+    """List the metrics that a validation of what an objective learns gives; none where there is no text for it.
+
+    Raises:
+        ConfigError: translations would be scored, and sacrebleu is not installed.
+    """
+    if objective.evaluation != TRANSLATION:
+        return text_metrics(validation_texts(corpus, [stream.name for stream in objective.streams]))
+    if names := translation_metrics(translatable(corpus, directions_of(objective))):
+        sacrebleu_metrics()
+    return names
 
 
-def _window_metrics(texts: Iterable[str]) -> list[str]:
-    ends = [f"_{text}" for text in texts]
-    return ["val/ppl", "val/acc", *(f"val/{kind}{end}" for kind in ("loss", "ppl", "acc") for end in ends)]
+def directions_of(objective: Objective) -> list[tuple[str, str]]:
+    """List the languages (source, target) that an objective learns to translate."""
+    return list(getattr(objective, "directions", ()))
 
 
 class Validation(StepCallback):
     """Scores the validation text every so many steps and once at the end.
 
-    The objective says how. The processes divide windows and pairs among themselves; three sums a text are exchanged, so
-    all of them decide alike.
+    The objective's `evaluation` says how (xlm_train/evaluation/validation.py). The processes divide the text among
+    themselves and exchange what they found, so all of them decide alike. Translations that a validation shows go to
+    `samples.jsonl`.
     The hooks of Lightning's validation (`on_validation_start` ... `on_validation_end`) fire for every callback, so stock
     ones such as EarlyStopping, ModelCheckpoint and EMAWeightAveraging act as they do after Lightning's own loop.
 
@@ -48,7 +63,9 @@ class Validation(StepCallback):
         patience: failures in a row that are allowed; the next one stops the run, as the original's stopping criterion
             does. A failure is a value of `monitor` not strictly better than the best. None: never stop.
         batch_windows: windows scored in one forward pass.
-        monitor: the metric that decides which checkpoint is the best. Lower is better, but for accuracies.
+        monitor: the metric that decides which checkpoint is the best. Lower is better, but for accuracies, BLEU and
+            chrF.
+        beam: translations followed at once; 1: greedy.
 
     Raises:
         ConfigError: with every value that cannot work.
@@ -62,14 +79,16 @@ class Validation(StepCallback):
         patience: int | None = 10,
         batch_windows: int = 16,
         monitor: str = "val/ppl",
+        beam: int = 1,
     ) -> None:
-        at_least(1, every_n_steps=every_n_steps, batch_windows=batch_windows)
+        at_least(1, every_n_steps=every_n_steps, batch_windows=batch_windows, beam=beam)
         if patience is not None:
             at_least(0, patience=patience)
         self.every_n_steps = every_n_steps
         self.patience = patience
         self.batch_windows = batch_windows
         self.monitor = monitor
+        self.beam = beam
 
     def setup(self, trainer: Trainer, module: LanguageModel, stage: str) -> None:  # type: ignore[override]
         """Find the text, and whether it can tell what is monitored.
@@ -77,21 +96,30 @@ class Validation(StepCallback):
         Raises:
             ConfigError: no validation gives the monitored metric, or the objective's kind of score is not known.
         """
-        if (kind := module.objective.evaluation) not in WINDOW_SCORES:
-            raise ConfigError(
-                f"objective: its evaluation is {kind!r}, known are {', '.join(WINDOW_SCORES)}: callbacks.validation=null"
-            )
-        self.texts = trainer.data.validation_texts
-        longest = module.model.shape.max_positions
-        for name, text in list(self.texts.items()):
-            if isinstance(text, JoinedPairs) and (long := text.n - sum(map(len, batches_of(text, longest)))):
-                log(
-                    f"validation of {name}: {long:,} of {text.n:,} pairs have a side beyond {longest} positions and are left out"
-                )
-                if long == text.n:
-                    del self.texts[name]
-        if self.texts and self.monitor not in (names := _window_metrics(self.texts)):
+        self.evaluator = self._evaluator(trainer, module)
+        names = self.evaluator.metrics
+        if names and self.monitor not in names:
             raise ConfigError(f"callbacks.validation.monitor={self.monitor}: must be one of {', '.join(names)}")
+        self.samples = JsonLines(trainer.run.folder.samples)
+
+    def _evaluator(self, trainer: Trainer, module: LanguageModel) -> Evaluator:
+        data, objective, longest = trainer.data, module.objective, module.model.shape.max_positions
+        if (kind := objective.evaluation) not in KINDS:
+            raise ConfigError(
+                f"objective: its evaluation is {kind!r}, known are {', '.join(KINDS)}: callbacks.validation=null"
+            )
+        if kind != TRANSLATION:
+            texts, languages = data.validation_texts, data.languages
+            return TextEvaluator(texts, languages, kind, data.bptt, longest, self.batch_windows)
+        directions = directions_of(objective)
+        found = translatable(data.corpus, directions)
+        if missing := sorted({"-".join(sorted(direction)) for direction in directions if direction not in found}):
+            log(
+                f"no validation of {', '.join(missing)}: the corpus has no such pairs (xlm-prep pairs.{missing[0]}.valid=)"
+            )
+        if not directions:
+            log("no validation: the objective learns no direction of translation")
+        return TranslationEvaluator(data.corpus, found, longest, Beam(self.beam) if self.beam > 1 else None)
 
     def out_of_patience(self, module: LanguageModel) -> bool:
         """Say whether validation has failed too often in a row."""
@@ -106,6 +134,8 @@ class Validation(StepCallback):
                     f"validations are compared by {self.monitor} from here on; the best by {state.monitor} is forgotten"
                 )
             state.monitor, state.best_metric, state.best_step, state.failures = self.monitor, None, None, 0
+        if self.samples.path.exists() and trainer.is_global_zero:
+            self.samples.rewind(state.step)
         if self.out_of_patience(module):
             log("this run has stopped: validation no longer improved; a larger callbacks.validation.patience goes on")
             trainer.run.stop_reason = "patience"
@@ -114,12 +144,16 @@ class Validation(StepCallback):
     def on_step_end(self, trainer: Trainer, module: LanguageModel) -> None:
         """Validate where that is due. A collective."""
         state = module.state
-        if not self.texts or (state.step % self.every_n_steps and state.step != module.stop):
+        if not self.evaluator.metrics or (state.step % self.every_n_steps and state.step != module.stop):
             return
         begun = time.perf_counter()
-        with trainer.validation() as logged:
-            state.validation = self.validate(trainer, module)
+        share = Share(module.device, trainer.global_rank, trainer.world_size, trainer.run.control_group.gather_objects)
+        with trainer.validation() as logged, trainer.precision_plugin.forward_context():
+            found = self.evaluator.score(module.model, share)
+            state.validation = found.metrics
         send(trainer, module, {**state.validation, **logged}, state.step)
+        if found.samples and trainer.is_global_zero:
+            self.samples.append(state.step, {"samples": found.samples})
         value = state.validation[self.monitor]
         if math.isfinite(value) and (state.best_metric is None or self._is_better(value, state.best_metric)):
             state.best_metric, state.best_step, state.failures = value, state.step, 0
@@ -133,37 +167,3 @@ class Validation(StepCallback):
 
     def _is_better(self, value: float, best: float) -> bool:
         return value > best if higher_is_better(self.monitor) else value < best
-
-    def validate(self, trainer: Trainer, module: LanguageModel) -> dict[str, float]:
-        """Score every text: val/loss_NAME, val/ppl_NAME, val/acc_NAME, and the means val/ppl, val/acc. A collective.
-
-        The means are over the languages, or over the pairs where there are no languages, as the original's are.
-        """
-        metrics: dict[str, float] = {}
-        scores: dict[str, Score] = {}
-        for name, text in self.texts.items():
-            with trainer.precision_plugin.forward_context():
-                sums = self._sums(trainer, module, name, text)
-            if trainer.world_size > 1:
-                torch.distributed.all_reduce(sums)
-            score = scores[name] = Score.from_sums(sums)
-            metrics |= {
-                f"val/loss_{name}": score.loss,
-                f"val/ppl_{name}": score.perplexity,
-                f"val/acc_{name}": score.accuracy,
-            }
-        averaged = [score for name, score in scores.items() if name in trainer.data.languages] or list(scores.values())
-        metrics["val/ppl"] = math.fsum(score.perplexity for score in averaged) / len(averaged)
-        metrics["val/acc"] = math.fsum(score.accuracy for score in averaged) / len(averaged)
-        return metrics
-
-    def _sums(self, trainer: Trainer, module: LanguageModel, name: str, text: TokenStream | JoinedPairs) -> Tensor:
-        """This process's share of the sums behind a text's score."""
-        rank, world_size = trainer.global_rank, trainer.world_size
-        if isinstance(text, JoinedPairs):
-            return score_pairs(module.model, text, (rank, world_size), device=module.device)
-        bptt, language = trainer.data.bptt, trainer.data.languages[name]
-        count = text.n_windows(bptt)
-        mine = range(rank * count // world_size, (rank + 1) * count // world_size)
-        score_windows = WINDOW_SCORES[module.objective.evaluation]
-        return score_windows(module.model, text, bptt, language, mine, self.batch_windows, module.device)

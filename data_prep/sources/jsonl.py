@@ -1,0 +1,101 @@
+"""Text in a field of JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xlm_train.runtime.errors import TextError
+from xlm_train.text.files import COMPRESSED, ReadStats, TextFile
+
+SUFFIXES = (".jsonl", ".ndjson")
+MAX_HELD = 1 << 24  # bytes of a row
+
+
+def is_json_lines(path: Path) -> bool:
+    """Whether a file is named as JSON lines, plain or compressed."""
+    return (path.with_suffix("") if path.suffix in COMPRESSED else path).suffix in SUFFIXES
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """A field of each row, an object a line. It may hold many lines (an article): blank ones are left out.
+
+    Args:
+        path: Of the file; its last suffix says how it is compressed.
+        field: Which field.
+    """
+
+    path: Path
+    field: str = "text"
+
+    @property
+    def name(self) -> str:
+        """The path."""
+        return str(self.path)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, compressed."""
+        return self.path.stat().st_size
+
+    def check(self) -> list[str]:
+        """Problems that the file's beginning shows."""
+        problems = TextFile(self.path).check()
+        head = b"" if problems else next(TextFile(self.path).chunks(ReadStats(), head_only=True))
+        first, end, _ = head.lstrip().partition(b"\n")
+        if not end:
+            return problems  # one row alone, or none that ends in the head
+        try:
+            row = json.loads(first)
+        except ValueError:
+            return [f"{self.path}: its first line is not JSON"]
+        if not isinstance(row, dict):
+            return [f"{self.path}: its first line is no JSON object"]
+        if self.field not in row:
+            return [
+                f"{self.path}: has no field '{self.field}', but {', '.join(row)}: give {{path: FILE.jsonl, field: NAME}}"
+            ]
+        return [] if isinstance(row[self.field], str) else [f"{self.path}: field '{self.field}' holds no text"]
+
+    def chunks(self, stats: ReadStats) -> Iterator[bytes]:
+        """The text, some rows at a time; what is hashed is the file."""
+        for block in whole_lines(TextFile(self.path).chunks(stats), MAX_HELD):
+            yield texts_of(block, self.field, self.path)
+
+
+def whole_lines(chunks: Iterable[bytes], max_held: int) -> Iterator[bytes]:
+    """The same bytes in blocks that end at line ends (not inside lines above `max_held`, nor at an open end)."""
+    tail = b""
+    for chunk in chunks:
+        end = chunk.rfind(b"\n") + 1
+        if end:
+            yield tail + chunk[:end]
+            tail = chunk[end:]
+        else:
+            tail += chunk
+        if len(tail) > max_held:
+            yield tail
+            tail = b""
+    if tail:
+        yield tail
+
+
+def texts_of(block: bytes, field: str, path: Path) -> bytes:
+    """The non-blank lines of the texts in a field of some rows.
+
+    Raises:
+        TextError: A row is not JSON, or lacks the field.
+    """
+    lines: list[str] = []
+    for row in block.split(b"\n"):
+        if row.strip():
+            try:
+                text: Any = json.loads(row)[field]
+                lines += [line for line in text.split("\n") if line.strip()]
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise TextError(f"{path}: a line is not JSON with a text field '{field}': {row[:80]!r}") from error
+    return "".join(line + "\n" for line in lines).encode("utf-8", errors="surrogatepass")

@@ -1,0 +1,295 @@
+"""`make table2`: Table 2 of the paper in miniature. Every step is a command a user could type; each is shown.
+
+Corpus, causal and masked pretraining, unsupervised translation from the chosen starts, scores on a test set that nothing was
+learned from, and the table. Whatever ended is not done again: the same command goes on after any stop.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from table2_page import PAPER, collect, write_page
+
+from data_prep.checks import path_of
+from xlm_train.runtime.errors import EXIT_PREEMPTED, ConfigError, UserError
+from xlm_train.runtime.files import read_json
+
+TEXT = Path(__file__).parent / "table2_text"
+MODULES = {
+    "xlm-prep": "data_prep.prepare",
+    "xlm-train": "xlm_train.commands.train",
+    "xlm-eval": "xlm_train.commands.evaluate",
+    "xlm-plan": "xlm_train.commands.plan",
+}
+ROWS = tuple(PAPER)  # none/none ... mlm/mlm
+SPLITS = ("text", "valid", "test", "aligned")
+# Updates in a core-minute of the processor that docs/table2.md names, a guess where decoding counts; CLM gets 10 where MLM gets 16
+UPDATES_A_MINUTE = {"mlm": 600.0, "clm": 375.0, "umt": 200.0, "supervised": 200.0}
+VALIDATIONS = 20  # of each run
+
+
+def _whole_numbers(value: str) -> list[int]:
+    if not all(part.isdecimal() for part in value.split(",")):
+        raise ValueError("give whole numbers, with commas between them")
+    return [int(part) for part in value.split(",")]
+
+
+def _one_of(*names: str) -> Any:
+    def read(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"must be {' or '.join(names)}")
+        return value
+
+    return read
+
+
+def _rows(value: str) -> list[str]:
+    chosen = list(ROWS) if value == "all" else value.lower().split(",")
+    if unknown := [row for row in chosen if row not in ROWS]:
+        raise ValueError(f"{', '.join(unknown)}: rows are all, or some of {','.join(ROWS)}")
+    return chosen
+
+
+def _positive(kind: type[int] | type[float]) -> Any:
+    def read(value: str) -> float:
+        if not (number := kind(value)) > 0 or number == float("inf"):
+            raise ValueError("must be above 0")
+        return number
+
+    return read
+
+
+@dataclass
+class Options:
+    """What the command line may say, as key=value.
+
+    Args:
+        table2: mini: done here; page: only the page of what has ended so far; paper: the same rows at full size, planned.
+        out: Folder of everything.
+        rows: all, or encoder/decoder by commas.
+        seeds: By commas; each row is trained from each.
+        minutes_a_row: Core-minutes of translation a row, of the processor in docs/table2.md; null: the experiment's steps.
+        minutes_pretraining: The same of masked pretraining; causal gets 10/16 of its updates.
+        device: auto, cpu or gpu.
+        jobs: Runs side by side; null: one a core, on a GPU one.
+        n_codes: BPE merges.
+        texts: By split and language: text.en= text.de= monolingual; valid. and test. aligned; aligned. for the dictionary
+            and the supervised model, may be left out. Not given: the suttas in launch/table2_text.
+    """
+
+    table2: str = field(default="mini", metadata={"read": _one_of("mini", "page", "paper")})
+    out: str = field(default="table2", metadata={"read": str})
+    rows: list[str] = field(default_factory=lambda: list(ROWS), metadata={"read": _rows})
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"read": _whole_numbers})
+    minutes_a_row: float | None = field(default=None, metadata={"read": _positive(float)})
+    minutes_pretraining: float | None = field(default=None, metadata={"read": _positive(float)})
+    device: str = field(default="auto", metadata={"read": _one_of("auto", "cpu", "gpu")})
+    jobs: int | None = field(default=None, metadata={"read": _positive(int)})
+    n_codes: int = field(default=4000, metadata={"read": _positive(int)})
+    texts: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def languages(self) -> list[str]:
+        """Both codes, sorted."""
+        return sorted(self.texts["text"])
+
+    @property
+    def side_by_side(self) -> int:
+        """Runs at a time."""
+        return self.jobs or (1 if self.device == "gpu" else os.cpu_count() or 1)
+
+    def steps(self, kind: str) -> list[str]:
+        """Overrides for the length of a run of a kind."""
+        minutes = self.minutes_pretraining if kind in ("mlm", "clm") else self.minutes_a_row
+        if minutes is None:
+            return []
+        steps = max(4, round(minutes * UPDATES_A_MINUTE[kind]))
+        every = max(1, steps // VALIDATIONS)
+        words = [f"trainer.max_steps={steps}"]
+        words += [f"callbacks.{name}.every_n_steps={every}" for name in ("validation", "checkpointing")]
+        if kind == "umt":  # the share of denoising falls over half of the run; a step in four is an iteration
+            words.append(f"objective.weights.ae='0:1,{max(1, steps // 8)}:0.1'")
+        return words
+
+
+def read_options(words: Sequence[str]) -> Options:
+    """Read the command line.
+
+    Raises:
+        ConfigError: With everything that is wrong with it.
+    """
+    known = {item.name: item.metadata["read"] for item in fields(Options) if "read" in item.metadata}
+    options, problems = Options(), []
+    for word in words:
+        key, equals, value = word.partition("=")
+        split, _, language = key.partition(".")
+        if equals and split in SPLITS and language:
+            options.texts.setdefault(split, {})[language] = value
+        elif equals and key in known:
+            try:
+                setattr(options, key, known[key](value))
+            except ValueError as error:
+                problems.append(f"{word}: {error}")
+        else:
+            problems.append(f"{word}: give one of {', '.join(f'{name}=' for name in known)}, text.LANGUAGE= ...")
+    if not options.texts:
+        options.texts = {split: {code: str(_shipped(split, code)) for code in ("en", "de")} for split in SPLITS}
+    problems += _text_problems(options.texts)
+    if problems:
+        raise ConfigError(problems)
+    return options
+
+
+def _shipped(split: str, language: str) -> Path:
+    return TEXT / f"{'train' if split == 'text' else split}.{language}.xz"
+
+
+def _text_problems(texts: Mapping[str, Mapping[str, str]]) -> list[str]:
+    codes = sorted({code for files in texts.values() for code in files})
+    if len(codes) != 2:
+        return [f"text: {len(codes)} languages ({', '.join(codes)}): give text., valid. and test. of two"]
+    wanted = [split for split in SPLITS if split != "aligned" or split in texts]
+    missing = [f"{split}.{code}" for split in wanted for code in codes if code not in texts.get(split, {})]
+    problems = [f"{key}: missing; {key}=FILE" for key in missing]
+    files = {f"{split}.{code}": file for split, given in texts.items() for code, file in given.items()}
+    return problems + [
+        f"{key}={file}: there is no such file" for key, file in files.items() if not path_of(file).is_file()
+    ]
+
+
+class Commands:
+    """Runs commands of this project; a signal to this process goes on to them."""
+
+    def __init__(self) -> None:
+        self.running: list[subprocess.Popen[bytes]] = []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._pass_on)
+
+    def _pass_on(self, number: int, frame: Any) -> None:
+        for process in self.running:
+            process.send_signal(number)
+
+    def run(self, *commands: Sequence[str], side_by_side: int = 1, go_on: bool = False) -> int:
+        """Show and run commands, so many at a time. Returns the worst status.
+
+        Leaves where one was asked to stop and, unless it may go on, where one fails.
+        """
+        waiting, statuses = list(commands), []
+        while waiting or self.running:
+            while waiting and len(self.running) < side_by_side and not statuses.count(EXIT_PREEMPTED):
+                words = waiting.pop(0)
+                print(f"\n$ {shlex.join(words)}", flush=True)
+                self.running.append(subprocess.Popen([sys.executable, "-m", MODULES[words[0]], *words[1:]]))
+            if not self.running:
+                break
+            statuses.append(self.running[0].wait())
+            self.running.pop(0)
+        if EXIT_PREEMPTED in statuses:
+            print("table2: stopped; the same command goes on", file=sys.stderr)
+            sys.exit(EXIT_PREEMPTED)
+        worst = max(map(abs, statuses), default=0)
+        if worst and not go_on:
+            sys.exit(worst)
+        return worst
+
+
+def prepare_words(options: Options, corpus: Path) -> list[str]:
+    """The command that prepares the corpus."""
+    pair = "-".join(options.languages)
+    names = {"text": "train", "valid": "valid", "test": "test"}
+    words = [f"{names[split]}.{code}={options.texts[split][code]}" for split in names for code in options.languages]
+    for split, given in (("train", "aligned"), ("valid", "valid"), ("test", "test")):
+        if given in options.texts:
+            words.append(f"pairs.{pair}.{split}=[{','.join(options.texts[given][code] for code in options.languages)}]")
+    shape = ["parallel=[valid,test]", "lowercase=true", f"bpe.n_codes={options.n_codes}", "remove_test_overlap=true"]
+    return ["xlm-prep", f"out={corpus}", *words, *shape, "overwrite=true"]
+
+
+def job(runs: Path, row: str, seed: int) -> Path:
+    """The run folder of a row."""
+    return runs / f"umt,init={row.replace('/', '_')},seed={seed}"
+
+
+def main() -> int:
+    """Do what the command line asks for. Returns the exit status."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(f"{__doc__}\n{Options.__doc__}")
+        return 0
+    options = read_options(sys.argv[1:])
+    commands, out = Commands(), Path(options.out)
+    if options.table2 == "paper":
+        return plan_the_paper(options, commands)
+    runs, corpus, scores = out / "runs", out / "corpus", out / "scores"
+    models = {f"{row},{seed}": job(runs, row, seed) for row in options.rows for seed in options.seeds}
+    if "aligned" in options.texts and any("mlm" in row for row in options.rows):
+        models["supervised"] = runs / "supervised"
+    status = train(options, commands, runs, corpus, models) if options.table2 == "mini" else 0
+    scores.mkdir(parents=True, exist_ok=True)
+    for name, run in models.items():
+        score, best = scores / f"{name.replace('/', '_')}.json", run / "checkpoints/best.pt"
+        if ended(run) and not (score.is_file() and score.stat().st_mtime > best.stat().st_mtime):
+            device = {"gpu": "cuda"}.get(options.device, options.device)
+            words = [f"checkpoint={best}", f"data.path={corpus}", "split=test", f"out={score}", f"device={device}"]
+            commands.run(["xlm-eval", *words])
+    write_page(out, collect(corpus, runs, scores, models))
+    print(f"\ntable2: {out}/table2.md, {out}/table2.json, {out}/table2.png")
+    return status
+
+
+def train(options: Options, commands: Commands, runs: Path, corpus: Path, models: Mapping[str, Path]) -> int:
+    """Prepare, pretrain, and train the rows. Returns the worst status of the rows: the others are shown all the same."""
+    runs.mkdir(parents=True, exist_ok=True)
+    commands.run(prepare_words(options, corpus))
+    threads = max(1, (os.cpu_count() or 1) // options.side_by_side)
+    common = [
+        f"data.path={corpus}",
+        f"paths.runs={runs}",
+        f"trainer.accelerator={options.device}",
+        f"trainer.threads={threads}",
+    ]
+    starts = [kind for kind in ("mlm", "clm") if any(kind in row for row in options.rows) and not ended(runs / kind)]
+    waiting = [["xlm-train", f"experiment=table2_{kind}", *common, *options.steps(kind)] for kind in starts]
+    commands.run(*waiting, side_by_side=options.side_by_side)
+    sweep = [f"init=choice({','.join(row.replace('/', '_') for row in options.rows)})"]
+    sweep += [f"seed=choice({','.join(map(str, options.seeds))})", *options.steps("umt")]
+    if options.side_by_side > 1:
+        sweep += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={options.side_by_side}"]
+    status = commands.run(["xlm-train", "-m", "experiment=table2_mini", *common, *sweep], go_on=True)
+    if "supervised" in models and not ended(models["supervised"]):
+        words = ["experiment=table2_mt", "init=mlm_mlm", *common, *options.steps("supervised")]
+        status = max(status, commands.run(["xlm-train", *words], go_on=True))
+    return status
+
+
+def plan_the_paper(options: Options, commands: Commands) -> int:
+    """Plan a row of the full size, and say what all take."""
+    folder, rows = Path(options.out) / "plan", len(options.rows) * len(options.seeds)
+    commands.run(["xlm-plan", "experiment=umt_ende_1024", f"out={folder}"])
+    plan = read_json(folder / "plan.json")
+    days, cost = rows * plan["time"]["hours"] / 24, rows * plan["cost"]["total"]
+    print(
+        f"table2: {rows} rows: {days:,.0f} days of {plan['cluster']['name']}, {cost:,.0f} {plan['cost']['currency']}; and pretraining:"
+    )
+    print("  xlm-plan experiment=clm_ende_1024\n  xlm-plan experiment=mlm_ende_1024")
+    return 0
+
+
+def ended(run: Path) -> bool:
+    """Whether a run needs no other start."""
+    status = run / "status.json"
+    return status.is_file() and read_json(status)["status"] in ("finished", "stopped")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit("\n".join(f"table2: error: {problem}" for problem in error.problems))
