@@ -269,4 +269,4 @@ def test_fifty_kills_during_uploads(config: Config, tmp_path: Path, s3: S3Server
     starts = [step for name, step in events(tmp_path / "last/run") if name == "start"]
     print(f"{kills} kills, {disks} disks lost; the starts of the surviving history were at {starts}")
     assert starts == sorted(starts)
-    assert len({*starts}) >= 5
+    assert len({*starts}) >= 3  # not all from the beginning
