@@ -42,7 +42,7 @@ def config_problems(corpus: Path, *overrides: str) -> list[str]:
         ("seed='0,1'", "seed=0,1: must be a whole number; several values are a sweep, which -m starts"),
         ("+batch_size=8", "batch_size=8: there is no 'batch_size'; here: data.slots x data.slot_streams windows"),
         ("+ckpt_path=x", "ckpt_path=x: there is no 'ckpt_path'; here: the same run_name resumes"),
-        ("paths.runs='s3://bucket/runs'", "paths.runs=s3://bucket/runs: give a folder"),
+        ("paths.runs='ftp://host/runs'", "paths.runs=ftp://host/runs: ftp:// is not supported to write to"),
         ("data.path=nowhere", "data.path=nowhere: there is no such folder"),
         ("seed=abc", "seed=abc: must be a whole number"),
         ("objective._target_=nowhere.X", "objective._target_=nowhere.X: there is no such class"),
