@@ -117,9 +117,11 @@ def application(folder: Path) -> Callable[..., Any]:
 
     def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         if (folder / "slow").is_file() and environ["REQUEST_METHOD"] == "PUT":
-            environ["wsgi.input"] = Slow(
-                environ["wsgi.input"], float((folder / "slow").read_text()), folder / "receiving"
-            )
+            rate, sign = float((folder / "slow").read_text()), folder / "receiving"
+            try:
+                return moto({**environ, "wsgi.input": Slow(environ["wsgi.input"], rate, sign)}, start_response)
+            finally:
+                sign.unlink(missing_ok=True)
         query = environ["QUERY_STRING"]
         if environ["REQUEST_METHOD"] != "GET" or "list-type" not in query:
             return moto(environ, start_response)
@@ -152,7 +154,6 @@ class Slow:
             time.sleep(len(piece) / self.rate)
             if 0 <= size <= sum(map(len, pieces)):
                 break
-        self.sign.unlink(missing_ok=True)
         return b"".join(pieces)
 
 

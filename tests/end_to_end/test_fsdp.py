@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
-from tests.conftest import command
-from tests.end_to_end.worlds import assert_same_run, largest_difference, last
+from tests.end_to_end.test_worlds import BOUND
+from tests.end_to_end.worlds import assert_same_run, largest_difference, last, start, train_on
+from xlm_train.config.train import problems_of
 
-BOUND = 1e-5  # as in test_worlds.py
-
-
-@pytest.fixture
-def words(corpus_folder: Path, tmp_path: Path) -> list[str]:
-    common = ["experiment=smoke", f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "trainer.devices=2"]
-    return [*common, "data.slots=4", "callbacks.metrics.every_n_steps=1", "callbacks.validation.every_n_steps=5"]
+Compose = Callable[..., dict[str, Any]]
 
 
 @pytest.mark.parametrize(
@@ -24,21 +21,39 @@ def words(corpus_folder: Path, tmp_path: Path) -> list[str]:
     [[], pytest.param(["objective=mlm", "optimizer=original_adam", "model.recompute=true"], marks=pytest.mark.slow)],
     ids=["clm", "mlm"],
 )
-def test_a_divided_model_is_the_undivided_one(options: list[str], words: list[str], tmp_path: Path) -> None:
+def test_a_divided_model_is_the_undivided_one(
+    options: list[str], compose: Compose, corpus_folder: Path, tmp_path: Path
+) -> None:
     """Losses and validations within the bound; a resumed run is the undisturbed one bit for bit; files are whole."""
-    words += options
-    fsdp = [*words, "trainer.sharding=fsdp"]
-    command("xlm_train.commands.train", *words, "run_name=whole")
-    command("xlm_train.commands.train", *fsdp, "run_name=divided")
-    assert largest_difference(tmp_path / "whole", tmp_path / "divided") < BOUND
-    command("xlm_train.commands.train", *fsdp, "run_name=resumed", "trainer.max_steps=10")
-    command("xlm_train.commands.train", *fsdp, "run_name=resumed")
-    assert_same_run(tmp_path / "divided", tmp_path / "resumed")
-    whole, divided = last(tmp_path / "whole"), last(tmp_path / "divided")
-    assert {name: tensor.shape for name, tensor in whole["model"].items()} == {
-        name: tensor.shape for name, tensor in divided["model"].items()
-    }
-    # one process alone, undivided, can go on with it
-    alone = [*words, "run_name=divided", "trainer.devices=1", "trainer.max_steps=22"]
-    command("xlm_train.commands.train", *alone)
-    assert json.loads((tmp_path / "divided/status.json").read_text())["status"] == "finished"
+    words = ["experiment=smoke", f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "data.slots=4", *options]
+    words += ["callbacks.metrics.every_n_steps=1", "callbacks.validation.every_n_steps=5"]
+
+    def train(processes: int, name: str, *more: str) -> Path:
+        return train_on(processes, compose("train", *words, f"run_name={name}", *more))
+
+    whole, divided = train(2, "whole"), train(2, "divided", "trainer.sharding=fsdp")
+    assert largest_difference(whole, divided) < BOUND
+    train(2, "resumed", "trainer.sharding=fsdp", "trainer.max_steps=10")
+    assert_same_run(divided, train(2, "resumed", "trainer.sharding=fsdp"))
+    shapes = [{name: tensor.shape for name, tensor in last(run)["model"].items()} for run in (whole, divided)]
+    assert shapes[0] == shapes[1]
+    # one process alone can go on with it, undivided
+    assert (
+        largest_difference(train(1, "whole", "trainer.max_steps=22"), train(1, "divided", "trainer.max_steps=22"))
+        < BOUND
+    )
+
+
+def test_what_cannot_be_divided_is_refused(
+    compose: Compose, corpus_folder: Path, paired_corpus: Path, tmp_path: Path
+) -> None:
+    words = ["experiment=smoke", "trainer.sharding=fsdp", "trainer.devices=2", f"paths.runs={tmp_path}", "run_name=x"]
+    config = compose("train", *words, f"data.path={corpus_folder}", "trainer.gradient_compression=powersgd")
+    problems = problems_of(OmegaConf.create(config))
+    assert any("not with trainer.sharding=fsdp" in problem for problem in problems)
+
+    mt = compose(
+        "train", *words, f"data.path={paired_corpus}", "objective=mt", "data.max_len=62", "data.tokens_per_slot=500"
+    )
+    assert 0 not in start(mt, 2)
+    assert "trainer.sharding=fsdp: divides language models only" in (tmp_path / "x.watched/rank-0.log").read_text()

@@ -240,9 +240,7 @@ def test_the_command_with_urls(config: Config, corpus_folder: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_fifty_kills_during_uploads(config: Config, tmp_path: Path, s3: S3Server) -> None:
-    """SIGKILL while an object is on its way, the first, second or third large one of a start; then the same disk or an
-    empty one goes on.
-    """
+    """SIGKILL while one of the first large objects of a start is on its way; then the same disk or an empty one goes on."""
     words = ("storage.max_behind=2", "trainer.max_steps=300")
     undisturbed = config("undisturbed", *words)
     undisturbed["storage"]["url"] = None
@@ -251,7 +249,7 @@ def test_fifty_kills_during_uploads(config: Config, tmp_path: Path, s3: S3Server
     s3.says("slow", "2000000")
     while kills < 50:
         with training(config(f"disk-{disks}", *words)) as process:
-            for _ in range(draw.randrange(3)):
+            for _ in range(draw.randrange(5)):
                 until(lambda: s3.is_receiving() or process.exitcode is not None)
                 until(lambda: not s3.is_receiving())
             until(lambda: s3.is_receiving() or process.exitcode is not None)
@@ -261,12 +259,11 @@ def test_fifty_kills_during_uploads(config: Config, tmp_path: Path, s3: S3Server
             os.kill(process.pid, signal.SIGKILL)
             process.join()
             kills += 1
-        if draw.random() < 0.5:
-            disks += 1
+        disks += draw.random() < 0.4
     s3.says("slow", None)
     train_here(config("last", *words))
     assert_the_same(tmp_path / "undisturbed/run", tmp_path / "last/run")
     starts = [step for name, step in events(tmp_path / "last/run") if name == "start"]
     print(f"{kills} kills, {disks} disks lost; the starts of the surviving history were at {starts}")
     assert starts == sorted(starts)
-    assert len({*starts}) >= 10
+    assert len({*starts}) >= 5

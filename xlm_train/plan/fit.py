@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 GB = 1e9
 # Parts of the prediction that are measured or assumed; the others are counted tensor by tensor.
 UNSURE = ("holes in the heap", "context and workspaces (assumed)")
+DIVIDED = {None: (), "zero": ("optimizer",), "fsdp": ("weights", "gradients", "optimizer")}  # by trainer.sharding
 MARGIN = 1.25  # refused only beyond it: on a GPU up to 1.2 times what was measured has been predicted
 ADAM = ("torch.optim.AdamW", "torch.optim.Adam", "xlm_train.training.optim.OriginalAdam")  # others keep other moments
 
@@ -54,8 +55,8 @@ def compare(config: dict[str, Any], shape: ModelShape, memory: Memory, gpu: bool
     sizes = parameter_shapes(shape, translates(config["objective"]), config["model"].get("share", "none"))
     count = sum(math.prod(size) for size in sizes.values())
     parts = peak_memory(shape, count, setting_of(config, processes, gpu))
-    if settings["sharding"] is not None:
-        parts["optimizer"] /= processes
+    for part in DIVIDED[settings["sharding"]]:
+        parts[part] /= processes
     here = 1 if gpu else settings["devices"]
     peak = here * sum(parts.values())
     unsure = UNSURE if config["optimizer"]["_target_"] in ADAM else (*UNSURE, "optimizer")

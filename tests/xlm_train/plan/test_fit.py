@@ -30,6 +30,22 @@ def config(compose: Callable[..., dict[str, Any]], corpus_folder: Path, tmp_path
     return compose("train", "experiment=demo", *words)
 
 
+@pytest.mark.parametrize(
+    ("sharding", "divided"), [("zero", ["optimizer"]), ("fsdp", ["weights", "gradients", "optimizer"])]
+)
+def test_what_processes_divide_is_counted_once(
+    sharding: str, divided: list[str], config: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    shape = from_resolved(config).model.shape(2000, 2)
+    count = sum(torch.Size(size).numel() for size in parameter_shapes(shape).values())
+    parts = peak_memory(shape, count, setting_of(config, 4, gpu=True))
+    config["trainer"] |= {"devices": 4, "sharding": sharding}
+    enough = sum(parts.values()) - 0.75 * sum(parts[name] for name in divided)
+    for free, warned in ((enough + 1, False), (enough - 1, True)):
+        compare(config, shape, Memory(free=free, most=10 * enough), gpu=True)
+        assert ("memory may run out" in capfd.readouterr().err) is warned
+
+
 def test_what_is_predicted_is_compared_with_what_is_free(
     config: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
