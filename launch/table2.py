@@ -179,13 +179,13 @@ class Commands:
             process.send_signal(number)
 
     def run(self, *commands: Sequence[str], side_by_side: int = 1, go_on: bool = False) -> int:
-        """Show and run commands, so many at a time. Returns the worst status.
+        """Show and run commands, so many at a time, and none after one that failed. Returns the worst status.
 
         Leaves where one was asked to stop and, unless it may go on, where one fails.
         """
         waiting, statuses = list(commands), []
         while waiting or self.running:
-            while waiting and len(self.running) < side_by_side and not statuses.count(EXIT_PREEMPTED):
+            while waiting and len(self.running) < side_by_side and not any(statuses):
                 words = waiting.pop(0)
                 print(f"\n$ {shlex.join(words)}", flush=True)
                 self.running.append(subprocess.Popen([sys.executable, "-m", MODULES[words[0]], *words[1:]]))
