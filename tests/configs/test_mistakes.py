@@ -73,10 +73,10 @@ def test_typing_mistakes_are_found_before_anything_runs() -> None:
         )
     problems = {problem.split(":")[0]: problem for problem in error.value.problems}
     assert problems.keys() == {"experiment=demmo", "optimiser.lr=1", "data.slotz=3", "model=xlm"}
-    assert "experiment has no option 'demmo' (did you mean demo?)" in problems["experiment=demmo"]
+    assert "experiment has no option 'demmo' (did you mean demo or umt_demo?)" in problems["experiment=demmo"]
     assert "did you mean optimizer.lr" in problems["optimiser.lr=1"]
     assert "did you mean data.slots" in problems["data.slotz=3"]
-    assert "there are demo, tiny, xlm_1024, xlm_2048" in problems["model=xlm"]
+    assert "there are demo, mini, tiny, xlm_1024, xlm_2048" in problems["model=xlm"]
 
 
 @pytest.mark.parametrize(
