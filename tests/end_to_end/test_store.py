@@ -91,18 +91,13 @@ def training(settings: dict[str, Any]) -> Iterator[Any]:
     """A process that trains, and is gone afterwards; its output is beside the run's folder."""
     watched = Path(settings["paths"]["runs"]) / "run.watched"
     watched.mkdir(parents=True, exist_ok=True)
-    process = SERVER.Process(target=_with_environment, args=(dict(os.environ), settings, watched))
+    process = SERVER.Process(target=_process, args=(dict(os.environ), settings, 0, 1, 0, watched, None))
     process.start()
     try:
         yield process
     finally:
         process.kill()
         process.join()
-
-
-def _with_environment(environment: dict[str, str], settings: dict[str, Any], watched: Path) -> None:
-    os.environ.update(environment)
-    _process(settings, 0, 1, 0, watched, None)
 
 
 def test_an_empty_disk_goes_on(config: Config, undisturbed: Path, tmp_path: Path, s3: S3Server) -> None:

@@ -70,7 +70,7 @@ def start(config: dict[str, Any], processes: int, death: Death | None = None) ->
     # the processes meet at a store of ours, as at torchrun's: no port is lost between choosing and using it
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     members = [
-        SERVER.Process(target=_process, args=(config, rank, processes, store.port, watched, death))
+        SERVER.Process(target=_process, args=(dict(os.environ), config, rank, processes, store.port, watched, death))
         for rank in range(processes)
     ]
     for member in members:
@@ -107,7 +107,16 @@ def _wait(members: list[BaseProcess]) -> None:
                 member.join()
 
 
-def _process(config: dict[str, Any], rank: int, world: int, port: int, watched: Path, death: Death | None) -> None:
+def _process(
+    environment: dict[str, str],  # the server began with that of its first user
+    config: dict[str, Any],
+    rank: int,
+    world: int,
+    port: int,
+    watched: Path,
+    death: Death | None,
+) -> None:
+    os.environ.update(environment)
     output = os.open(watched / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
