@@ -16,10 +16,9 @@ from xlm_train.config.train import problems_of
 Compose = Callable[..., dict[str, Any]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "options",
-    [[], pytest.param(["objective=mlm", "optimizer=original_adam", "model.recompute=true"], marks=pytest.mark.slow)],
-    ids=["clm", "mlm"],
+    "options", [[], ["objective=mlm", "optimizer=original_adam", "model.recompute=true"]], ids=["clm", "mlm"]
 )
 def test_a_divided_model_is_the_undivided_one(
     options: list[str], compose: Compose, corpus_folder: Path, tmp_path: Path

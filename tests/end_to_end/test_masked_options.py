@@ -69,7 +69,7 @@ def test_another_objective_may_start_from_it_and_names_its_parent(config: Config
 @pytest.mark.parametrize(
     ("objective", "override", "message"),
     [
-        ("mlmm", "", "objective has no option 'mlmm' (did you mean mlm or mlm_tlm?); there are clm, mlm, mlm_tlm, tlm"),
+        ("mlmm", "", "objective has no option 'mlmm' (did you mean mlm or mlm_tlm?); there are ae, bt, clm, mlm, mlm_tlm, mt"),
         ("mlm", "+objective.mask_shares=1", "takes no 'mask_shares' (did you mean mask_share?)"),
         ("mlm", "objective.mask_share=1.5", "objective.mask_share=1.5: must be above 0 and below 1"),
         ("mlm", "objective.mask_share=x", "objective.mask_share=x: must be a number"),

@@ -28,6 +28,7 @@ def words(corpus_folder: Path, tmp_path: Path) -> list[str]:
     return [*common, "callbacks.validation.every_n_steps=1000"]
 
 
+@pytest.mark.slow
 def test_a_divided_optimizer_is_the_undivided_one(words: list[str], tmp_path: Path) -> None:
     """ZeRO: the same weights and moments to the last bit, over a restart, and each process keeps only its part."""
     command("xlm_train.commands.train", *words, "run_name=whole")
@@ -45,6 +46,7 @@ def everything(content: dict[str, Any]) -> torch.Tensor:
     return torch.cat([tensor.flatten() for tensor in content["model"].values()])
 
 
+@pytest.mark.slow
 def test_compressed_gradients_change_the_run_a_little(words: list[str], tmp_path: Path) -> None:
     words += ["trainer.precision=16-mixed", "debug.cpu_fp16=true"]
     command("xlm_train.commands.train", *words, "run_name=plain")
