@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -301,7 +302,7 @@ def test_a_run_without_validation_is_the_worst(tmp_path: Path) -> None:
 def row(perplexity: float | None, **varied: str) -> Row:
     each = {} if perplexity is None else {"de": perplexity + 1, "en": perplexity - 1}
     status = "failed" if perplexity is None else "finished"
-    return Row("run", varied, status, [], "xlm-train", 10, 10, perplexity, each, 3.0, 1e4, 0.5)
+    return Row("run", varied, status, [], "xlm-train", 10, 10, perplexity, each, None, {}, 3.0, 1e4, 0.5)
 
 
 def test_the_table_begins_with_the_best_job() -> None:
@@ -309,6 +310,15 @@ def test_the_table_begins_with_the_best_job() -> None:
     table = sweep_table.table(rows)
     assert [table.head[0], *(line[0] for line in table.rows)] == ["lr", "0.0002346", "1e-4", "1e-1"]
     assert table.rows[0][1:] == ["finished", "10", "10", "20", "21", "19", "3", "10,000", "0.5"]
+
+
+def test_jobs_that_translate_are_compared_by_bleu() -> None:
+    worse, better = row(20.0, seed="1"), row(30.0, seed="2")
+    rows = [replace(worse, bleu=5.0, bleus={"de-en": 4.0, "en-de": 6.0})]
+    rows.append(replace(better, bleu=9.0, bleus={"de-en": 8.0, "en-de": 10.0}))
+    table = sweep_table.table(rows)
+    assert table.head[4:9] == ["val/bleu", "val/bleu_de-en", "val/bleu_en-de", "val/ppl", "val/ppl_de"]
+    assert [line[4:8] for line in table.rows] == [["9", "8", "10", "30"], ["5", "4", "6", "20"]]
 
 
 @pytest.mark.parametrize("keys", [1, 2, 3])

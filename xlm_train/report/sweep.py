@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from xlm_train.report.figures import Axis, Curve, Figure, Mark, roomy_axis
 from xlm_train.report.html import PALETTE, Table
 from xlm_train.report.png import draw
-from xlm_train.report.reading import read_run
+from xlm_train.report.reading import Run, read_run
 from xlm_train.runtime.errors import EXIT_PREEMPTED
 from xlm_train.runtime.files import atomic_write, read_json, write_json
 
@@ -36,8 +36,10 @@ class Row:
         command: The command that runs the job alone.
         steps: Steps that metrics were reported for.
         best_step: Step of the best validation, by the run's monitor.
-        perplexity: The mean over the languages there.
-        perplexities: Of each language there.
+        perplexity: The mean over the languages there, or over the directions of translation.
+        perplexities: Of each of them there.
+        bleu: The mean over the directions there.
+        bleus: Of each direction there.
         train_loss: In nats per token, as last reported.
         tokens_per_second: Median over the run.
         hours: In training steps.
@@ -52,6 +54,8 @@ class Row:
     best_step: int | None
     perplexity: float | None
     perplexities: dict[str, float | None]
+    bleu: float | None
+    bleus: dict[str, float | None]
     train_loss: float | None
     tokens_per_second: float | None
     hours: float | None
@@ -114,11 +118,18 @@ def read_row(record: dict[str, Any]) -> Row:
         steps=run.columns["train/loss"].steps[-1] if "train/loss" in run.columns else None,
         best_step=best,
         perplexity=run.at("val/ppl", best),
-        perplexities={lang: run.at(f"val/ppl_{lang}", best) for lang in run.languages},
+        perplexities=_by_text(run, "val/ppl_"),
+        bleu=run.at("val/bleu", best),
+        bleus=_by_text(run, "val/bleu_"),
         train_loss=run.last("train/loss"),
         tokens_per_second=median(speed.values) if speed else None,
         hours=run.hours,
     )
+
+
+def _by_text(run: Run, prefix: str) -> dict[str, float | None]:
+    """A metric of each language, pair or direction, at the run's best step."""
+    return {name.removeprefix(prefix): run.at(name, run.best_step) for name in run.columns if name.startswith(prefix)}
 
 
 class Line(NamedTuple):
@@ -134,12 +145,20 @@ def table(rows: Sequence[Row]) -> Table:
     """The jobs as a table, the best first among those that are done, then the others."""
     keys = _keys(rows)
     languages = sorted({lang for row in rows for lang in row.perplexities})
-    figures = ["val/ppl", *(f"val/ppl_{lang}" for lang in languages), "train/loss", "tokens/s", "hours"]
+    directions = sorted({direction for row in rows for direction in row.bleus})
+    scores = ["val/bleu", *(f"val/bleu_{direction}" for direction in directions)] if directions else []
+    figures = [*scores, "val/ppl", *(f"val/ppl_{lang}" for lang in languages), "train/loss", "tokens/s", "hours"]
     cells = []
     for row in sorted(
-        rows, key=lambda row: (row.status not in ("finished", "stopped"), row.perplexity or float("inf"))
+        rows,
+        key=lambda row: (
+            row.status not in ("finished", "stopped"),
+            -(row.bleu or 0.0),
+            row.perplexity or float("inf"),
+        ),
     ):
-        values = [row.perplexity, *(row.perplexities.get(lang) for lang in languages), row.train_loss]
+        values = [row.bleu, *(row.bleus.get(direction) for direction in directions)] if directions else []
+        values += [row.perplexity, *(row.perplexities.get(lang) for lang in languages), row.train_loss]
         cells.append(
             [*(_short(_value(row, key)) for key in keys), row.status]
             + ["" if value is None else f"{value:,}" for value in (row.steps, row.best_step)]
