@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from benchmarks.gpu_machine import peak_tflops, runs
 from benchmarks.step import BETAS, CLIP_NORM, EPS, LR, SHAPE, PlainModel
 from xlm_train.data.noise import seed_noise
-from xlm_train.model.flops import training_flops_per_token
+from xlm_train.model.flops import Row, training_flops_per_token
 from xlm_train.model.ops import FastOps, PlainOps
 from xlm_train.model.ops import linear_cross_entropy as softmax_loss
 from xlm_train.model.ops.casts import shared_casts
@@ -176,7 +176,7 @@ def compare(gpu: bool, precision: str) -> dict[str, Any]:
         for name in list(steps) if number % 2 == 0 else list(steps)[::-1]:
             seconds[name].append(timed(steps[name], device))
     flops, peak = (
-        training_flops_per_token(replace(shape, vocab_multiple=8), bptt, recompute=False),
+        training_flops_per_token(replace(shape, vocab_multiple=8), Row(bptt, bptt - 1), recompute=False),
         peak_tflops(precision),
     )
     for name, each in seconds.items():

@@ -85,7 +85,7 @@ def time_stages(language: str, text: bytes, codes: Path, vocab: Path) -> dict[st
             return stages.Selection(folder / f"t{number}")
 
         measure("tokenise", lambda n, piece: stages.tokenise_piece(job(n, piece)))
-        measure("words", lambda n, _: stages.count_piece_words(stages.WordsJob(folder / f"w{n}", selected(n), None)))
+        measure("words", lambda n, _: stages.count_piece_words(stages.WordsJob(folder / f"w{n}", selected(n), None, 1)))
         measure("cut", lambda n, _: stages.cut_piece(stages.CutJob(folder / f"c{n}", selected(n), codes, None)))
         encode = stages.encode_piece
         measure("encode", lambda n, _: encode(stages.EncodeJob(folder / f"i{n}", folder / f"c{n}", vocab)))
