@@ -18,7 +18,7 @@ import torch
 from benchmarks.gpu_machine import Failed, goal_of, peak_tflops, runs
 from benchmarks.gpu_work import REPORT_EVERY, REPOSITORY, Work, call, environment
 from xlm_train.config.overrides import config_folder
-from xlm_train.model.flops import training_flops_per_token
+from xlm_train.model.flops import Row, training_flops_per_token
 from xlm_train.model.transformer import ModelShape
 from xlm_train.plan.memory import CONTEXT
 from xlm_train.runtime import checkpoint_file
@@ -33,8 +33,9 @@ def figures(run: Path, precision: str) -> dict[str, Any]:
     content = checkpoint_file.newest(run / "checkpoints").content
     assert content is not None
     shape, config = ModelShape(**content["shape"]), content["config"]
+    bptt = config["data"]["bptt"]
     tflops = (
-        tokens_per_second * training_flops_per_token(shape, config["data"]["bptt"], config["model"]["recompute"]) / 1e12
+        tokens_per_second * training_flops_per_token(shape, Row(bptt, bptt - 1), config["model"]["recompute"]) / 1e12
     )
     peak = peak_tflops(precision)
     stalls = [
