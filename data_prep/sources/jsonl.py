@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xlm_train.runtime.errors import TextError
-from xlm_train.text.files import COMPRESSED, ReadStats, TextFile
+from xlm_train.text.files import COMPRESSED, FileSource, ReadStats, TextFile
 
 SUFFIXES = (".jsonl", ".ndjson")
 MAX_HELD = 1 << 24  # bytes of a row
@@ -21,7 +21,7 @@ def is_json_lines(path: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class JsonLines:
+class JsonLines(FileSource):
     """A field of each row, an object a line. It may hold many lines (an article): blank ones are left out.
 
     Args:
@@ -29,18 +29,7 @@ class JsonLines:
         field: Which field.
     """
 
-    path: Path
     field: str = "text"
-
-    @property
-    def name(self) -> str:
-        """The path."""
-        return str(self.path)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file, compressed."""
-        return self.path.stat().st_size
 
     def check(self) -> list[str]:
         """Problems that the file's beginning shows."""

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from xlm_train.runtime.errors import TextError
-from xlm_train.text.files import CHUNK_BYTES, ReadStats
+from xlm_train.text.files import CHUNK_BYTES, FileSource, ReadStats
 
 BATCH_ROWS = 256
 
 
 @dataclass(frozen=True)
-class ParquetFile:
+class ParquetFile(FileSource):
     """Rows of one column. A row may hold many lines (an article): blank ones, which part paragraphs, are left out.
 
     Args:
@@ -22,18 +21,7 @@ class ParquetFile:
         column: Which of its columns.
     """
 
-    path: Path
     column: str = "text"
-
-    @property
-    def name(self) -> str:
-        """The path."""
-        return str(self.path)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return self.path.stat().st_size
 
     def check(self) -> list[str]:
         """Problems that the file's description of itself shows."""

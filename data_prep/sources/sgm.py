@@ -5,17 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from xlm_train.runtime.errors import TextError
-from xlm_train.text.files import ReadStats, TextFile
+from xlm_train.text.files import FileSource, ReadStats, TextFile
 
 SEGMENT = re.compile(rb"<seg[^>]*>(.*?)</seg>", re.DOTALL | re.IGNORECASE)
 MAX_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
-class SgmFile:
+class SgmFile(FileSource):
     """One line a segment, in the file's order.
 
     Entities such as &amp; stay as they are, as the original's script leaves them. The file is read whole: it is small.
@@ -23,18 +22,6 @@ class SgmFile:
     Args:
         path: Of the file.
     """
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """The path."""
-        return str(self.path)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return self.path.stat().st_size
 
     def check(self) -> list[str]:
         """Problems that the file shows."""

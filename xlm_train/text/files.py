@@ -151,8 +151,12 @@ class _ZstdFile:
 
 
 @dataclass(frozen=True)
-class TextFile:
-    """Lines of a file; its last suffix says how it is compressed (.gz .bz2 .xz .zst; anything else is plain text)."""
+class FileSource:
+    """A source of text that is one file.
+
+    Args:
+        path: Of the file.
+    """
 
     path: Path
 
@@ -163,8 +167,13 @@ class TextFile:
 
     @property
     def size(self) -> int:
-        """Bytes of the file, compressed."""
+        """Bytes of the file, as it is: compressed where it is."""
         return self.path.stat().st_size
+
+
+@dataclass(frozen=True)
+class TextFile(FileSource):
+    """Lines of a file; its last suffix says how it is compressed (.gz .bz2 .xz .zst; anything else is plain text)."""
 
     def check(self) -> list[str]:
         """Problems that the file's beginning shows."""
