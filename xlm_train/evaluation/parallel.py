@@ -13,7 +13,7 @@ from torch import Tensor
 from xlm_train.data.corpus import Corpus
 from xlm_train.evaluation.bleu import baselines
 from xlm_train.evaluation.pairs import BATCH_PAIRS, by_length
-from xlm_train.evaluation.perplexity import predict, without_dropout
+from xlm_train.evaluation.perplexity import predict, untold, without_dropout
 from xlm_train.model.seq2seq import Seq2Seq, pad, predictions
 from xlm_train.model.translation import Beam, translate
 from xlm_train.text.reader import TextReader
@@ -83,34 +83,31 @@ class ParallelText:
         return self._reader.decode(ids[1:-1], self.direction[side])
 
     @cached_property
+    def _all(self) -> tuple[list[list[int]], list[list[int]]]:
+        """The sources and the targets, in the corpus's order."""
+        return self.read(self.numbers)
+
+    @cached_property
     def references(self) -> list[str]:
         """The targets in pieces, in the corpus's order; their unknown words match nothing."""
         spelled = {UNK: UNMATCHED}
         words = self._reader.vocabulary.words
-        _, targets = self.read(self.numbers)
-        return [" ".join(spelled.get(piece, words[piece]) for piece in ids[1:-1]) for ids in targets]
+        return [" ".join(spelled.get(piece, words[piece]) for piece in ids[1:-1]) for ids in self._all[1]]
 
     @cached_property
     def plain_sources(self) -> list[str]:
         """The sources as running text, in the corpus's order."""
-        sources, _ = self.read(self.numbers)
-        return [self.running_text(ids, 0) for ids in sources]
+        return [self.running_text(ids, 0) for ids in self._all[0]]
 
     @cached_property
     def plain_references(self) -> list[str]:
         """The targets as running text, in the corpus's order; their unknown words match nothing."""
-        _, targets = self.read(self.numbers)
-        return [self.running_text(ids, 1).replace(SPECIALS[UNK], UNREADABLE) for ids in targets]
+        return [self.running_text(ids, 1).replace(SPECIALS[UNK], UNREADABLE) for ids in self._all[1]]
 
     @cached_property
     def baselines(self) -> dict[str, float]:
         """BLEU of the best constant sentence (`constant`) and of the source as it is (`copied`)."""
-        sources, _ = self.read(self.numbers)
-        return baselines([self.words(ids) for ids in sources], self.references)
-
-
-def _untold(count: int) -> None:
-    pass
+        return baselines([self.words(ids) for ids in self._all[0]], self.references)
 
 
 @torch.no_grad()
@@ -120,7 +117,7 @@ def translate_pairs(
     search: Beam | None = None,
     share: tuple[int, int] = (0, 1),
     device: torch.device | str = "cpu",
-    tell: Callable[[int], None] = _untold,
+    tell: Callable[[int], None] = untold,
 ) -> tuple[Tensor, dict[int, list[int]]]:
     """Predict the targets' words, each from those before it; and translate the sources.
 

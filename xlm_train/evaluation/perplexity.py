@@ -70,8 +70,8 @@ class Score:
         return 100 * self.correct / self.predicted
 
 
-def _untold(count: int) -> None:
-    pass
+def untold(count: int) -> None:
+    """Tell nobody how much has been scored."""
 
 
 @torch.no_grad()
@@ -83,7 +83,7 @@ def score_windows(
     windows: range | None = None,
     batch_windows: int = 32,
     device: torch.device | str = "cpu",
-    tell: Callable[[int], None] = _untold,
+    tell: Callable[[int], None] = untold,
 ) -> Tensor:
     """Score windows of a stream as the original evaluates a causal model.
 
@@ -131,7 +131,7 @@ def score_masked_windows(
     windows: range | None = None,
     batch_windows: int = 32,
     device: torch.device | str = "cpu",
-    tell: Callable[[int], None] = _untold,
+    tell: Callable[[int], None] = untold,
 ) -> Tensor:
     """Score windows of a stream as the original evaluates a masked model: hidden words, by masks that never change.
 
