@@ -116,6 +116,12 @@ def text_files(shared: Path, folder: Path, lines: int) -> dict[str, Path]:
     return paths
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the runs of a test file."""
+    return tmp_path_factory.mktemp("runs")
+
+
 @pytest.fixture(scope="session")
 def corpus_folder(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small binarised corpus of real text, made by xlm-prep. Read only: copy it before changing it."""

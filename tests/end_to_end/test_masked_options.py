@@ -21,11 +21,6 @@ Config = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
 def config(compose: Config, paired_corpus: Path, runs: Path) -> Config:
     """config(run name, objective, *overrides): 2 steps of 3 slots."""
 

@@ -34,11 +34,6 @@ Config = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
 def config(compose: Config, corpus_folder: Path, runs: Path) -> Config:
     """config(run name, *overrides) of experiment=smoke objective=mlm: 9 steps of 4 slots, with dropout."""
 

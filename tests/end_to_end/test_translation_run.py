@@ -38,11 +38,6 @@ WEIGHTS = ("objective.weights.ae='0:1,3:0'", "trainer.max_steps=16")
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
 def config(compose: Config, paired_corpus: Path, runs: Path) -> Config:
     """config(run name, objective, *overrides) of experiment=smoke with dropout: steps of 4 slots of about 150 tokens."""
 

@@ -427,13 +427,11 @@ def test_a_probe_can_be_forbidden() -> None:
 
 # --- against this machine -----------------------------------------------------------------------------------------
 
-CHILD = """
+ONE_THREAD = """
 import json, sys, time
 import torch
-from xlm_train.runtime.device import disable_malloc_trim
-from xlm_train.model.seq2seq import Seq2Seq
 from xlm_train.model.transformer import ModelShape
-from xlm_train.plan.probe import RealStep
+from xlm_train.runtime.device import disable_malloc_trim
 
 torch.set_num_threads(1)
 disable_malloc_trim()
@@ -441,6 +439,10 @@ disable_malloc_trim()
 def highest():
     with open("/proc/self/status") as status:
         return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+"""
+
+CHILD = f"""{ONE_THREAD}
+from xlm_train.plan.probe import RealStep
 
 warm = RealStep(ModelShape(n_words=50, dim=16, n_layers=1, n_heads=2, ffn_dim=32), 2, 8)
 warm.run(), warm.run()  # loads what PyTorch loads at first use
@@ -619,20 +621,9 @@ def test_a_corpus_says_how_long_sentences_are(
     assert plan["step"]["predicted"] == round(16000 * (1 - 1 / (27 / 4)))
 
 
-TRANSLATING = """
-import json, sys
-import torch
+TRANSLATING = f"""{ONE_THREAD}
 from xlm_train.model.seq2seq import Seq2Seq
-from xlm_train.model.transformer import ModelShape
 from xlm_train.objectives.translation import translation_batch
-from xlm_train.runtime.device import disable_malloc_trim
-
-torch.set_num_threads(1)
-disable_malloc_trim()
-
-def highest():
-    with open("/proc/self/status") as status:
-        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
 def steps(shape, streams, source, positions, slots, n):
     model = Seq2Seq(shape)

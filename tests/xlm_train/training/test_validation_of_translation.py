@@ -26,11 +26,6 @@ MONITOR = "callbacks.validation.monitor=val/bleu_de-en"
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
 def corpora(make_corpus: Callable[..., Path], runs: Path) -> dict[str, Path]:
     """Twelve pairs that training and validation share, word for word, and an empty side; the same without validation."""
     random = np.random.default_rng(3)
