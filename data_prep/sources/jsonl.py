@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from xlm_train.runtime.errors import TextError
 from xlm_train.text.files import COMPRESSED, FileSource, ReadStats, TextFile
@@ -79,12 +78,18 @@ def texts_of(block: bytes, field: str, path: Path) -> bytes:
     Raises:
         TextError: A row is not JSON, or lacks the field.
     """
-    lines: list[str] = []
+    texts: list[bytes | None] = []
     for row in block.split(b"\n"):
         if row.strip():
             try:
-                text: Any = json.loads(row)[field]
-                lines += [line for line in text.split("\n") if line.strip()]
+                text = json.loads(row)[field]
+                texts.append(None if text is None else text.encode("utf-8", errors="surrogatepass"))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise TextError(f"{path}: a line is not JSON with a text field '{field}': {row[:80]!r}") from error
-    return "".join(line + "\n" for line in lines).encode("utf-8", errors="surrogatepass")
+    return lines_of(texts)
+
+
+def lines_of(texts: Iterable[bytes | None]) -> bytes:
+    """The non-blank lines of some texts, each ending in newline."""
+    lines = [line for text in texts if text for line in text.split(b"\n") if line and not line.isspace()]
+    return b"\n".join(lines) + b"\n" if lines else b""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from data_prep.sources.jsonl import lines_of
 from xlm_train.runtime.errors import TextError
 from xlm_train.text.files import CHUNK_BYTES, FileSource, ReadStats
 
@@ -107,9 +108,3 @@ def _as_bytes(column: Any) -> list[bytes | None]:
 
     found: list[bytes | None] = column.cast(pyarrow.large_binary()).to_pylist()
     return found
-
-
-def lines_of(rows: Iterable[bytes | None]) -> bytes:
-    """The non-blank lines of some rows, each ending in newline."""
-    lines = [line for row in rows if row for line in row.split(b"\n") if line and not line.isspace()]
-    return b"\n".join(lines) + b"\n" if lines else b""

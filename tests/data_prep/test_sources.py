@@ -299,6 +299,14 @@ def test_parquet_rows_are_lines_and_articles_several(tmp_path: Path) -> None:
     assert "holds int64, not text" in problems_of({"path": str(other), "column": "id"})[0]
 
 
+def test_blank_lines_and_missing_rows_are_the_same_in_json_lines_and_parquet(tmp_path: Path) -> None:
+    rows = ["a\n\n \t\nb", None, "", "\u3000\n\u00a0", "c\u2028d\r\n"]
+    write_parquet(tmp_path / "rows.parquet", rows)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    expected = "a\nb\n\u3000\n\u00a0\nc\u2028d\r\n".encode()
+    assert read(str(tmp_path / "rows.parquet")) == read(str(tmp_path / "rows.jsonl")) == expected
+
+
 def test_a_truncated_parquet_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "articles.parquet"
     write_parquet(path, ["some text"] * 1000)

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.end_to_end.test_worlds import BOUND
-from tests.end_to_end.worlds import assert_same_run, largest_difference, last, start, train_on
+from tests.end_to_end.worlds import assert_same_run, largest_difference, last, train_on
 from xlm_train.config.train import problems_of
 
 Compose = Callable[..., dict[str, Any]]
@@ -51,8 +51,6 @@ def test_what_cannot_be_divided_is_refused(
     problems = problems_of(OmegaConf.create(config))
     assert any("not with trainer.sharding=fsdp" in problem for problem in problems)
 
-    mt = compose(
-        "train", *words, f"data.path={paired_corpus}", "objective=mt", "data.max_len=62", "data.tokens_per_slot=500"
-    )
-    assert 0 not in start(mt, 2)
-    assert "trainer.sharding=fsdp: divides language models only" in (tmp_path / "x.watched/rank-0.log").read_text()
+    translation = ["objective=mt", "data.max_len=62", "data.tokens_per_slot=500"]
+    mt = OmegaConf.create(compose("train", *words, f"data.path={paired_corpus}", *translation))
+    assert any("trainer.sharding=fsdp: divides language models only" in problem for problem in problems_of(mt))

@@ -285,6 +285,8 @@ def _corpus_problems(values: dict[str, Any], readable: bool) -> list[str]:
             for key, value in given.items()
             if value is not None
         ]
+    elif _section(values, "trainer").get("sharding") == "fsdp":
+        problems.append("trainer.sharding=fsdp: divides language models only; trainer.sharding=zero for translation")
     monitor = (_entries(values, "callbacks").get("validation") or {}).get("monitor")
     try:
         names = metrics_of(corpus, objective) if monitor is not None else []

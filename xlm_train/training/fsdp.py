@@ -17,7 +17,6 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from xlm_train.model.transformer import XLM
-from xlm_train.runtime.errors import ConfigError
 from xlm_train.training.strategy import HandshakeDDPStrategy
 
 
@@ -52,27 +51,16 @@ class ShardedStrategy(HandshakeDDPStrategy):
     """The processes meet as under DDP, then divide the model. Checkpoints hold all of it, as without division."""
 
     def configure_ddp(self) -> None:
-        """Divide the model instead of wrapping it: each block by itself, the embeddings and the rest together.
-
-        Raises:
-            ConfigError: it is not a language model.
-        """
-        model = self._language_model()
+        """Divide the model instead of wrapping it: each block by itself, the embeddings and the rest together."""
+        assert self.lightning_module is not None
+        model = self.lightning_module.model
+        assert isinstance(model, XLM)  # config/train.py refuses others
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
         for block in model.blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh, reshard_after_forward=False)
         for loss in ("next_token_loss", "masked_loss"):
             register_fsdp_forward_method(model, loss)
-
-    def _language_model(self) -> XLM:
-        assert self.lightning_module is not None
-        model = self.lightning_module.model
-        if not isinstance(model, XLM):
-            raise ConfigError(
-                "trainer.sharding=fsdp: divides language models only; trainer.sharding=zero for translation"
-            )
-        return model
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Collect the whole weights for a checkpoint, on the first process. A collective."""
