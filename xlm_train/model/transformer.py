@@ -263,7 +263,7 @@ class XLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores (..., V) over the real vocabulary (padding rows cut off) of hidden states (..., D)."""
-        scores = F.linear(hidden, self.embeddings.weight, self.output_bias)
+        scores = self.ops.linear(hidden, self.embeddings.weight, self.output_bias)
         return scores[..., : self.shape.n_words]
 
     def loss(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:

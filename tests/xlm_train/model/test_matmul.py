@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xlm_train.model.ops import PlainOps, matmul
+from xlm_train.model.ops import FastOps, PlainOps, matmul
 from xlm_train.model.transformer import XLM, ModelShape
 
 pytestmark = pytest.mark.skipif(
@@ -89,6 +89,32 @@ def test_linear_is_torchs(onednn: bool, shape: tuple[int, ...], monkeypatch: pyt
     assert ours.weight.grad is None
     assert ours.bias.grad is not None
     assert ours(torch.empty(0, *shape[1:], 160)).shape == (0, *shape[1:], 200)
+
+
+@BOTH
+@pytest.mark.parametrize("shape", [(), (7,), (8,), (4, 2), (64,), (64, 1), (65,)])
+def test_few_rows_without_gradients(onednn: bool, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matmul, "ONEDNN", onednn)
+    monkeypatch.setattr(matmul, "SMALLEST", 1)
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(*shape, 160), torch.randn(200, 160), torch.randn(200)
+    with torch.no_grad():
+        y = matmul.linear(x, weight, bias)
+        hidden = PlainOps.gelu_linear(x.double(), weight.double(), bias.double())
+        assert y.shape == (*shape, 200)
+        assert close(y, PlainOps.linear(x.double(), weight.double(), bias.double()))
+        assert close(FastOps.gelu_linear(x, weight, bias), hidden)
+
+
+def test_decoding_takes_the_product_for_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer of the real width: only between 8 and 64 rows, only without gradients; then the result is a transposed one."""
+    monkeypatch.setattr(matmul, "ONEDNN", False)
+    layer = matmul.Linear(1024, 1024)
+    for rows, few in ((7, False), (8, True), (64, True), (65, False)):
+        x = torch.randn(rows, 1024)
+        assert layer(x).is_contiguous()
+        with torch.no_grad():
+            assert layer(x).t().is_contiguous() == (few and torch.backends.mkl.is_available())
 
 
 def test_a_whole_model_learns_the_same_with_either(monkeypatch: pytest.MonkeyPatch) -> None:

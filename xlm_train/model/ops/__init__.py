@@ -15,12 +15,18 @@ from xlm_train.model.ops.gelu import gelu_linear as _gelu_linear
 from xlm_train.model.ops.linear_cross_entropy import linear_cross_entropy as _linear_cross_entropy
 from xlm_train.model.ops.linear_cross_entropy import tied_lookup as _tied_lookup
 from xlm_train.model.ops.matmul import Linear as _Linear
+from xlm_train.model.ops.matmul import linear as _linear
 
 
 class PlainOps:
     """What each operation computes, in plain PyTorch."""
 
     Linear: type[nn.Linear] = nn.Linear
+
+    @staticmethod
+    def linear(x: Tensor, weight_MK: Tensor, bias_M: Tensor) -> Tensor:
+        """A linear layer of inputs (..., K): (..., M)."""
+        return F.linear(x, weight_MK, bias_M)
 
     @staticmethod
     def dropout(x: Tensor, p: float, training: bool) -> Tensor:
@@ -59,6 +65,7 @@ class FastOps(PlainOps):
     """The same operations in less time and memory; each one's file says how."""
 
     Linear = _Linear
+    linear = staticmethod(_linear)
     dropout = staticmethod(_dropout)
     attention = staticmethod(_attention)
     gelu_linear = staticmethod(_gelu_linear)

@@ -6,6 +6,9 @@ EPYC Zen 5: oneDNN 1.9 to 2.3 times as fast; Xeon (Sapphire Rapids class): MKL 1
 taken on AMD's processors with AVX-512. On Zen 4, which works through 512 bits in two halves, AVX2 has the same peak:
 there the two have not been compared; `python -m benchmarks.step` does.
 
+Where few tokens are read at once, as in decoding, MKL takes up to 1.8 times as long for x @ W.t() as for W @ x.t(): `linear` takes
+the latter there (one thread of the Xeon; 8 to 64 rows; below 8 it is the other way round, above there is no difference).
+
 Which one is taken depends on the processor and the sizes alone, never on a timing: the same run on the same machine does
 the same arithmetic. In bfloat16 PyTorch takes oneDNN by itself.
 """
@@ -22,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from xlm_train.runtime.device import cpu_flags
 
 SMALLEST = 2**22  # multiplications below which oneDNN's start-up (some 10 microseconds a call) eats its gain
+FEW_ROWS = range(8, 65)
 BLOCK_BYTES = 2**22  # of a product on its way into a matrix: stays in the cache, so the way costs nothing
 
 
@@ -68,14 +72,33 @@ def product_into(into_NM: Tensor, a_NK: Tensor, b_KM: Tensor, alpha: float, add:
         block.add_(found, alpha=alpha) if add else torch.mul(found, alpha, out=block)
 
 
+def linear(x: Tensor, weight_MK: Tensor, bias_M: Tensor) -> Tensor:
+    """torch.nn.functional.linear of inputs (..., K), its products through the faster way; (..., M), in any layout."""
+    if x.ndim < 2 or torch.is_autocast_enabled(x.device.type):
+        return F.linear(x, weight_MK, bias_M)
+    if _is_for_onednn(x, weight_MK.t()):
+        return _Linear.apply(x, weight_MK, bias_M)  # type: ignore[no-any-return]
+    if not torch.is_grad_enabled() and _has_few_rows(x, weight_MK):
+        return torch.addmm(bias_M[:, None], weight_MK, x.flatten(0, -2).t()).t().unflatten(0, x.shape[:-1])
+    return F.linear(x, weight_MK, bias_M)
+
+
+def _has_few_rows(x: Tensor, weight_MK: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and torch.backends.mkl.is_available()
+        and x.numel() // x.shape[-1] in FEW_ROWS
+        and x.numel() * weight_MK.shape[0] >= SMALLEST
+    )
+
+
 class Linear(nn.Linear):
-    """torch.nn.Linear for inputs of two dimensions or more, its three products through `product` where that is faster."""
+    """torch.nn.Linear through `linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., out_features)."""
-        if torch.is_autocast_enabled(x.device.type) or not _is_for_onednn(x, self.weight.t()):
-            return F.linear(x, self.weight, self.bias)
-        return _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-any-return]
+        return linear(x, self.weight, self.bias)
 
 
 class _Linear(torch.autograd.Function):
