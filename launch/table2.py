@@ -31,8 +31,8 @@ MODULES = {
 }
 ROWS = tuple(PAPER)  # none/none ... mlm/mlm
 SPLITS = ("text", "valid", "test", "aligned")
-# Updates in a core-minute of the processor that docs/table2.md names, a guess where decoding counts; CLM gets 10 where MLM gets 16
-UPDATES_A_MINUTE = {"mlm": 600.0, "clm": 375.0, "umt": 200.0, "supervised": 200.0}
+# Updates in a core-minute of the processor that docs/table2.md names; both pretrainings get as many
+UPDATES_A_MINUTE = {"mlm": 700.0, "clm": 700.0, "umt": 200.0, "supervised": 200.0}
 VALIDATIONS = 20  # of each run
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -78,7 +78,7 @@ class Options:
         rows: all, or encoder/decoder by commas.
         seeds: By commas; each row is trained from each.
         minutes_a_row: Core-minutes of translation a row, of the processor in docs/table2.md; null: the experiment's steps.
-        minutes_pretraining: The same of masked pretraining; causal gets 10/16 of its updates.
+        minutes_pretraining: The same of each pretraining.
         device: auto, cpu or gpu.
         jobs: Runs side by side; null: one a core, on a GPU one.
         n_codes: BPE merges.
