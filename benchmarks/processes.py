@@ -2,8 +2,9 @@
 
     python -m benchmarks.processes 8 16 32 64
 
-CPU time of rank 0, not the time that passes: on a few cores that is the sum over all processes. The fit is the straight line
-a + b W through the figures, and what it says of 1,024 processes.
+CPU time of rank 0, not the time that passes: on a few cores that is the sum over all processes. `losses` is a report's: ten
+steps of two slots a process in two languages, from the first slot to the mean of each language. The fit is the straight
+line a + b W through the figures, and what it says of 1,024 processes.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ import torch
 import torch.distributed as dist
 
 from xlm_train.runtime.control_group import ControlGroup, RankInfo
+from xlm_train.training.loss_buffer import LossBuffer, mean_by_stream
 
 PATIENCE = 300.0  # seconds
 REPEATS = 20
+STEPS = 10  # of a report
 
 
 def process(rank: int, world: int, folder: Path) -> None:
@@ -50,12 +53,26 @@ def process(rank: int, world: int, folder: Path) -> None:
         found[name] = (time.process_time() - begun) / REPEATS
 
     measure("highest", lambda: group.highest(rank))
+    measure("extremes", lambda: group.extremes(rank))
     measure("gather", lambda: group.gather(rank))
+    measure("losses", lambda: report(rank))
     rollup = Path("/proc/self/smaps_rollup").read_text().splitlines()
     private = sum(int(line.split()[1]) for line in rollup if line.startswith("Private_")) * 1024
     if rank == 0:
         (folder / "found").write_text(json.dumps({**found, "private": private}))
     dist.barrier()
+
+
+def report(rank: int) -> None:
+    """What the losses of a report cost a process."""
+    buffer, loss, norm = LossBuffer(), torch.tensor(5.0), torch.tensor(1.0)
+    for step in range(STEPS):
+        buffer.begin(step)
+        for slot in (2 * rank, 2 * rank + 1):
+            buffer.add(slot, slot % 2, loss)
+        buffer.close(norm)
+    buffer.reduce(shared_streams=2)
+    mean_by_stream(buffer.take())
 
 
 def measured(world: int) -> dict[str, float]:
@@ -80,7 +97,9 @@ def main() -> None:
     worlds = [int(word) for word in sys.argv[1:]] or [8, 16, 32, 64]
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     rows = [measured(world) for world in worlds]
-    units = {"start": ("ms", 1e3), "highest": ("ms", 1e3), "gather": ("ms", 1e3), "private": ("MB", 1e-6)}
+    units = {name: ("ms", 1e3) for name in ("start", "highest", "extremes", "gather", "losses")} | {
+        "private": ("MB", 1e-6)
+    }
     print("| processes | " + " | ".join(f"{name}, {unit}" for name, (unit, _) in units.items()) + " |")
     print("|---" * (len(units) + 1) + "|")
     for world, row in zip(worlds, rows, strict=True):
