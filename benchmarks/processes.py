@@ -97,7 +97,7 @@ def main() -> None:
     worlds = [int(word) for word in sys.argv[1:]] or [8, 16, 32, 64]
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     rows = [measured(world) for world in worlds]
-    units = {name: ("ms", 1e3) for name in ("start", "highest", "extremes", "gather", "losses")} | {
+    units = dict.fromkeys(("start", "highest", "extremes", "gather", "losses"), ("ms", 1000.0)) | {
         "private": ("MB", 1e-6)
     }
     print("| processes | " + " | ".join(f"{name}, {unit}" for name, (unit, _) in units.items()) + " |")

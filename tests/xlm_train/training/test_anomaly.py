@@ -90,9 +90,9 @@ def of_two_processes(rank: int, folder: Path) -> None:
     store = torch.distributed.FileStore(str(folder / "store"), 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     buffer = LossBuffer()
-    for step, last in ((3, 8.0), (4, math.nan)):
+    for step, highest in ((3, 8.0), (4, math.nan)):
         buffer.begin(step)
-        for slot, stream, loss in ((0, 0, 1.5), (1, 2, 2.0)) if rank == 0 else ((2, 2, 4.0), (3, 2, last)):
+        for slot, stream, loss in ((0, 0, 1.5), (1, 2, 2.0)) if rank == 0 else ((2, 2, 4.0), (3, 2, highest)):
             buffer.add(slot, stream, torch.tensor(loss))
         buffer.close(torch.tensor(0.25))
     rows = buffer.reduce(shared_streams=3)
