@@ -138,9 +138,11 @@ def test_an_object_that_is_replaced_while_it_is_read(store: Store) -> None:
     source = TextFile(StoredObject(f"{store.url}/text"))
     assert source.size == len(lines)
     assert b"".join(source.chunks(ReadStats())) == lines
+    rest = source.chunks(ReadStats())
+    next(rest)
+    store.write("text", lines[::-1])
     with pytest.raises(TextError, match="changed while it was read"):
-        for _ in source.chunks(ReadStats()):
-            store.write("text", lines[::-1])
+        next(rest)
 
 
 def test_an_object_is_read_from_any_place(store: Store) -> None:
