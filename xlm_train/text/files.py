@@ -153,7 +153,7 @@ class _ZstdFile:
 
 
 def stamp(place: Place) -> tuple[int, Any]:
-    """Bytes of a file or an object, and what is another when it has been written anew."""
+    """Bytes of a file or an object, and what is another when it has been written again."""
     if isinstance(place, StoredObject):
         return place.stamp()
     status = place.stat()
