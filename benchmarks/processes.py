@@ -2,13 +2,14 @@
 
     python -m benchmarks.processes 8 16 32 64
 
-CPU time of rank 0, not the time that passes: on a few cores that is the sum over all processes. `losses` is a report's: ten
-steps of two slots a process in two languages, from the first slot to the mean of each language. The fit is the straight
-line a + b W through the figures, and what it says of 1,024 processes.
+CPU time of rank 0, not the time that passes: on a few cores that is the sum over all processes. Steps have two slots a process,
+in two languages: `order` is which windows the process's own are, `losses` a report of ten steps, from the first slot to
+the mean of each language. The fit is the straight line a + b W through the figures, and what it says of 1,024 processes.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -16,12 +17,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from xlm_train.data.order import Order, Stream, slots_of_rank
 from xlm_train.runtime.control_group import ControlGroup, RankInfo
 from xlm_train.training.loss_buffer import LossBuffer, mean_by_stream
 
@@ -52,6 +55,9 @@ def process(rank: int, world: int, folder: Path) -> None:
             agree()
         found[name] = (time.process_time() - begun) / REPEATS
 
+    steps = itertools.count()
+    order = Order([Stream(name, 10**7, 16, 4096.0, Fraction(1)) for name in ("de", "en")], 2 * world, seed=0)
+    measure("order", lambda: order.step(next(steps), slots_of_rank(2 * world, rank, world)))
     measure("highest", lambda: group.highest(rank))
     measure("extremes", lambda: group.extremes(rank))
     measure("gather", lambda: group.gather(rank))
@@ -97,7 +103,7 @@ def main() -> None:
     worlds = [int(word) for word in sys.argv[1:]] or [8, 16, 32, 64]
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     rows = [measured(world) for world in worlds]
-    units = dict.fromkeys(("start", "highest", "extremes", "gather", "losses"), ("ms", 1000.0)) | {
+    units = dict.fromkeys(("start", "order", "highest", "extremes", "gather", "losses"), ("ms", 1000.0)) | {
         "private": ("MB", 1e-6)
     }
     print("| processes | " + " | ".join(f"{name}, {unit}" for name, (unit, _) in units.items()) + " |")
