@@ -180,7 +180,7 @@ def test_a_share_costs_what_it_is() -> None:
     border = 10**12 // 4
     found = order.step(0, range(border - 2, border + 1))
     assert [(slot.number, slot.stream) for slot in found] == [(border - 2, "de"), (border - 1, "de"), (border, "en")]
-    small = Order(streams, slots=4000, seed=0).step(0)  # whole passes: de has 2 of a step, en 6
+    small = Order(streams, slots=4000, seed=0).step(0)  # of which de has 1,000
     assert np.array_equal(found[2].units, small[1000].units)
     assert np.array_equal(found[1].passes, [(border - 1) * 2 // 1000] * 2)
 
