@@ -2,9 +2,12 @@
 
     python benchmarks/prep.py en=novels.en.gz de=novels.de.gz --codes codes --vocab vocab --megabytes 20 200
     python benchmarks/prep.py ... --moses mosesdecoder/scripts/tokenizer    the perl scripts beside it
+    python benchmarks/prep.py en=novels.en.gz de=novels.de.gz --megabytes 25 50 100 200 --set bpe.n_codes=6000
+                                                              codes learned, too; no stages for themselves
 
 Larger inputs are the given text over and over, each time from another line on. MB are of raw text. The stages are
-timed in CPU seconds, which other work on the machine disturbs little; the whole in seconds of the clock as well.
+timed in CPU seconds, which other work on the machine disturbs little; the whole in seconds of the clock as well. Of three
+sizes and more the straight line is told that they lie on, a + b MB, and how far off the farthest is.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +127,17 @@ def memory_mb(process: int) -> float:
     return total / 1024
 
 
-def run_whole(texts: dict[str, bytes], megabytes: int, workers: int, codes: Path, vocab: Path) -> dict[str, Any]:
-    """xlm-prep over `megabytes` of text, as a process of its own: seconds, MB/s, peak memory."""
+def own_cpu_seconds(process: int) -> float:
+    """CPU seconds of a process without those below it; 0 when it has ended."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def run_whole(texts: dict[str, bytes], megabytes: int, settings: Sequence[str]) -> dict[str, Any]:
+    """xlm-prep over `megabytes` of text, as a process of its own: seconds, MB/s, peak memory, files."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         size = 0
@@ -134,16 +146,16 @@ def run_whole(texts: dict[str, bytes], megabytes: int, workers: int, codes: Path
                 for block in repeated(text, megabytes * 1_000_000 // len(texts)):
                     size += file.write(block)
         inputs = [f"train.{language}={folder}/text.{language}" for language in texts]
-        command = [*COMMAND, f"out={folder}/out", *inputs, f"codes={codes}", f"vocab={vocab}", f"workers={workers}"]
-        peak = 0.0
+        command = [*COMMAND, f"out={folder}/out", *inputs, "keep_work=true", *settings]
+        peak = own = 0.0
         start, used = time.monotonic(), cpu_seconds()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=folder)
         over = threading.Event()
 
         def watch() -> None:
-            nonlocal peak
+            nonlocal peak, own
             while not over.wait(SAMPLE_EVERY):
-                peak = max(peak, memory_mb(process.pid))
+                peak, own = max(peak, memory_mb(process.pid)), max(own, own_cpu_seconds(process.pid))
 
         watcher = threading.Thread(target=watch)
         watcher.start()
@@ -153,14 +165,36 @@ def run_whole(texts: dict[str, bytes], megabytes: int, workers: int, codes: Path
         watcher.join()
         if status:
             sys.exit(f"xlm-prep failed with status {status}")
+        work = sum(path.is_file() for path in (folder / "out/.work").rglob("*"))
+        corpus = sum(path.is_file() for path in (folder / "out").iterdir()) - 1  # .lock
     return {
         "megabytes": round(size / 1e6, 1),
-        "workers": workers,
         "seconds": round(seconds, 1),
         "mb_per_s": round(size / 1e6 / seconds, 2),
         "mb_per_cpu_s": round(size / 1e6 / cpu, 2),
+        "cpu_seconds": round(cpu, 1),
+        "own_cpu_seconds": round(own, 1),
         "peak_memory_mb": round(peak),
+        "work_files": work,
+        "corpus_files": corpus,
     }
+
+
+COLUMNS = {
+    "megabytes": "whole: MB", "seconds": "seconds", "mb_per_s": "MB/s", "mb_per_cpu_s": "MB/CPU s", "cpu_seconds": "CPU s",
+    "own_cpu_seconds": "of it command", "peak_memory_mb": "peak MB", "work_files": "work files", "corpus_files": "corpus files",
+}  # fmt: skip
+
+
+def straight_lines(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """The straight lines a + b MB through what grows, and the largest distance from it as a share of the largest value."""
+    sizes, found = [row["megabytes"] for row in rows], {}
+    for name in ("cpu_seconds", "own_cpu_seconds", "peak_memory_mb", "work_files"):
+        values = np.array([row[name] for row in rows], dtype=float)
+        slope, start = np.polyfit(sizes, values, 1)
+        off = np.abs(values - start - slope * np.array(sizes)).max() / values.max()
+        found[name] = {"a": round(float(start), 2), "b": round(float(slope), 5), "off": round(float(off), 3)}
+    return found
 
 
 def run_moses(scripts: Path, language: str, text: bytes) -> dict[str, float]:
@@ -182,10 +216,11 @@ def run_moses(scripts: Path, language: str, text: bytes) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", nargs="+", metavar="LANG=FILE", help="plain or .gz text")
-    parser.add_argument("--codes", type=Path, required=True)
-    parser.add_argument("--vocab", type=Path, required=True)
+    parser.add_argument("--codes", type=Path, help="of the stages and of the whole; none: it learns them")
+    parser.add_argument("--vocab", type=Path)
     parser.add_argument("--megabytes", type=int, nargs="*", default=[20, 200], help="sizes of the whole runs")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of xlm-prep for the whole")
     parser.add_argument("--moses", type=Path, help="folder of tokenizer.perl and its neighbours")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -193,29 +228,31 @@ def main() -> None:
     for entry in arguments.texts:
         language, _, name = entry.partition("=")
         texts[language] = texts.get(language, b"") + read(name)
-    codes, vocab = arguments.codes.absolute(), arguments.vocab.absolute()
+    settings = [f"workers={arguments.workers}", *arguments.set]
     result: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "stages": {}, "whole": [], "moses": {}}
 
-    print(f"{'one core':<14}" + "".join(f"{language + ' MB/s':>12}{'lines/s':>12}" for language in texts))
-    for language, text in texts.items():
-        result["stages"][language] = time_stages(language, text, codes, vocab)
-        if arguments.moses:
-            result["moses"][language] = run_moses(arguments.moses, language, text)
-    for stage in next(iter(result["stages"].values())):
-        cells = [result["stages"][language][stage] for language in texts]
-        print(f"{stage:<14}" + "".join(f"{cell['mb_per_s']:>12}{cell['lines_per_s']:>12,}" for cell in cells))
+    if arguments.codes and arguments.vocab:
+        codes, vocab = arguments.codes.absolute(), arguments.vocab.absolute()
+        settings += [f"codes={codes}", f"vocab={vocab}"]
+        print(f"{'one core':<14}" + "".join(f"{language + ' MB/s':>12}{'lines/s':>12}" for language in texts))
+        for language, text in texts.items():
+            result["stages"][language] = time_stages(language, text, codes, vocab)
+        for stage in next(iter(result["stages"].values())):
+            cells = [result["stages"][language][stage] for language in texts]
+            print(f"{stage:<14}" + "".join(f"{cell['mb_per_s']:>12}{cell['lines_per_s']:>12,}" for cell in cells))
+    if arguments.moses:
+        result["moses"] = {language: run_moses(arguments.moses, language, text) for language, text in texts.items()}
     for language, cell in result["moses"].items():
         print(f"perl, {language}: {cell['mb_per_s']} MB/s by the clock, {cell['mb_per_cpu_s']} MB a CPU second")
 
-    print(f"\n{'whole: MB':<14}{'workers':>10}{'seconds':>10}{'MB/s':>8}{'MB/CPU s':>10}{'peak MB':>10}")
+    print("".join(f"{title:>14}" for title in COLUMNS.values()))
     for megabytes in arguments.megabytes:
-        row = run_whole(texts, megabytes, arguments.workers, codes, vocab)
-        result["whole"].append(row)
-        print(
-            f"{row['megabytes']:<14}{row['workers']:>10}{row['seconds']:>10}{row['mb_per_s']:>8}"
-            f"{row['mb_per_cpu_s']:>10}{row['peak_memory_mb']:>10}",
-            flush=True,
-        )
+        result["whole"].append(run_whole(texts, megabytes, settings))
+        print("".join(f"{result['whole'][-1][name]:>14}" for name in COLUMNS), flush=True)
+    if len(result["whole"]) > 2:
+        result["lines"] = straight_lines(result["whole"])
+        for name, line in result["lines"].items():
+            print(f"{COLUMNS[name]}: {line['a']:g} + {line['b']:g} MB, at most {line['off']:.1%} of the largest off")
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
 

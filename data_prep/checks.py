@@ -16,11 +16,13 @@ from data_prep.sources.jsonl import JsonLines
 from data_prep.sources.pairs import AlignedInputs, PairSource, as_file, pair_sources_of
 from data_prep.sources.parquet import ParquetFile
 from xlm_train.config.schema import Rule, near
+from xlm_train.config.storage import url_problems
 from xlm_train.data.manifest import LANGUAGE, SPLITS, languages_of
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import UserError
+from xlm_train.runtime.storage import cached, is_url
 from xlm_train.text.bpe_codes import BpeCodes, as_piece, read_limit
-from xlm_train.text.files import Source, TextFile
+from xlm_train.text.files import Place, Source, TextFile
 from xlm_train.text.vocabulary import SPECIALS, Vocabulary
 
 Key = tuple[str, str]  # split, language
@@ -36,6 +38,11 @@ def path_of(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def folder_of(out: str) -> Path:
+    """Where a corpus is made: in `out` itself, or in the cache for a URL, to which it is uploaded in the end."""
+    return cached("prepared", out) if is_url(out) else path_of(out)
+
+
 def _languages(*splits: Any) -> list[str]:
     """Languages that text is given of, in any split."""
     return sorted({language for split in splits for language, value in (split or {}).items() if value is not None})
@@ -43,7 +50,9 @@ def _languages(*splits: Any) -> list[str]:
 
 def _out_problems(given: str) -> Iterator[str]:
     out = path_of(given)
-    if out.exists() and not out.is_dir():
+    if is_url(given):
+        yield from url_problems("out", given, writes=True)
+    elif out.exists() and not out.is_dir():
         yield f"out={out}: is a file; name a folder"
     elif out.is_dir():
         names = {path.name for path in out.iterdir()}
@@ -91,7 +100,7 @@ def open_sources(given: Mapping[str, Mapping[str, Any]]) -> tuple[dict[Key, Sequ
 
 def _given_twice(sources: Mapping[Key, Sequence[Source]]) -> list[str]:
     problems = []
-    owners: dict[Path, str] = {}
+    owners: dict[Place, str] = {}
     for (split, language), entries in sources.items():
         for source in entries:
             if isinstance(source, (TextFile, ParquetFile, JsonLines)):

@@ -74,7 +74,7 @@ def prepare(settings: Settings) -> dict[str, Any]:
         check_aligned(settings)
         finished = finished_corpus(settings, tools)
         if finished is not None:
-            log(f"{settings.folder} holds exactly this corpus already: nothing to do")
+            log(f"{settings.place} holds exactly this corpus already: nothing to do")
             return finished
         work = Work(folder, tools)
         texts, pairs = tokenise(settings, work, workers)
@@ -347,7 +347,7 @@ def show(settings: Settings, result: dict[str, Any]) -> None:
         print(f"warning: {warning}")
     words = result["vocabulary"]["entries"]
     print(
-        f"{settings.folder}: {result['codes']['merges']:,} codes, {words:,} vocabulary entries, "
+        f"{settings.place}: {result['codes']['merges']:,} codes, {words:,} vocabulary entries, "
         f"lineage {result['lineage'][:12]}; plots in report.html"
     )
 

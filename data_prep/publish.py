@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import socket
@@ -14,12 +15,14 @@ from typing import Any
 from data_prep.checks import OURS
 from data_prep.settings import Settings
 from xlm_train.data import manifest
-from xlm_train.runtime.console import log
+from xlm_train.runtime.console import counted, log, waiting
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import atomic_write, fsync_folder, read_json, sha256_of, write_json
+from xlm_train.runtime.storage import Store, is_url
 from xlm_train.text.files import ReadStats
 
 SHOWN = 4  # differences that a message names
+PROBE = ".xlm-prep"  # an object that is written to see whether it may be
 
 
 @contextlib.contextmanager
@@ -52,7 +55,9 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def finished_corpus(settings: Settings, tools: Mapping[str, str]) -> dict[str, Any] | None:
-    """The manifest of the corpus in the output folder, if it is what these settings would make; reads the inputs to know.
+    """The manifest of the corpus at `out`, if it is what these settings would make; reads the inputs to know.
+
+    Where `out` is a URL, it is looked whether anything may be written there.
 
     Args:
         settings: What is asked for.
@@ -64,22 +69,28 @@ def finished_corpus(settings: Settings, tools: Mapping[str, str]) -> dict[str, A
 
     Raises:
         UserError: The folder's manifest.json is of something else, or its corpus was made otherwise.
+        StorageError: The URL cannot be read from, or written to.
     """
     path = settings.folder / manifest.FILE
-    if not path.exists():
+    if is_url(settings.out):
+        found = _stored_manifest(Store(settings.out))
+    else:
+        found = read_json(path) if path.exists() else None
+    if found is None:
         return None
-    found = read_json(path)
     if not isinstance(found, dict) or found.get("format") != manifest.FORMAT:
-        raise UserError(f"out={settings.folder}: its manifest.json is not of a binarised corpus; name another folder")
+        raise UserError(f"out={settings.place}: its manifest.json is not of a binarised corpus; name another folder")
     differences = _other_request(found, settings, tools) or _other_inputs(found, settings)
     if differences and settings.overwrite:
         return None
     if differences:
         more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise UserError(
-            f"out={settings.folder}: holds a finished corpus (lineage {found['lineage'][:12]}) that was made otherwise: "
+            f"out={settings.place}: holds a finished corpus (lineage {found['lineage'][:12]}) that was made otherwise: "
             f"{'; '.join(differences[:SHOWN])}{more}. Name another folder, or replace it with overwrite=true"
         )
+    if is_url(settings.out):
+        return found  # its manifest came last
     files = {entry["file"]: entry["sha256"] for entry in (found["codes"], found["vocabulary"])}
     files |= {entry["file"]: entry["sha256"] for entry in found["language_vocabularies"].values()}
     files |= manifest.files_of(found)
@@ -88,6 +99,16 @@ def finished_corpus(settings: Settings, tools: Mapping[str, str]) -> dict[str, A
         return None
     shutil.rmtree(settings.folder / ".work", ignore_errors=True)
     return found
+
+
+def _stored_manifest(store: Store) -> Any:
+    """The manifest of the corpus in a store; None where there is none, or it is damaged."""
+    store.write(PROBE, b"")  # what may not be written is told now, not after hours
+    store.remove([PROBE])
+    try:
+        return json.loads(store.read(manifest.FILE) or b"null")
+    except ValueError:
+        return None
 
 
 def _texts(found: Mapping[str, Any]) -> set[str]:
@@ -130,7 +151,7 @@ def _other_inputs(found: Mapping[str, Any], settings: Settings) -> list[str]:
     entries = dict(manifest.entries(found))
     differences = []
     for (split, name), sources in settings.sources.items():
-        log(f"comparing {split}.{name} with what {settings.folder} was made from")
+        log(f"comparing {split}.{name} with what {settings.place} was made from")
         checksums = []
         for source in sources:
             stats = ReadStats()
@@ -140,7 +161,7 @@ def _other_inputs(found: Mapping[str, Any], settings: Settings) -> list[str]:
         if [known["sha256"] for known in entries[f"{split}.{name}"]["inputs"]] != checksums:
             differences.append(f"{split}.{name}: other text")
     for (split, name), pair_sources in settings.pair_sources.items():
-        log(f"comparing {split}.{name} with what {settings.folder} was made from")
+        log(f"comparing {split}.{name} with what {settings.place} was made from")
         readings = []
         for pair_source in pair_sources:
             readings.append(pair_source.reading())
@@ -168,6 +189,7 @@ def publish(settings: Settings, result: dict[str, Any], folder: Path, files: Map
 
     Raises:
         UserError: A shard was changed meanwhile.
+        StorageError: It cannot be uploaded.
     """
     out = settings.folder
     shards = manifest.files_of(result)
@@ -177,6 +199,26 @@ def publish(settings: Settings, result: dict[str, Any], folder: Path, files: Map
     if lost:
         shutil.rmtree(folder)
         raise UserError(f"{out}: {lost[0]} was changed while this ran; run the same command again")
+    if is_url(settings.out):
+        _upload(Store(settings.out), result, {**files, **{name: folder / name for name in shards}})
+    else:
+        _move(out, result, folder, files)
+    shutil.rmtree(folder if settings.keep_work else out / ".work")
+
+
+def _upload(store: Store, result: dict[str, Any], files: Mapping[str, Path]) -> None:
+    """Put a corpus into a store, as `publish` does into a folder; an upload that is killed begins again."""
+    store.remove([manifest.FILE])
+    with waiting("upload", f"{counted(len(files), 'file')} to {store.url}"):
+        store.upload_all(files)
+    old = [name for name in store.names("") if OURS.fullmatch(name) and name not in files]
+    store.remove(old)
+    store.write(manifest.FILE, json.dumps(result, indent=2, ensure_ascii=False).encode())
+
+
+def _move(out: Path, result: dict[str, Any], folder: Path, files: Mapping[str, Path]) -> None:
+    """Put a corpus into its folder."""
+    shards = manifest.files_of(result)
     (out / manifest.FILE).unlink(missing_ok=True)
     fsync_folder(out)
     for old in out.iterdir():
@@ -192,7 +234,6 @@ def publish(settings: Settings, result: dict[str, Any], folder: Path, files: Map
             (folder / name).replace(out / name)
     fsync_folder(out)
     write_json(out / manifest.FILE, result)
-    shutil.rmtree(folder if settings.keep_work else out / ".work")
 
 
 def _checksum(path: Path) -> str | None:

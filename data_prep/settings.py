@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from data_prep.checks import RULES, Key, disk_problems, open_pairs, open_sources, path_of
+from data_prep.checks import RULES, Key, disk_problems, folder_of, open_pairs, open_sources, path_of
 from data_prep.distributed import EXECUTORS
 from data_prep.learn_bpe import ENGINES
 from data_prep.sources.pairs import PairSource
 from xlm_train.config.schema import build, check_fields, check_rules, one_of, resolve
 from xlm_train.data.manifest import SPLITS, languages_of
 from xlm_train.runtime.errors import ConfigError
+from xlm_train.runtime.storage import is_url
 from xlm_train.text.files import Source
 
 if TYPE_CHECKING:
@@ -103,8 +104,13 @@ class Settings:
 
     @property
     def folder(self) -> Path:
-        """The folder of the corpus."""
-        return path_of(self.out)
+        """The folder that the corpus is made in."""
+        return folder_of(self.out)
+
+    @property
+    def place(self) -> str:
+        """Where the corpus is when it is finished, for messages."""
+        return self.out if is_url(self.out) else str(self.folder)
 
     @property
     def codes_file(self) -> Path | None:
@@ -218,7 +224,7 @@ def read_settings(config: DictConfig) -> Settings:
     pair_sources, wrong_pairs = open_pairs(good.get("pairs") or {})
     problems += [*wrong, *wrong_sources, *wrong_pairs, *check_rules(RULES, good)]
     if not problems and values["check_disk"]:
-        problems = disk_problems(path_of(values["out"]), [*sources.values(), *pair_sources.values()])
+        problems = disk_problems(folder_of(values["out"]), [*sources.values(), *pair_sources.values()])
     if problems:
         raise ConfigError(problems)
     settings = build(Settings, values)

@@ -13,7 +13,10 @@ from data_prep.sources.jsonl import JsonLines, is_json_lines
 from data_prep.sources.parquet import ParquetFile
 from data_prep.sources.sgm import SgmFile
 from data_prep.sources.wikipedia import WikiExtractor
-from xlm_train.text.files import Source, TextFile
+from xlm_train.runtime.errors import StorageError
+from xlm_train.runtime.storage import is_url
+from xlm_train.runtime.stored_object import StoredObject, objects_of
+from xlm_train.text.files import Place, Source, TextFile
 
 HUB_KEYS = {"dataset", "config", "split", "column", "revision"}
 
@@ -24,7 +27,7 @@ def sources_of(key: str, value: Any, language: str) -> tuple[list[Source], list[
     Args:
         key: The override, as `train.en`, for messages.
         value: One input or a list of them. An input is a path (a file, a pattern with * or ?, a folder of News Crawl,
-            WikiExtractor or the hub's layout) or a mapping: {path: FILE.parquet, column: NAME},
+            WikiExtractor or the hub's layout), the URL of an object or a pattern of such, or a mapping: {path: FILE.parquet, column: NAME},
             {path: FILE.jsonl, field: NAME} or {dataset: NAME_OR_FOLDER, config: .., split: .., column: .., revision: ..}.
         language: Whose text is wanted of a folder that holds several.
 
@@ -39,14 +42,14 @@ def sources_of(key: str, value: Any, language: str) -> tuple[list[Source], list[
     for entry in inputs:
         try:
             sources += open_input(entry, language)
-        except ValueError as error:
+        except (ValueError, StorageError) as error:
             problems.append(f"{key}: {error}")
     problems += [f"{key}: {problem}" for source in sources for problem in source.check()]
     return sources, problems
 
 
 def open_input(entry: Any, language: str) -> list[Source]:
-    """The sources of one input; ValueError with what is wrong."""
+    """The sources of one input; ValueError, or StorageError of a URL, with what is wrong."""
     if isinstance(entry, Mapping):
         keys = set(entry)
         if "dataset" in keys and keys <= HUB_KEYS:
@@ -61,6 +64,8 @@ def open_input(entry: Any, language: str) -> list[Source]:
         )
     if not isinstance(entry, (str, Path)) or not str(entry):
         raise ValueError(f"{entry!r} is no input: give a path or a mapping")
+    if is_url(entry):
+        return [_of_file(found) for found in objects_of(str(entry))]
     path = Path(entry).expanduser()
     if path.is_dir():
         return _folder(path, language)
@@ -69,18 +74,27 @@ def open_input(entry: Any, language: str) -> list[Source]:
         if not found:
             raise ValueError(f"{path}: no file has such a name")
         return [source for name in found for source in open_input(name, language)]
-    _existing(path)
+    return [_of_file(_existing(path))]
+
+
+def _of_file(path: Place) -> Source:
+    """The source that a file's name says it is."""
     if is_json_lines(path):
-        return [JsonLines(path)]
+        return JsonLines(path)
     if path.suffix == ".json":
         raise ValueError(f"{path}: is JSON, not text: give lines of objects as FILE.jsonl")
     kinds: dict[str, type[ParquetFile | SgmFile]] = {".parquet": ParquetFile, ".sgm": SgmFile}
-    return [kinds.get(path.suffix, TextFile)(path)]
+    return kinds.get(path.suffix, TextFile)(path)
 
 
-def _existing(given: Any) -> Path:
-    path = Path(given).expanduser()
-    if not path.exists():
+def place_of(given: Any) -> Place:
+    """The file or object that a user wrote."""
+    return StoredObject(str(given)) if is_url(given) else Path(given).expanduser()
+
+
+def _existing(given: Any) -> Place:
+    path = place_of(given)
+    if isinstance(path, Path) and not path.exists():
         raise ValueError(f"{path}: there is no such file")
     return path
 

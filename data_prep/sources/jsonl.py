@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from xlm_train.runtime.errors import TextError
-from xlm_train.text.files import COMPRESSED, FileSource, ReadStats, TextFile
+from xlm_train.text.files import COMPRESSED, FileSource, Place, ReadStats, TextFile
 
 SUFFIXES = (".jsonl", ".ndjson")
 MAX_HELD = 1 << 24  # bytes of a row
 
 
-def is_json_lines(path: Path) -> bool:
+def is_json_lines(path: Place) -> bool:
     """Whether a file is named as JSON lines, plain or compressed."""
-    return (path.with_suffix("") if path.suffix in COMPRESSED else path).suffix in SUFFIXES
+    suffixes = path.suffixes[:-1] if path.suffix in COMPRESSED else path.suffixes
+    return bool(suffixes) and suffixes[-1] in SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def whole_lines(chunks: Iterable[bytes], max_held: int) -> Iterator[bytes]:
         yield tail
 
 
-def texts_of(block: bytes, field: str, path: Path) -> bytes:
+def texts_of(block: bytes, field: str, path: Place) -> bytes:
     """The non-blank lines of the texts in a field of some rows.
 
     Raises:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_prep.aligned import PairPiece, PairReading, aligned_pieces, with_blank_lines
-from data_prep.sources import HUB_KEYS, open_input
+from data_prep.sources import HUB_KEYS, open_input, place_of
 from data_prep.sources.hub import HubDataset
 from data_prep.sources.jsonl import JsonLines
 from data_prep.sources.parquet import ParquetFile
-from xlm_train.runtime.errors import TextError
+from xlm_train.runtime.errors import StorageError, TextError
 from xlm_train.text.files import COMPRESSED, ReadStats, Source, TextFile
 from xlm_train.text.lines import Piece, cut
 
@@ -214,7 +214,7 @@ def pair_sources_of(
     for item in [items] if one else items:
         try:
             sources += _open(item, languages, swapped)
-        except ValueError as error:
+        except (ValueError, StorageError) as error:
             problems.append(f"{key}: {error}")
     if not items:
         problems.append(f"{key}: names no input")
@@ -251,7 +251,7 @@ def _open(item: Any, languages: tuple[str, str], swapped: bool) -> list[PairSour
             given_keys = {key: str(value) for key, value in item.items() if value is not None}
             return [RowInput(HubDataset(**{"column": COLUMN, **given_keys}), languages)]
         if set(item) == {"path", "column"}:
-            return [RowInput(ParquetFile(Path(str(item["path"])).expanduser(), str(item["column"])), languages)]
+            return [RowInput(ParquetFile(place_of(item["path"]), str(item["column"])), languages)]
         raise ValueError(
             f"{dict(item)} is no input: give {{path: FILE.parquet, column: NAME}} or "
             "{dataset: NAME, config: .., split: .., column: .., revision: ..}"

@@ -28,7 +28,7 @@ class SgmFile(FileSource):
         problems = TextFile(self.path).check()
         if not problems and self.size > MAX_BYTES:
             problems = [f"{self.path}: is too large for a test set in SGML ({self.size:,} bytes)"]
-        if not problems and not SEGMENT.search(self.path.read_bytes()):
+        if not problems and not SEGMENT.search(b"".join(TextFile(self.path).chunks(ReadStats()))):
             problems = [f"{self.path}: holds no <seg> elements"]
         return problems
 

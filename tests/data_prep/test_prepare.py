@@ -73,7 +73,7 @@ def texts(tmp_path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def request(out: Path, texts: dict[str, dict[str, Any]], **changes: Any) -> DictConfig:
+def request(out: Path | str, texts: dict[str, dict[str, Any]], **changes: Any) -> DictConfig:
     """A request as the command line makes it: the shipped configuration with changes; `bpe__n_codes` is bpe.n_codes."""
     config = OmegaConf.load(config_folder() / "prep.yaml")
     del config["hydra"], config["defaults"]

@@ -19,6 +19,7 @@ import pytest
 from tests.conftest import command, train_here
 from tests.end_to_end.worlds import PATIENCE, SERVER, Death, _process, assert_same_run, start
 from tests.s3_server import KEY_ID, SECRET, TOKEN, S3Server
+from xlm_train.commands.verify import verify
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import CheckpointError, ConfigError
 from xlm_train.runtime.run_store import Manifest, RunStore, local_checkpoint
@@ -166,7 +167,9 @@ def test_one_machine_at_a_time(config: Config, undisturbed: Path, tmp_path: Path
     assert taken[0] == step + 4
 
 
-def test_damaged_objects(config: Config, undisturbed: Path, tmp_path: Path, s3: S3Server) -> None:
+def test_damaged_objects(
+    config: Config, undisturbed: Path, tmp_path: Path, s3: S3Server, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A truncated checkpoint is passed over for the one before; where none is whole the run is not begun again."""
     assert start(config("one"), 1, Death(step=11, slot=1)) == [-signal.SIGKILL]
     run = run_store(s3, tmp_path / "two/run")
@@ -177,9 +180,14 @@ def test_damaged_objects(config: Config, undisturbed: Path, tmp_path: Path, s3: 
     train_here(config("two"))
     assert_the_same(undisturbed, tmp_path / "two/run")
     assert events(tmp_path / "two/run")[1] == ("start", checkpoint_file.step_of(Path(before)))
+    assert verify(f"{s3.url}/run") == 0
+    stored = next(run.manifests()).files[f"checkpoints/{checkpoint_file.name_of(12)}"]
+    assert f"ok       {s3.url}/run/{stored.object}: step 12, 12 updates" in capsys.readouterr().out
     for manifest in run.manifests():
         for name in manifest.checkpoints:
             run.store.write(manifest.files[name].object, b"")
+    assert verify(f"{s3.url}/run") == 1
+    assert f"DAMAGED  {s3.url}/run/{stored.object}: its checksum is wrong" in capsys.readouterr().out
     with pytest.raises(CheckpointError, match="no checkpoint in it is whole"):
         train_here(config("three"))
 

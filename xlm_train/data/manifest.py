@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from typing import Any
 from xlm_train.runtime.console import counted, log
 from xlm_train.runtime.errors import CorpusError
 from xlm_train.runtime.files import atomic_write, digest, sha256_of
-from xlm_train.runtime.storage import Store, cache_folder
+from xlm_train.runtime.storage import FETCHERS, MissingObject, Store, cache_folder
+from xlm_train.runtime.stored_object import StoredObject
 
 FORMAT = "xlm_train.corpus"
 VERSION = 1
@@ -114,6 +117,53 @@ def fetched(url: str) -> Path:
     store = Store(url)
     if (data := store.read(FILE)) is None:
         raise CorpusError(f"data.path={url}: no {FILE} in it: not a binarised corpus, or not uploaded whole")
+    lineage_, files = _needed(url, data)
+    folder = cache_folder() / "corpora" / lineage_
+    if not (folder / FILE).is_file():
+        log(f"data.path={url}: fetching {counted(len(files), 'file')} into {folder}")
+        store.download_all({name: partial(_has, sha256) for name, sha256 in files.items()}, folder)
+        with atomic_write(folder / FILE) as file:
+            file.write(data)
+    return folder
+
+
+def verify_stored(url: str) -> str | None:
+    """Compare every file of a stored corpus with its checksum; reads all bytes and keeps none.
+
+    Args:
+        url: Of the folder that holds manifest.json.
+
+    Returns:
+        The corpus's lineage; None where there is no manifest.json.
+
+    Raises:
+        CorpusError: With every file that is damaged or missing; or the manifest is damaged.
+        StorageError: The service cannot be reached.
+    """
+    if (data := Store(url).read(FILE)) is None:
+        return None
+    lineage_, files = _needed(url, data)
+
+    def problem(name: str) -> str | None:
+        try:
+            with StoredObject(f"{url.rstrip('/')}/{name}").open() as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except MissingObject as error:
+            return str(error)
+        return (
+            None
+            if found == files[name]
+            else f"{url}/{name}: its checksum differs from the manifest's: damaged or replaced"
+        )
+
+    with ThreadPoolExecutor(FETCHERS) as pool:
+        if problems := [found for found in pool.map(problem, files) if found is not None]:
+            raise CorpusError(problems)
+    return lineage_
+
+
+def _needed(url: str, data: bytes) -> tuple[str, dict[str, str]]:
+    """Of a stored corpus the lineage, and the checksums of the files that reading it takes."""
     try:
         manifest = json.loads(data)
         small = {manifest[name]["file"]: manifest[name]["sha256"] for name in ("vocabulary", "codes")}
@@ -122,13 +172,7 @@ def fetched(url: str) -> Path:
         raise CorpusError(f"{url}/{FILE}: is damaged: {type(error).__name__}: {error}") from error
     if wrong := [name for name in (*files, lineage_) if not FILE_NAME.fullmatch(name)]:
         raise CorpusError(f"{url}/{FILE}: names a file {wrong[0]!r}: not a corpus of xlm-prep")
-    folder = cache_folder() / "corpora" / lineage_
-    if not (folder / FILE).is_file():
-        log(f"data.path={url}: fetching {counted(len(files), 'file')} into {folder}")
-        store.download_all({name: partial(_has, sha256) for name, sha256 in files.items()}, folder)
-        with atomic_write(folder / FILE) as file:
-            file.write(data)
-    return folder
+    return lineage_, files
 
 
 def _has(sha256: str, path: Path) -> bool:

@@ -178,26 +178,23 @@ class Order:
         return counts
 
     def step(self, step: int, numbers: range | None = None) -> list[Slot]:
-        """Return the slots of a step.
+        """Return the slots of a step; nothing is done for others.
 
         Args:
             step: the step.
-            numbers: only these of its slots (a rank's share); all if not given.
+            numbers: only these of its slots, one after the other (a rank's share); all if not given.
         """
+        numbers = range(self.slots) if numbers is None else numbers
         before, after = self.slots_before(step), self.slots_before(step + 1)
-        drawn = [(name, position) for name in self.streams for position in range(before[name], after[name])]
         turn = None if self._turns is None else self._turns.at(step)
-        return [
-            Slot(
-                step,
-                number,
-                name,
-                *self._units(self.streams[name], position),
-                weight=self.streams[name].weight.at(step) if turn is None else turn[1],
-            )
-            for number, (name, position) in enumerate(drawn)
-            if numbers is None or number in numbers
-        ]
+        found, first = [], 0  # number of the stream's first slot in this step
+        for name, stream in self.streams.items():
+            end = first + after[name] - before[name]
+            weight = stream.weight.at(step) if turn is None else turn[1]
+            for number in range(max(first, numbers.start), min(end, numbers.stop)):
+                found.append(Slot(step, number, name, *self._units(stream, before[name] + number - first), weight))
+            first = end
+        return found
 
     def _units(self, stream: Stream, position: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Units and passes of a stream's slot `position`, counted over all its passes."""

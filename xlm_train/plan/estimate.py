@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from xlm_train.config.cluster import ClusterConfig
 from xlm_train.config.parts import translates
 from xlm_train.model.flops import Flops, row_flops
+from xlm_train.plan.limits import limits_of
 from xlm_train.plan.memory import parameter_shapes, peak_memory, setting_of
 from xlm_train.plan.notes import notes_of
 from xlm_train.plan.probe import Speed, measure
@@ -138,6 +139,7 @@ def make_plan(config: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
             "co2_kg": None if kwh is None else kwh * grams / 1000,
         },
     }  # fmt: skip
+    result["limits"] = limits_of(result, plan.loss)
     result["notes"] = notes_of(config, cluster, result, shape, count)
     return result
 

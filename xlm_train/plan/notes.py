@@ -21,7 +21,8 @@ def notes_of(
     notes, data, trainer = [], config["data"], config["trainer"]
     if not plan["memory"]["fits"]:
         notes.append("does not fit" + _what_fits(config, cluster, shape, count, plan["memory"]["available_gb"]))
-    if plan["network"]["binds"]:
+    limits = plan["limits"]
+    if limits["network"]["binds"]:
         allowed = (
             "none",
             "fp16" if trainer["precision"] == "16-mixed" else "powersgd",
@@ -30,7 +31,15 @@ def notes_of(
         faster = (
             f"trainer.gradient_compression={best}, or " if best != (plan["network"]["compression"] or "none") else ""
         )
-        notes.append(f"the network binds: {faster}more data.slots a step for each reduction")
+        fewer = "fewer devices" if limits["batch"]["binds"] else "more data.slots a step for each reduction"
+        notes.append(f"the network binds: {faster}{fewer}")
+    if limits["batch"]["binds"]:
+        notes.append(
+            f"the batch binds: more devices save few steps; a smaller {_size_of_slot(config)[0]}, or fewer data.slots (at least"
+            f" {cluster.devices}), reaches the same loss with fewer tokens"
+        )
+    if limits["checkpoints"]["binds"]:
+        notes.append("checkpoints bind: a larger callbacks.checkpointing.every_n_steps, or a faster disk")
     if data["slots"] % cluster.devices:
         idle = 1 - data["slots"] / (plan["step"]["slots_per_device"] * cluster.devices)
         notes.append(
@@ -57,18 +66,23 @@ def notes_of(
     return notes
 
 
+def _size_of_slot(config: dict[str, Any]) -> tuple[str, int]:
+    """The setting that says how much a slot holds, and its least value."""
+    slot = largest_slot(config)
+    return ("data.slot_streams", 1) if slot.reads == "windows" else ("data.tokens_per_slot", int(slot.row.tokens) + 1)
+
+
 def _what_fits(config: dict[str, Any], cluster: ClusterConfig, shape: ModelShape, count: int, available: float) -> str:
     """The largest slot that fits at the same tokens a step, without and with recomputing."""
     data, model = config["data"], config["model"]
-    slot = largest_slot(config)
-    key, least = ("slot_streams", 1) if slot.reads == "windows" else ("tokens_per_slot", int(slot.row.tokens) + 1)
+    key, least = _size_of_slot(config)
     for recompute in (model["recompute"], True):
-        size = data[key]
+        size = whole = data[name := key.removeprefix("data.")]
         while size >= least:
-            smaller = {**config, "data": {**data, key: size}, "model": {**model, "recompute": recompute}}
+            smaller = {**config, "data": {**data, name: size}, "model": {**model, "recompute": recompute}}
             needed = sum(peak_memory(shape, count, setting_of(smaller, cluster.devices, not cluster.is_cpu)).values())
             if needed <= available * GB:
-                words = f"data.{key}={size} data.slots={data['slots'] * data[key] // size}"
+                words = f"{key}={size} data.slots={data['slots'] * whole // size}"
                 return f": {words}{' model.recompute=true' if recompute else ''} needs {needed / GB:.1f} GB"
             if size % 2:
                 break

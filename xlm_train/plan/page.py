@@ -12,7 +12,7 @@ from xlm_train.runtime.console import compact
 def tables(plan: dict[str, Any]) -> list[Table]:
     """The tables of a plan."""
     return [
-        _model(plan), _flops(plan), _memory(plan), _speed(plan), _network(plan), _run(plan), _disk(plan), _price(plan),
+        _model(plan), _flops(plan), _memory(plan), _speed(plan), _network(plan), _limits(plan), _run(plan), _disk(plan), _price(plan),
     ]  # fmt: skip
 
 
@@ -113,10 +113,26 @@ def _network(plan: dict[str, Any]) -> Table:
     ]
     rows += [[f"a step with compression {name}, s", f"{s:.3f}"] for name, s in network["seconds_per_step"].items()]
     return Table(
-        f"Network: {'BINDS' if network['binds'] else 'does not bind'}",
+        "Network",
         [],
         rows,
         note=f"planned with compression {network['compression'] or 'none'}",
+    )
+
+
+def _limits(plan: dict[str, Any]) -> Table:
+    limits = plan["limits"]
+    binding = ", ".join(name for name, limit in limits.items() if limit["binds"]) or "nothing"
+    return Table(
+        f"What binds: {binding}",
+        [],
+        [
+            ["network, of the time", f"{limits['network']['share']:.1%}", limits["network"]["reason"]],
+            ["batch, of the critical one", f"{limits['batch']['share']:.0%}", limits["batch"]["reason"]],
+            ["checkpoints, of the time", f"{limits['checkpoints']['share']:.2%}", limits["checkpoints"]["reason"]],
+        ],
+        words=True,
+        note="the critical batch was measured on causal language models (Kaplan et al. 2020): an order of magnitude for others",
     )
 
 
@@ -143,7 +159,6 @@ def _disk(plan: dict[str, Any]) -> Table:
             ["a checkpoint, GB", f"{checkpoint['gb']:.3f}"],
             [f"the {checkpoint['kept']} that are kept, GB", f"{checkpoint['disk_gb']:.2f}"],
             [f"writing one, every {checkpoint['every_n_steps']:,} steps, s", f"{checkpoint['stall_seconds']:.1f}"],
-            ["  as a share of the time, if training waits", f"{checkpoint['stall_share']:.2%}"],
             ["corpus, GB", "unknown: data.path" if data is None else f"{data['disk_gb']:.2f}"],
         ],
     )

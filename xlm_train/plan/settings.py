@@ -38,6 +38,7 @@ class PlanSettings:
     n_words: Count
     n_langs: Count
     efficiency: Annotated[float | None, _efficiency]
+    loss: Annotated[float, positive]
     price_per_gpu_hour: Annotated[float | None, _price]
     region: str
     grams_co2_per_kwh: Annotated[float | None, _price]

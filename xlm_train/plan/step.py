@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from xlm_train.model.flops import DECODING, Flops
-from xlm_train.plan.network_model import COMPRESSIONS, Gradient, Link, make_buckets, step_time
+from xlm_train.plan.network_model import COMPRESSIONS, Gradient, Link, StepTime, make_buckets, step_time
 from xlm_train.plan.probe import Speed, vocabulary_seconds
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ UPDATE_BYTES = 44
 # Bytes moved for each byte of gradient: fp16 reads 4 and writes 2 of four, twice; PowerSGD (counted in torch's
 # powerSGD_hook) adds the error, multiplies twice, restores, and takes the new error.
 COMPRESS_BYTES = {"fp16": 3, "powersgd": 10}
-BINDS = 0.10  # share of a step spent waiting for the network from which it is called binding
 # Share of a translation model's backward pass after which the decoder's gradients are ready: of 28 D^2 weights of a layer
 # of both sides (with a feed-forward of 4 D) it has 16.
 DECODER_SHARE = 16 / 28
@@ -190,13 +189,13 @@ def network_figures(
     buckets = make_buckets(gradients_of(parameters, shape.n_layers))
     memory = (cluster.memory_gbytes_per_s or math.inf) * GB
     before = (slots - 1) * slot.total + slot.before
-    steps = {
-        name: step_time(
-            before, slot.backward, update, buckets, link, name, COMPRESS_BYTES.get(name or "", 0) / memory
-        )
-        for name in (None, *COMPRESSIONS)
-    }  # fmt: skip
-    step = steps[chosen]
+
+    def step_over(link: Link, compression: str | None) -> StepTime:
+        packing = COMPRESS_BYTES.get(compression or "", 0) / memory
+        return step_time(before, slot.backward, update, buckets, link, compression, packing)
+
+    steps = {name: step_over(link, name) for name in (None, *COMPRESSIONS)}
+    step, at_once = steps[chosen], step_over(replace(link, latency=0.0), chosen)
     return {
         "step": step,
         "compression": chosen,
@@ -205,8 +204,8 @@ def network_figures(
         "compute_seconds": step.compute,
         "overlap_seconds": slot.backward,
         "all_reduce_seconds": step.communication,
+        "latency_seconds": step.communication - at_once.communication,
         "exposed_seconds": step.exposed,
         "exposed_share": step.exposed / step.total,
-        "binds": step.exposed > BINDS * step.total,
         "seconds_per_step": {name or "none": candidate.total for name, candidate in steps.items()},
     }

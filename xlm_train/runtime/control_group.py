@@ -129,6 +129,14 @@ class ControlGroup:
         dist.all_reduce(shared, dist.ReduceOp.MAX, self._group)
         return int(shared)
 
+    def extremes(self, number: float) -> tuple[float, float]:
+        """Return the lowest and the highest of the processes' numbers, the same on all of them."""
+        if self.world_size == 1:
+            return number, number
+        shared = torch.tensor([-number, number], dtype=torch.float64)
+        dist.all_reduce(shared, dist.ReduceOp.MAX, self._group)
+        return -float(shared[0]), float(shared[1])
+
     def gather(self, number: float) -> list[float]:
         """Return every process's number, by rank, the same on all of them."""
         if self.world_size == 1:

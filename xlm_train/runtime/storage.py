@@ -33,6 +33,7 @@ SCHEMES: dict[str, tuple[str, str, dict[str, Any]]] = {
 READ_ONLY = ("hf",)
 BLOCK = 1 << 25  # bytes asked for at once
 FETCHERS = 8  # files downloaded side by side
+SENDERS = 2  # files uploaded side by side
 
 
 class MissingObject(StorageError):
@@ -199,6 +200,27 @@ class Store:
             found = self._files.info(self._key(name))
             return int(found["size"]), self._files.modified(self._key(name)).astimezone(UTC)
 
+    def stamp(self, name: str) -> tuple[int, str]:
+        """Return an object's bytes, and what is another when it has been replaced.
+
+        Raises:
+            MissingObject: There is none.
+        """
+        with self._told(name):
+            self._files.invalidate_cache()
+            found = self._files.info(self._key(name))
+            if found.get("type") == "directory":
+                raise MissingObject(
+                    f"{self.url}/{name}: is a folder; a pattern names objects, as in {self.url}/{name}/*.gz"
+                )
+            tag = found.get("ETag") or found.get("etag") or self._files.modified(self._key(name))
+            return int(found["size"]), str(tag)
+
+    def part(self, name: str, start: int, end: int) -> bytes:
+        """Return bytes start .. end-1 of an object."""
+        with self._told(name):
+            return bytes(self._files.cat_file(self._key(name), start=start, end=end))
+
     def upload(self, path: Path, name: str) -> None:
         """Store a file, in parts where it is large."""
         with self._told(name):
@@ -230,8 +252,7 @@ class Store:
                 if file.tell() > size:
                     file.truncate(0)
                 while (start := file.seek(0, os.SEEK_END)) < size:
-                    with self._told(name):
-                        data = self._files.cat_file(self._key(name), start=start, end=min(start + BLOCK, size))
+                    data = self.part(name, start, min(start + BLOCK, size))
                     if not data:
                         raise DamagedObject(f"{self.url}/{name}: ends before its {size:,} bytes")
                     file.write(data)
@@ -260,4 +281,15 @@ class Store:
             missing = [name for name in files if not (folder / name).is_file()]
             fetched = [(name, pool.submit(self.download, name, folder / name, files[name])) for name in missing]
             if problems := [str(error) for _, one in fetched if (error := one.exception()) is not None]:
+                raise StorageError(problems)
+
+    def upload_all(self, files: Mapping[str, Path]) -> None:
+        """Store files side by side, under their names.
+
+        Raises:
+            StorageError: With everything that could not be stored.
+        """
+        with ThreadPoolExecutor(SENDERS) as pool:
+            sent = [pool.submit(self.upload, path, name) for name, path in files.items()]
+            if problems := [str(error) for one in sent if (error := one.exception()) is not None]:
                 raise StorageError(problems)

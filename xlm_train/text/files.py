@@ -6,7 +6,6 @@ import bz2
 import gzip
 import hashlib
 import lzma
-import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,9 +15,12 @@ from typing import Any, BinaryIO, Protocol
 
 import zstandard
 
-from xlm_train.runtime.errors import TextError
+from xlm_train.runtime.errors import StorageError, TextError
+from xlm_train.runtime.stored_object import StoredObject
 
 CHUNK_BYTES = 1 << 20
+
+Place = Path | StoredObject  # what is read
 
 COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\x00", ".zst": b"\x28\xb5\x2f\xfd"}
 NOT_UTF8 = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"PAR1": "parquet", b"%PDF": "PDF"}
@@ -150,15 +152,23 @@ class _ZstdFile:
         return b"".join(out)
 
 
+def stamp(place: Place) -> tuple[int, Any]:
+    """Bytes of a file or an object, and what is another when it has been written again."""
+    if isinstance(place, StoredObject):
+        return place.stamp()
+    status = place.stat()
+    return status.st_size, status.st_mtime_ns
+
+
 @dataclass(frozen=True)
 class FileSource:
     """A source of text that is one file.
 
     Args:
-        path: Of the file.
+        path: Of the file, or an object in its place.
     """
 
-    path: Path
+    path: Place
 
     @property
     def name(self) -> str:
@@ -168,7 +178,7 @@ class FileSource:
     @property
     def size(self) -> int:
         """Bytes of the file, as it is: compressed where it is."""
-        return self.path.stat().st_size
+        return stamp(self.path)[0]
 
 
 @dataclass(frozen=True)
@@ -178,9 +188,9 @@ class TextFile(FileSource):
     def check(self) -> list[str]:
         """Problems that the file's beginning shows."""
         try:
-            if not self.path.is_file():
+            if isinstance(self.path, Path) and not self.path.is_file():
                 return [f"{self.path}: is not a regular file"]
-            with open(self.path, "rb") as file:
+            with self.path.open("rb") as file:
                 magic = file.read(8)
             if not magic:
                 return [f"{self.path}: is empty"]
@@ -197,7 +207,7 @@ class TextFile(FileSource):
             head = b""
             for chunk in self.chunks(ReadStats(), head_only=True):
                 head = chunk
-        except TextError as error:
+        except (TextError, StorageError) as error:
             return error.problems
         except OSError as error:
             return [f"{self.path}: cannot be read: {error.strerror or error}"]
@@ -223,10 +233,11 @@ class TextFile(FileSource):
 
         Raises:
             TextError: The file cannot be read, is truncated or damaged, or changes while it is read.
+            StorageError: The object cannot be read.
         """
         try:
-            with open(self.path, "rb") as file:
-                before = os.fstat(file.fileno())
+            before = stamp(self.path)
+            with self.path.open("rb") as file:
                 counted = _Counted(file, stats)
                 text = _decompress(counted, self.path.suffix)
                 if head_only:
@@ -236,15 +247,15 @@ class TextFile(FileSource):
                     yield chunk
                 while counted.read(CHUNK_BYTES):  # what a decompressor leaves unread belongs to the checksum too
                     pass
-                after = self.path.stat()
+                after = stamp(self.path)
         except EOFError as error:
             raise TextError(f"{self.path}: is truncated: its compressed data ends too early") from error
         except (OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
             raise TextError(f"{self.path}: {_reason(error)}") from error
-        if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns) or stats.done != before.st_size:
+        if after != before or stats.done != before[0]:
             raise TextError(
-                f"{self.path}: changed while it was read ({before.st_size:,} bytes at the start, "
-                f"{after.st_size:,} at the end, {stats.done:,} read); run again when it is complete"
+                f"{self.path}: changed while it was read ({before[0]:,} bytes at the start, "
+                f"{after[0]:,} at the end, {stats.done:,} read); run again when it is complete"
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from xlm_train.runtime.processes import is_first_process
 from xlm_train.runtime.run_folder import RunFolder
 from xlm_train.text.bpe import decode_ids
 from xlm_train.text.vocabulary import EOS, Vocabulary
-from xlm_train.training.loss_buffer import StepLosses
+from xlm_train.training.loss_buffer import SlotLoss, StepLosses
 
 POLICIES = ("stop", "skip", "rollback")
 LEAST_STEPS = 20  # good ones before a spike can be told
@@ -113,15 +113,18 @@ class AnomalyDetector(pl.Callback):
         """Whether a step is checked before its update is applied: the price is waiting for the device every step."""
         return self.policy == "skip"
 
-    def check(self, row: StepLosses, float16: bool = False) -> BadStep | None:
+    def check(
+        self, row: StepLosses, slots_of: Callable[[], Sequence[SlotLoss]], float16: bool = False
+    ) -> BadStep | None:
         """Say what is wrong with a step; None where nothing is: then its losses join the history.
 
         Args:
             row: the step's losses.
+            slots_of: gives the loss of each of its slots; a collective, which only a bad step needs.
             float16: a gradient that is not finite is an overflow, which the loss scale deals with.
         """
-        broken = tuple(slot for slot, loss in enumerate(row.losses) if not math.isfinite(loss))
-        if broken:
+        if not all(math.isfinite(total) for total, _ in row.streams.values()):
+            broken = tuple(one.slot for one in slots_of() if not math.isfinite(one.loss))
             return BadStep(row.step, f"the loss of {_slots(broken)} is not finite", broken)
         if not float16 and not math.isfinite(row.grad_norm):
             return BadStep(row.step, f"the gradient is not finite (norm {row.grad_norm})")
@@ -131,13 +134,12 @@ class AnomalyDetector(pl.Callback):
         for stream, loss in means.items():
             before = self.history.get(stream, [])
             if (z := robust_z(loss, before)) > self.spike_z:
-                worst = [slot for slot, number in enumerate(row.streams) if number == stream]
-                worst.sort(key=lambda slot: -row.losses[slot])
+                worst = sorted((one for one in slots_of() if one.stream == stream), key=lambda one: -one.loss)
                 reason = (
                     f"loss spike: {loss:.4g} where the last {len(before)} good steps have a median of"
                     f" {statistics.median(before):.4g} ({z:.1f} robust deviations, allowed {self.spike_z:g})"
                 )
-                return BadStep(row.step, reason, tuple(worst))
+                return BadStep(row.step, reason, tuple(one.slot for one in worst))
         for stream, loss in means.items():
             self.history[stream] = [*self.history.get(stream, []), loss][-self.window :]
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -161,7 +162,7 @@ class LanguageModel(pl.LightningModule):
         scale = state.loss_scale.scale if state.loss_scale is not None else 1.0
         # DDP averages over processes; each slot must weigh 1 / slots in the sum over all processes.
         weight = scale * self.trainer.world_size / self.slots
-        state.losses.begin(batch.step, self.slots, self.device)
+        state.losses.begin(batch.step)
         if self.stopwatch is not None:
             self.stopwatch.start(self.device)
         for position, slot in enumerate(batch.slots):
@@ -297,7 +298,7 @@ class LanguageModel(pl.LightningModule):
         return finite
 
     def reduce_losses(self) -> None:
-        """Let all processes know the losses since the last call, and check them. A collective; waits for the device.
+        """Add up the losses since the last call over all processes, and check them. A collective; waits for the device.
 
         Raises:
             NonFiniteOrSpike: on all processes alike.
@@ -306,10 +307,12 @@ class LanguageModel(pl.LightningModule):
             raise NonFiniteOrSpike(bad)
 
     def _check(self) -> Iterable[BadStep]:
-        for row in self.state.losses.reduce(self.trainer.world_size):
+        losses, world_size = self.state.losses, self.trainer.world_size
+        for row in losses.reduce(len(self.objective.streams) if world_size > 1 else None):
             if not self._losses_are_taken:
-                self.state.losses.drop(row.step)
-            bad = self.detector.check(row, float16=self.state.loss_scale is not None)
+                losses.drop(row.step)
+            slots_of = functools.partial(losses.slots_of, row.step, world_size)
+            bad = self.detector.check(row, slots_of, float16=self.state.loss_scale is not None)
             if bad is not None:
                 yield bad
 

@@ -173,6 +173,18 @@ def test_ranks_share_all_slots(slots: int, world_size: int) -> None:
     assert min(map(len, ranges)) >= 1
 
 
+def test_a_share_costs_what_it_is() -> None:
+    """Of a step of 10^12 slots, which nobody could list, those around the border of two streams."""
+    streams = [Stream(name, 1000, 2, 64.0, Fraction(share)) for name, share in (("de", 1), ("en", 3))]
+    order = Order(streams, slots=10**12, seed=0)
+    border = 10**12 // 4
+    found = order.step(0, range(border - 2, border + 1))
+    assert [(slot.number, slot.stream) for slot in found] == [(border - 2, "de"), (border - 1, "de"), (border, "en")]
+    small = Order(streams, slots=4000, seed=0).step(0)  # of which de has 1,000
+    assert np.array_equal(found[2].units, small[1000].units)
+    assert np.array_equal(found[1].passes, [(border - 1) * 2 // 1000] * 2)
+
+
 def test_impossible_shapes_are_refused() -> None:
     with pytest.raises(ConfigError, match="de: the training corpus has nothing to read"):
         Order([Stream("de", 0, 1, 1, Fraction(1))], 1, 0)

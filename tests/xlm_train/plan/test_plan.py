@@ -22,6 +22,7 @@ from xlm_train.model.seq2seq import Seq2Seq
 from xlm_train.model.transformer import XLM, ModelShape, count_parameters
 from xlm_train.objectives.translation import translation_batch
 from xlm_train.plan.estimate import make_plan
+from xlm_train.plan.limits import critical_batch
 from xlm_train.plan.memory import Setting, activation_bytes, parameter_shapes, peak_memory
 from xlm_train.plan.page import as_markdown, as_text
 from xlm_train.plan.probe import Speed, StepParts, probe_shape, speed_of
@@ -290,10 +291,41 @@ def test_notes_name_the_overrides_that_help(compose: Callable[..., dict[str, Any
     assert fitting["memory"]["fits"]
     assert "trainer.devices=1 trainer.nodes=1" in " ".join(plan["notes"])
     slow = make_plan(compose("plan", "experiment=clm_ende_1024", "cluster.inter_node_gbytes_per_s=0.1"), None)
-    assert slow["network"]["binds"]
+    assert slow["limits"]["network"]["binds"]
     assert any("trainer.gradient_compression=" in note for note in slow["notes"])
     uneven = make_plan(compose("plan", "experiment=clm_ende_1024", "data.slots=250"), None)
     assert any("data.slots=256 is even" in note for note in uneven["notes"])
+
+
+def test_the_critical_batch() -> None:
+    assert critical_batch(1.0) == pytest.approx(2e8)
+    assert critical_batch(2**0.21) == pytest.approx(1e8)
+    assert critical_batch(3.0) == pytest.approx(1.07e6, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "binding", "reason"),
+    [
+        # 64 devices: a slot for each, and the published run's batch, which is about the critical one at a loss of 3
+        (["cluster.nodes=8"], [], "0.98 times the critical batch of 1.07 M at a loss of 3"),
+        (["cluster.nodes=8", "plan.loss=2.5"], [], "0.41 times the critical batch of 2.55 M"),
+        # 1,024: the same batch, in slots of 4 streams; or slots as large as before, and 16 times the batch
+        (["cluster.nodes=128", "data.slots=1024", "data.slot_streams=4"], ["network"], "2 times the fewest tokens"),
+        (["cluster.nodes=128", "data.slots=1024"], ["network", "batch"], "17 times the fewest tokens"),
+        (["cluster.disk_gbytes_per_s=0.05"], ["checkpoints"], "every 521 steps"),
+    ],
+)
+def test_what_binds(
+    overrides: list[str], binding: list[str], reason: str, compose: Callable[..., dict[str, Any]]
+) -> None:
+    plan = make_plan(compose("plan", "experiment=clm_ende_1024_h100", *overrides), None)
+    limits = plan["limits"]
+    assert [name for name, limit in limits.items() if limit["binds"]] == binding
+    assert reason in " ".join(limit["reason"] for limit in limits.values())
+    assert sum("bind" in note.partition(":")[0] for note in plan["notes"]) == len(binding)
+    assert f"What binds: {', '.join(binding) or 'nothing'}" in as_text(plan)
+    for limit in limits.values():
+        assert limit["reason"] in as_text(plan)
 
 
 @pytest.mark.parametrize("name", CLUSTERS)

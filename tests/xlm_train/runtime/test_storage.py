@@ -13,9 +13,10 @@ import pytest
 
 from tests.conftest import command
 from tests.s3_server import S3Server
+from xlm_train.commands.verify import verify
 from xlm_train.config.storage import url_problems, with_local_runs
 from xlm_train.data.corpus import Corpus
-from xlm_train.runtime.errors import ConfigError, CorpusError, StorageError
+from xlm_train.runtime.errors import CheckpointError, ConfigError, CorpusError, StorageError
 from xlm_train.runtime.files import sha256_of
 from xlm_train.runtime.lease import Lease
 from xlm_train.runtime.run_store import Manifest
@@ -152,6 +153,25 @@ def test_a_corpus_that_is_not_whole(stored_corpus: str, store: Store, tmp_path: 
         Corpus(stored_corpus)
     with pytest.raises(CorpusError, match="no manifest"):
         Corpus(f"{store.url}/nothing")
+
+
+def test_a_stored_corpus_is_verified_where_it_is(
+    stored_corpus: str, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify(stored_corpus) == 0
+    assert f"ok       {stored_corpus}: every shard's checksum is right" in capsys.readouterr().out
+    assert not (tmp_path / "cache").exists()
+    shards = [name for name in store.names("corpus") if name.endswith(".npy")]
+    data = store.read(shards[0]) or b""
+    store.write(shards[0], data[:-1] + bytes([data[-1] ^ 1]))
+    store.remove([shards[1]])
+    with pytest.raises(CorpusError) as caught:
+        verify(f"{stored_corpus}/")
+    assert len(caught.value.problems) == 2
+    assert f"{store.url}/{shards[0]}: its checksum differs" in str(caught.value)
+    assert f"{store.url}/{shards[1]}: there is no such object" in str(caught.value)
+    with pytest.raises(CheckpointError, match="is neither a corpus nor a run with a checkpoint"):
+        verify(f"{store.url}/nothing")
 
 
 def test_of_many_one_gets_the_lease(store: Store, tmp_path: Path) -> None:

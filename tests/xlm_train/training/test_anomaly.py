@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,15 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.conftest import command, train_here
-from tests.end_to_end.worlds import assert_same, last
+from tests.end_to_end.worlds import SERVER, assert_same, last
 from tests.xlm_train.conftest import CorpusMaker
 from xlm_train.config.train import problems_of
 from xlm_train.data.corpus import Corpus
 from xlm_train.data.order import Order
 from xlm_train.data.training_text import TrainingText
-from xlm_train.training.anomaly import AnomalyDetector, TrainingStopped, robust_z
+from xlm_train.training.anomaly import AnomalyDetector, BadStep, TrainingStopped, robust_z
 from xlm_train.training.loggers import read_metrics
-from xlm_train.training.loss_buffer import LossBuffer, StepLosses
+from xlm_train.training.loss_buffer import LossBuffer, SlotLoss, StepLosses, mean
 
 Run = Callable[..., Path]
 BAD = 7
@@ -60,43 +62,85 @@ def test_robust_z() -> None:
     assert robust_z(4.0004, [4.0] * 50) == pytest.approx(0.1)  # no spread: rounding is no spike
 
 
-def test_a_loss_buffer_gives_each_slot_back() -> None:
+def test_a_loss_buffer_adds_up_by_stream() -> None:
     buffer = LossBuffer()
     for step in (5, 6):
-        buffer.begin(step, 3, torch.device("cpu"))
+        buffer.begin(step)
         for slot, language in ((0, 0), (1, 1), (2, 1)):
             buffer.add(slot, language, torch.tensor(float(10 * step + slot)))
         buffer.close(torch.tensor(0.5))
-    rows = buffer.reduce(1)
-    assert rows == [StepLosses(s, [10.0 * s, 10.0 * s + 1, 10.0 * s + 2], [0, 1, 1], 0.5) for s in (5, 6)]
+    rows = buffer.reduce()
+    assert rows == [StepLosses(s, {0: (10.0 * s, 1), 1: (20.0 * s + 3, 2)}, 0.5) for s in (5, 6)]
+    assert rows == [StepLosses.of_slots(s, [10.0 * s, 10.0 * s + 1, 10.0 * s + 2], [0, 1, 1], 0.5) for s in (5, 6)]
     assert rows[0].by_stream() == {0: 50.0, 1: 51.5}
+    assert mean(rows) == pytest.approx((153 + 183) / 6)
+    assert buffer.slots_of(6) == [(0, 0, 60.0), (1, 1, 61.0), (2, 1, 62.0)]
     buffer.drop(5)
     other = LossBuffer()
     other.restore(buffer.state())
     assert [row.step for row in other.take()] == [6]
     assert other.take() == []
+    other.restore([(6, [60.0, 61.0, 62.0], [0, 1, 1], 0.5)])  # each slot for itself, as checkpoints once had it
+    assert other.take() == rows[1:]
+
+
+def of_two_processes(rank: int, folder: Path) -> None:
+    """Write down what a process learns of two steps of which it has half of the slots."""
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(str(folder / "store"), 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    buffer = LossBuffer()
+    for step, highest in ((3, 8.0), (4, math.nan)):
+        buffer.begin(step)
+        for slot, stream, loss in ((0, 0, 1.5), (1, 2, 2.0)) if rank == 0 else ((2, 2, 4.0), (3, 2, highest)):
+            buffer.add(slot, stream, torch.tensor(loss))
+        buffer.close(torch.tensor(0.25))
+    rows = buffer.reduce(shared_streams=3)
+    detector = AnomalyDetector()
+    bad = [detector.check(row, functools.partial(buffer.slots_of, row.step, 2)) for row in rows]
+    sums = [row.streams for row in rows]
+    (folder / f"{rank}.json").write_text(json.dumps([sums[0], bad[0], astuple(bad[1] or BadStep(0, "none"))]))
+
+
+def test_processes_share_sums_and_name_each_others_slots(tmp_path: Path) -> None:
+    """One slot of the second process is not finite: both blame it."""
+    processes = [SERVER.Process(target=of_two_processes, args=(rank, tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert found[0] == [
+        {"0": [1.5, 1], "2": [14.0, 3]},
+        None,
+        [4, "the loss of slot 3 is not finite", [3]],
+    ]
+    assert found[1] == found[0]
 
 
 def test_the_detector_tells_languages_apart() -> None:
     detector = AnomalyDetector(spike_z=10.0)
+
+    def check(step: int, losses: list[float], norm: float, float16: bool = False) -> BadStep | None:
+        slots = [SlotLoss(number, number, loss) for number, loss in enumerate(losses)]
+        return detector.check(StepLosses.of_slots(step, losses, [0, 1], norm), lambda: slots, float16)
+
     noise = np.random.default_rng(0)
     for step in range(
         60
     ):  # German is harder by far: no English step looks like a spike for it, nor the other way round
         losses = [5.0 + 0.05 * noise.normal(), 2.0 + 0.05 * noise.normal()]
-        assert detector.check(StepLosses(step, losses, [0, 1], 1.0)) is None
-    bad = detector.check(StepLosses(60, [5.0, 4.0], [0, 1], 1.0))
+        assert check(step, losses, 1.0) is None
+    bad = check(60, [5.0, 4.0], 1.0)
     assert bad is not None
     assert bad.slots == (1,)
     assert "loss spike: 4 where the last 60 good steps have a median of 2" in bad.reason
     assert len(detector.history[1]) == 60  # a spike does not join what it was measured against
-    nan = detector.check(StepLosses(61, [5.0, math.nan], [0, 1], math.nan))
+    nan = check(61, [5.0, math.nan], math.nan)
     assert nan is not None
     assert nan.slots == (1,)
-    assert detector.check(StepLosses(62, [5.0, 2.0], [0, 1], math.inf)) is not None
-    assert (
-        detector.check(StepLosses(62, [5.0, 2.0], [0, 1], math.inf), float16=True) is None
-    )  # an overflow: the scale's part
+    assert check(62, [5.0, 2.0], math.inf) is not None
+    assert check(62, [5.0, 2.0], math.inf, float16=True) is None  # an overflow: the scale's part
 
 
 def test_stop_names_the_step_and_shows_its_text(run: Run, corpus_folder: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class Recorder(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: LanguageModel, *_: object) -> None:  # type: ignore[override]
         module.reduce_losses()
         (row,) = module.state.losses.take()
-        self.losses += row.losses
+        self.losses += row.by_stream().values()  # one slot
         self.norms.append(row.grad_norm)
         self.rates.append(module.learning_rate)
 

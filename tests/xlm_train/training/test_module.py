@@ -94,7 +94,7 @@ def test_a_slot_counts_by_its_weight_and_its_loss_is_told_without() -> None:
         fit(model, [StepBatch(0, slots)])
         model.reduce_losses()
         after = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
-        return after - before, model.state.losses.take()[0].losses
+        return after - before, [one.loss for one in model.state.losses.slots_of(0)]
 
     plain, losses = moved(1.0, 1.0)
     quarter, same = moved(0.25, 0.25)
@@ -202,7 +202,7 @@ def test_loss_scale() -> None:
 def test_the_state_survives_a_checkpoint() -> None:
     state = TrainState(
         step=5, updates=4, skipped=[2], loss_scale=LossScale(4.0, 10, 3), best_metric=2.5, best_step=4, failures=1,
-        validation={"val/ppl": 2.5}, losses=LossBuffer([StepLosses(4, [1.0, 2.0], [0, 1], 0.5)]),
+        validation={"val/ppl": 2.5}, losses=LossBuffer([StepLosses(4, {0: (1.0, 1), 1: (2.0, 1)}, 0.5)]),
     )  # fmt: skip
     again = TrainState(loss_scale=LossScale())
     again.restore(state.to_dict(), state.validation)

@@ -14,7 +14,7 @@ from xlm_train.objectives.objective import Objective
 from xlm_train.runtime.console import log
 from xlm_train.runtime.device import Stopwatch, device_name, is_accelerator, peak_memory_gb
 from xlm_train.runtime.errors import at_least
-from xlm_train.training.loss_buffer import mean_by_stream
+from xlm_train.training.loss_buffer import mean, mean_by_stream
 from xlm_train.training.module import LanguageModel
 from xlm_train.training.phases import Phase, StepCallback
 from xlm_train.training.trainer import Trainer
@@ -52,7 +52,7 @@ class Metrics(StepCallback):
     The first step of a start is told on the console only, so that a resumed run reports as an undisturbed one does.
 
     Args:
-        every_n_steps: the device is waited for, and processes exchange their losses, only then and after the first step.
+        every_n_steps: the device is waited for, and processes add up their losses, only then and after the first step.
         peak_tflops: arithmetic that one device can do at most, by precision; None or a missing precision: not known.
         accelerator: which device that is; `speed/mfu` is left out, with a warning, on any other. None: whichever runs.
 
@@ -110,16 +110,15 @@ class Metrics(StepCallback):
             send(trainer, module, metrics, step)
         elif is_first:
             module.reduce_losses()
-            losses = [loss for row in module.state.losses.reduced[-1:] for loss in row.losses]
-            loss = f": loss {math.fsum(losses) / len(losses):.4g}" if losses else ""
+            rows = module.state.losses.reduced[-1:]
+            loss = f": loss {mean(rows):.4g}" if rows else ""
             seconds = time.perf_counter() - self._since
             log(f"step {step:,}/{module.stop:,}{loss}, the first of this start, in {seconds:.1f} s")
 
     def _losses(self, trainer: Trainer, module: LanguageModel) -> dict[str, float]:
         state, metrics = module.state, {}
         if rows := state.losses.take():
-            losses = [loss for row in rows for loss in row.losses]
-            total = math.fsum(losses) / len(losses)
+            total = mean(rows)
             metrics = {"train/loss": total, "train/ppl": math.exp(min(total, 700.0))}
             names = list(trainer.data.order.streams)
             metrics |= {f"train/loss_{names[stream]}": loss for stream, loss in mean_by_stream(rows).items()}

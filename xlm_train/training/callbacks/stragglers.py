@@ -64,8 +64,10 @@ class Stragglers(StepCallback):
         self._look_at_cores(trainer, module.state.step)
         if module.stopwatch is None:
             return
-        group = trainer.run.control_group
-        slow = slow_ones(group.gather(self._stopwatch.take()))
+        group, own = trainer.run.control_group, self._stopwatch.take()
+        lowest, highest = group.extremes(own)
+        # the median is not below the lowest: everyone's time is exchanged only where one may be slow beside it
+        slow = slow_ones(group.gather(own)) if highest > SLOW * lowest else {}
         for rank, times in slow.items():
             if rank in self.suspected and rank not in self.named:
                 self.named.add(rank)
