@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from xlm_train.config.command import command
-from xlm_train.config.schema import one_of, read_config
+from xlm_train.config.schema import checkpoint_problems, one_of, read_config
 from xlm_train.interop.facts import CardFields
+from xlm_train.runtime.console import show
 
 
 @dataclass
@@ -50,7 +51,9 @@ class ExportConfig:
             problems.append("data.path: a corpus can only be exported with format=xlm")
         if self.lang is not None and self.format == "xlm":
             problems.append(f"lang={self.lang}: of pipelines of transformers (format=hf)")
-        files = {"checkpoint": self.checkpoint, "codes": self.codes, "evaluation": self.evaluation}
+        if self.checkpoint is not None:
+            problems += checkpoint_problems(self.checkpoint)
+        files = {"codes": self.codes, "evaluation": self.evaluation}
         files |= {f"sample.{code}": file for code, file in self.sample.items()}
         return problems + [
             f"{key}={file}: there is no such file"
@@ -70,6 +73,7 @@ class ExportConfig:
         "xlm-export data.path=CORPUS out=DIR format=xlm",
     ],
     read=functools.partial(read_config, ExportConfig),
+    texts=[f"card.{name}" for name in ("name", "license", "authors", "contact", "region")],
 )
 def main(settings: ExportConfig) -> int:
     """Export, upload where `out` is a URL, and print what there is now. Returns the exit status."""
@@ -81,7 +85,7 @@ def main(settings: ExportConfig) -> int:
         record = export(settings, out)
     for warning in record["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
-    print(summary(settings.out, record))
+    show(summary(settings.out, record))
     return 0
 
 

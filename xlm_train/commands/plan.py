@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlm_train.config.command import command
+from xlm_train.runtime.console import show
 from xlm_train.runtime.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def main(resolved: dict[str, Any]) -> int:
 
     path = resolved["data"]["path"]
     plan = make_plan(resolved, None if path is None else Corpus(path))
-    print(as_text(plan), flush=True)
+    show(as_text(plan))
     if resolved["out"] is not None:
         _write(Path(resolved["out"]), plan, as_markdown(plan))
     return 0

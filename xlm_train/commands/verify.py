@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from xlm_train.runtime.console import show
 from xlm_train.runtime.errors import EXIT_FAILED, CheckpointError
 
 
@@ -26,7 +27,7 @@ def verify(folder: str) -> int:
     if (place / "manifest.json").is_file():
         corpus = Corpus(place)
         corpus.verify()
-        print(
+        show(
             f"ok       {place}: every shard's checksum is right, every id below {corpus.n_words:,}; lineage {corpus.lineage[:12]}"
         )
         return 0
@@ -39,13 +40,13 @@ def verify(folder: str) -> int:
             content = checkpoint_file.load(path)
         except CheckpointError as error:
             damaged += 1
-            print(f"DAMAGED  {error}")
+            show(f"DAMAGED  {error}")
             continue
         progress, config, lineage = content["progress"], content["config"], content["lineage"]
         tokens = window_tokens(config)
         read = "" if tokens is None else f"{progress['step'] * tokens:,} tokens, "
         scores = describe(content["metrics"], "val/ppl") if content["metrics"] else "no validation yet"
-        print(
+        show(
             f"ok       {path}: step {progress['step']:,}, {progress['updates']:,} updates, {read}{scores}, "
             f"corpus {str(lineage['corpus'])[:12]}, {len(lineage['parents'])} parents, sha256 {content['sha256'][:12]}"
         )

@@ -6,7 +6,6 @@ mistakes cost one attempt, and each message names the override and the nearest n
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import sys
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from xlm_train.config.overrides import check_overrides, compose, config_folder, quote_text
+from xlm_train.runtime.console import show
 from xlm_train.runtime.errors import EXIT_INTERRUPTED, UserError
 from xlm_train.runtime.version import version_line
 
@@ -94,30 +94,30 @@ def command(
             print(f"{name}: error: {error}", file=sys.stderr, flush=True)
             sys.exit(error.status)
 
-        def run() -> None:
-            arguments = sys.argv[1:]
+        def answer(arguments: list[str]) -> int:
             if "--version" in arguments:
-                print(version_line(name))
-                return
+                show(version_line(name))
+                return 0
             if "--help" in arguments or "-h" in arguments:
-                with contextlib.suppress(BrokenPipeError):  # `--help | head` is no mistake
-                    print(_help(name, config_name, description, examples), flush=True)
-                os._exit(0)  # without a second attempt to write what the reader did not want
+                show(_help(name, config_name, description, examples))
+                return 0
             if before is not None:
                 before()
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+            words = check_overrides(config_name, quote_text(arguments, texts), read, texts)
+            if multirun is not None and asks_for_multirun(words):
+                return multirun.start(words, start)
+            start(words)  # Hydra drops what the task returns
+            return status[0]
+
+        def run() -> None:
             try:
-                words = check_overrides(config_name, quote_text(arguments, texts), read)
-                if multirun is not None and asks_for_multirun(words):
-                    status[0] = multirun.start(words, start)
-                else:
-                    start(words)  # Hydra drops what the task returns
+                sys.exit(answer(sys.argv[1:]))
             except UserError as error:
                 fail(error)
             except KeyboardInterrupt:
                 print(f"{name}: interrupted", file=sys.stderr, flush=True)
                 sys.exit(EXIT_INTERRUPTED)
-            sys.exit(status[0])
 
         run.__doc__ = description
         return run

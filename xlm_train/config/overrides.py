@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,16 +20,12 @@ if TYPE_CHECKING:
 
 HYDRA_PLUGINS = {"optuna": "optuna", "joblib": "sweep", "submitit": "sweep"}  # what messages call them -> our extra
 # Hydra's flags whose next word is their value.
-TAKE_VALUE = {
-    *("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--cfg", "-c", "--package", "-p"),
-    *("--info", "-i", "--experimental-rerun"),
-}
-# All flags: these, and those that only switch something.
-FLAGS = {
-    *TAKE_VALUE,
-    *("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"),
-    *("--shell-completion", "-sc"),
-}
+TAKE_VALUE = {*("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i")}
+# All flags that are taken: these, and those that only switch something. Of Hydra's others, a rerun unpickles what it is
+# given, another config is another command, and its shell completion asks this program at each key.
+FLAGS = {*TAKE_VALUE, *("--help", "-h", "--hydra-help", "--version", "--resolve", "--multirun", "-m")}
+MODES = (("-m", "--multirun"), ("--cfg", "-c"), ("--info", "-i"))  # Hydra does one of them
+LONGEST_NAME = 255  # bytes that a file's or folder's name may have, on every usual file system
 
 
 def config_folder() -> Path:
@@ -53,6 +50,7 @@ def compose(config_name: str, words: Sequence[str], config_dir: str | None, whol
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     more = [] if config_dir is None else [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"]
     GlobalHydra.instance().clear()
@@ -63,6 +61,9 @@ def compose(config_name: str, words: Sequence[str], config_dir: str | None, whol
         message = str(error).splitlines()[0]
         extras = [extra for plugin, extra in HYDRA_PLUGINS.items() if plugin in message]
         raise ConfigError(f"{message}; pip install 'xlm_train[{extras[0]}]'" if extras else message) from error
+    except (YAMLError, ValueError, OSError) as error:  # of a file: ours are read by tests
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"--config-dir={config_dir}: a config in it cannot be read: {reason}") from error
     finally:
         GlobalHydra.instance().clear()
 
@@ -136,7 +137,10 @@ def _is_quoted(value: str) -> bool:
 
 
 def check_overrides(
-    config_name: str, arguments: Sequence[str], read: Callable[[DictConfig], Any] | None = None
+    config_name: str,
+    arguments: Sequence[str],
+    read: Callable[[DictConfig], Any] | None = None,
+    texts: Collection[str] = (),
 ) -> list[str]:
     """Check every override of a command line against the configs, without running anything.
 
@@ -144,6 +148,7 @@ def check_overrides(
         config_name: Name of a file in configs/.
         arguments: The command line's words, flags among them.
         read: Raises ConfigError with what is wrong in a composed config: where keys are unknown, that is told as well.
+        texts: Keys whose values are free text.
 
     Returns:
         The words for Hydra: free keys (below an empty mapping) with `++` before them, renamed keys with today's name.
@@ -152,9 +157,9 @@ def check_overrides(
         ConfigError: With all problems: text that Hydra's grammar refuses; groups, options and keys that do not exist.
     """
     words, config_dir = overrides_of(arguments), config_dir_of(arguments)
-    unknown_flags = [word for word in arguments if word.startswith("-") and word.partition("=")[0] not in FLAGS]
-    if unknown_flags:
-        raise ConfigError([f"{word}: settings are written key=value, without dashes" for word in unknown_flags])
+    sweeps = not {"-m", "--multirun"}.isdisjoint(arguments)
+    if problems := [*_flag_problems(arguments), *filter(None, (_text_problem(word, texts) for word in words))]:
+        raise ConfigError(problems)
     if not words:
         return list(arguments)
     folders = [config_folder(), *([] if config_dir is None else [Path(config_dir)])]
@@ -167,23 +172,58 @@ def check_overrides(
     unknown: dict[str, str] = {}
     for word, key in keys.items():
         new = _find(key, nodes, config_name)
-        if new is None:
+        if word.startswith("+"):  # what is added, the config's reader knows; what is there already, is set
+            translated[word] = f"+{word}" if key in nodes and not word.startswith("++") else word
+        elif new is None:
             unknown[word] = f"{word}: {no_such_key(key, sorted(nodes))}"
         elif new not in nodes or new != key:
             force = "" if new in nodes or word.startswith("~") else "++"
             translated[word] = force + word.replace(key, new, 1)
-        if new not in (None, key):
+        if new not in (None, key) and not word.startswith("+"):
             log(f"warning: {key} is now {new}")
     problems += [problem for word, key in keys.items() if (problem := _shape_problem(word, key, nodes.get(key)))]
     rest = [translated.get(word, word) for word in words if word not in unknown]
-    if unknown and not problems and read is not None and not {"-m", "--multirun"} & {*arguments}:
+    if unknown and not problems and read is not None and not sweeps:
         try:
             read(compose(config_name, rest, config_dir))
         except UserError as error:
             problems = error.problems
     if unknown or problems:
         raise ConfigError([*unknown.values(), *problems])
+    if not sweeps:
+        compose(config_name, rest, config_dir)  # what only Hydra knows to be wrong, such as its own keys
     return [translated.get(word, word) for word in arguments]
+
+
+def _flag_problems(arguments: Sequence[str]) -> list[str]:
+    """What is wrong with the flags of a command line: Hydra would say it with a traceback."""
+    flags = [word.partition("=")[0] for word in arguments if word.startswith("-")]
+    problems = [
+        f"{word}: settings are written key=value, without dashes"
+        for word in arguments
+        if word.startswith("-") and word.partition("=")[0] not in FLAGS
+    ]
+    modes = [names[0] for names in MODES if not {*names}.isdisjoint(flags)]
+    if len(modes) > 1:
+        problems.append(f"{' and '.join(modes)}: give one of them")
+    if "--resolve" in flags and "--cfg" not in modes:
+        problems.append("--resolve: belongs to --cfg job")
+    if (folder := config_dir_of(arguments)) is not None and not os.path.isdir(folder):
+        problems.append(f"--config-dir={folder}: there is no such folder")
+    return problems
+
+
+def _text_problem(word: str, texts: Collection[str]) -> str | None:
+    """Say why the value of an override can be no setting's; None where it can."""
+    key, _, value = word.partition("=")
+    border = r"""[][{}/,:'"]""" if value.startswith(("[", "{")) else "/"
+    try:
+        longest = max(len(part.encode()) for part in [key, *re.split(border, value)])
+    except UnicodeEncodeError:
+        return f"{word}: is not UTF-8"
+    if longest > LONGEST_NAME and key not in texts:
+        return f"{word[:60]}...: has a name of {longest} bytes; files and folders have at most {LONGEST_NAME}"
+    return None
 
 
 def _shape_problem(word: str, key: str, node: Any) -> str | None:
@@ -217,8 +257,7 @@ def _sort_out(words: Sequence[str], folders: Sequence[Path]) -> tuple[list[str],
         if key.startswith("hydra"):
             continue
         if not options:
-            if not (parsed.is_add() or parsed.is_force_add()):  # what is added, the config's reader knows
-                keys[word] = key
+            keys[word] = key
             continue
         for option in _chosen(parsed):
             if option not in options:
@@ -232,9 +271,13 @@ def _sort_out(words: Sequence[str], folders: Sequence[Path]) -> tuple[list[str],
 
 def _chosen(parsed: Override) -> list[str]:
     """Names of the options that an override of a group chooses, one after the other where it is a sweep."""
+    from hydra.core.override_parser.types import Glob
+
+    value = parsed.value()
+    if isinstance(value, Glob):  # of those that there are
+        return []
     if parsed.is_sweep_override():
         return list(parsed.sweep_string_iterator())
-    value = parsed.value()
     return [str(option) for option in (value if isinstance(value, list) else [value]) if option is not None]
 
 

@@ -6,6 +6,7 @@ An entry is a mapping {_target_: PACKAGE.MODULE.CLASS, argument: value, ...}.
 from __future__ import annotations
 
 import inspect
+import math
 import pkgutil
 import typing
 from collections.abc import Mapping, Sequence
@@ -119,15 +120,44 @@ def optimizer_problems(good: Mapping[str, Any], unresolved: Mapping[str, Any], o
         said = [key for key in words if not str(unresolved[section].get(key)).startswith("${")]
         wrong = [f"{section}.{key}={words[key]}: must be a number" for key in said]
         target, more = part_problems(entry, section)
+        if target is not None:
+            more += [*_tuple_problems(target, entry, section), *_rate_problems(entry, section)]
         problems += wrong + more
         if target is None or wrong or more or UNKNOWN in entry.values() or (words and (problems or others)):
             continue
         try:
             for argument in arguments:
-                hydra.utils.instantiate(entry, _convert_="all")(argument)
+                made = hydra.utils.instantiate(entry, _convert_="all")(argument)
+                if section == "schedule" and not (isinstance(made, int | float) and 0 <= made < math.inf):
+                    problems.append(f"schedule: {entry['_target_']}: its rate of update {argument:,} is {made}")
         except Exception as error:  # whatever a swapped-in class raises, it is this section that must change
             problems.append(f"{section}: {entry['_target_']}: {error}")
     return problems
+
+
+def _tuple_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[str]:
+    """Compare lists with the tuples that are the signature's defaults, such as betas=(0.9, 0.999)."""
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):  # written in C
+        return []
+    defaults = {name: parameters[name].default for name in entry if name in parameters}
+    return [
+        f"{key}.{name}={entry[name]}: must be a list of {len(default)} numbers, as [{','.join(map(str, default))}]"
+        for name, default in defaults.items()
+        if isinstance(default, tuple)
+        and not (
+            isinstance(entry[name], list)
+            and len(entry[name]) == len(default)
+            and all(fits(item, float) for item in entry[name])
+        )
+    ]
+
+
+def _rate_problems(entry: Mapping[str, Any], key: str) -> list[str]:
+    """Tell whether a learning rate is one."""
+    rate = entry.get("lr", 1.0)
+    return [f"{key}.lr={rate}: must be positive: with 0 nothing is learned"] if fits(rate, float) and rate <= 0 else []
 
 
 def objective_problems(entry: Mapping[str, Any], key: str = "objective") -> list[str]:

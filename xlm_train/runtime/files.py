@@ -192,9 +192,12 @@ class ResumableLines:
 
     def write(self, lines: Iterable[str]) -> None:
         """Add lines, on disk before this returns."""
-        self.file.write("".join(f"{line}\n" for line in lines).encode())
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        try:
+            self.file.write("".join(f"{line}\n" for line in lines).encode())
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            raise UserError(f"{self.part}: cannot be written: {error.strerror or error}") from error
 
     def finish(self) -> None:
         """Give the file its name."""
