@@ -112,7 +112,7 @@ def test_flags_for_settings_are_answered() -> None:
         "--seed: settings are written key=value, without dashes",
         "--optimizer.lr=1e-3: settings are written key=value, without dashes",
     ]
-    assert check_overrides("train", ["--cfg", "job", "--config-dir=.", "-m", "seed=1,2"])[-1] == "seed=1,2"
+    assert check_overrides("train", ["--config-dir=.", "-m", "seed=1,2"])[-1] == "seed=1,2"
 
 
 def test_results_that_cannot_be_written_are_told_first(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from xlm_train.config.renamed import new_key
 from xlm_train.config.schema import near, no_such_key
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import ConfigError, UserError
+from xlm_train.runtime.files import LONGEST_NAME
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -25,7 +26,6 @@ TAKE_VALUE = {*("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info
 # given, another config is another command, and its shell completion asks this program at each key.
 FLAGS = {*TAKE_VALUE, *("--help", "-h", "--hydra-help", "--version", "--resolve", "--multirun", "-m")}
 MODES = (("-m", "--multirun"), ("--cfg", "-c"), ("--info", "-i"))  # Hydra does one of them
-LONGEST_NAME = 255  # bytes that a file's or folder's name may have, on every usual file system
 
 
 def config_folder() -> Path:
@@ -162,8 +162,7 @@ def check_overrides(
         raise ConfigError(problems)
     if not words:
         return list(arguments)
-    folders = [config_folder(), *([] if config_dir is None else [Path(config_dir)])]
-    choices, keys, problems = _sort_out(words, folders)
+    choices, keys, problems = _sort_out(words, config_dir)
     try:
         nodes = _nodes(compose(config_name, choices, config_dir))
     except ConfigError as error:
@@ -236,7 +235,13 @@ def _shape_problem(word: str, key: str, node: Any) -> str | None:
     return None
 
 
-def _sort_out(words: Sequence[str], folders: Sequence[Path]) -> tuple[list[str], dict[str, str], list[str]]:
+def group_options(group: str, config_dir: str | None) -> list[str]:
+    """List the options of a config group, the user's own among them; none where there is no such group."""
+    folders = [config_folder(), *([] if config_dir is None else [Path(config_dir)])]
+    return sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
+
+
+def _sort_out(words: Sequence[str], config_dir: str | None) -> tuple[list[str], dict[str, str], list[str]]:
     """Take overrides apart: choices of groups (the last of each), keys that must exist by their words, problems."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -253,7 +258,7 @@ def _sort_out(words: Sequence[str], folders: Sequence[Path]) -> tuple[list[str],
             problems.append(f"{word}: not a valid override ({reason}); quote paths, prompts and text: \"key='...'\"")
             continue
         key = parsed.key_or_group
-        options = sorted({file.stem for folder in folders for file in (folder / key).glob("*.yaml")})
+        options = group_options(key, config_dir)
         if key.startswith("hydra"):
             continue
         if not options:

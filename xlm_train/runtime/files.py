@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 
 from xlm_train.runtime.errors import UserError
 
+LONGEST_NAME = 255  # bytes of a file's or folder's name, on every usual file system
+
 
 def fsync_folder(folder: Path) -> None:
     """Flush a folder's list of names to disk: only then does a rename survive a power cut."""

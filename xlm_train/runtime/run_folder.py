@@ -23,23 +23,20 @@ from omegaconf import OmegaConf
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import ConfigError, UserError
-from xlm_train.runtime.files import atomic_write, read_json, write_json
+from xlm_train.runtime.files import LONGEST_NAME, atomic_write, read_json, write_json
 from xlm_train.runtime.mirror import Mirror, MirrorSettings, mirror
 from xlm_train.runtime.processes import is_first_process
 from xlm_train.runtime.run_store import RunStore
 
 NAME = re.compile(r"[\w=+@-][\w.,=+@/-]*")
-LONGEST_NAME = 255  # bytes of a folder's name
 
 
 def name_problem(name: str) -> str | None:
     """Say why no run can have a name; None where one can."""
     if not NAME.fullmatch(name) or ".." in name:
-        return f"run_name='{name}': use letters, digits and . , = + - _ @ (it becomes a folder's name)"
+        return "use letters, digits and . , = + - _ @ (it becomes a folder's name)"
     longest = max(len(part.encode()) for part in name.split("/"))
-    if longest > LONGEST_NAME:
-        return f"run_name={name[:60]}...: has {longest} bytes; a folder's name has at most {LONGEST_NAME}"
-    return None
+    return f"has {longest} bytes; a folder's name has at most {LONGEST_NAME}" if longest > LONGEST_NAME else None
 
 
 def parse_config(data: bytes, name: str | Path) -> dict[str, Any]:
@@ -108,7 +105,7 @@ class RunFolder:
         mirrored: MirrorSettings | None = None,
     ) -> None:
         if (why := name_problem(name)) is not None:
-            raise ConfigError(why)
+            raise ConfigError(f"run_name='{name}': {why}")
         self.path = Path(runs) / name
         for folder in Path(name).parents[:-1]:
             if (Path(runs) / folder / "config.yaml").is_file():
