@@ -211,8 +211,14 @@ def test_a_run_under_the_job_s_name_is_not_touched(words: list[str], tmp_path: P
         (["run_name=x", "hydra/launcher=nowhere"], "hydra/launcher/nowhere"),
         (["run_name=x", "hydra/launcher=slurm", "seed=1,2"], "hydra/launcher=slurm: there is no srun on this machine"),
         (["run_name=x", "hydra.sweeper.params.seed=choice(1,2)"], "what is Hydra's own cannot vary"),
-        (["run_name=x", "+hydra.sweeper.params={seed: 'choice(1'}"], "hydra.sweeper.params: seed=choice(1: not a valid"),
-        (["run_name=x", "optimizer.lr=interval(1e-4,1e-3)"], "only a search draws from an interval: hparams_search=optuna"),
+        (
+            ["run_name=x", "+hydra.sweeper.params={seed: 'choice(1'}"],
+            "hydra.sweeper.params: seed=choice(1: not a valid",
+        ),
+        (
+            ["run_name=x", "optimizer.lr=interval(1e-4,1e-3)"],
+            "only a search draws from an interval: hparams_search=optuna",
+        ),
     ],
 )
 def test_mistakes_are_found_before_any_job(arguments: list[str], message: str) -> None:

@@ -1,6 +1,6 @@
 """Runs commands as their console scripts do, each in a fork of one process that has imported everything: 0.1 s, not 3 s.
 
-    python -m tests.mistakes.forked     requests as JSON lines on standard input, answers on standard output
+python -m tests.mistakes.forked     requests as JSON lines on standard input, answers on standard output
 """
 
 from __future__ import annotations

@@ -198,7 +198,7 @@ TRAINING = [
         ("verify=nowhere", "verify=nowhere: there is no such folder"),
         ("verify=text.en", "verify=text.en: there is no such folder"),
         ("verify=folder", "verify=folder: there is no step-*.pt in it"),
-        ("verify=", "verify has no value"),
+        ("verify=", "verify=: there is no such folder"),
         (f"verify={LONG}", "has a name of 300 bytes"),
     ),
     Mistake(f"{TRAIN} model.ffn_dim=100000000000", "this run cannot fit into memory", status=71),
@@ -231,7 +231,9 @@ SWEEPS = list(
 
 EVALUATION = [
     Mistake("xlm-eval", "checkpoint has no value: give checkpoint=..."),
-    Mistake("xlm-eval checkpoint=nowhere.pt data.path=corpus", "checkpoint=nowhere.pt: there is no such file", apart=True),
+    Mistake(
+        "xlm-eval checkpoint=nowhere.pt data.path=corpus", "checkpoint=nowhere.pt: there is no such file", apart=True
+    ),
     *of(
         "xlm-eval data.path=corpus",
         ("checkpoint=folder", "checkpoint=folder: is a folder without checkpoints"),
@@ -283,7 +285,9 @@ EVALUATION = [
         ("text.en=latin.txt out=scores.json", "latin.txt:2: is not UTF-8"),
     ),
     Mistake(f"{SCORE} out=scores.json", "scores.json: cannot be written: File too large", file_bytes=100),
-    Mistake(f"{SCORE} out=scores.json", "standard output: cannot be written: No space left", stdout="/dev/full", apart=True),
+    Mistake(
+        f"{SCORE} out=scores.json", "standard output: cannot be written: No space left", stdout="/dev/full", apart=True
+    ),
     Mistake("xlm-eval checkpoint=s3://b/x data.path=corpus", "pip install 'xlm_train[s3]'", without="s3fs"),
 ]
 
@@ -509,7 +513,7 @@ REPORTS = [
     *of(
         "xlm-report",
         ("run_name=nowhere", "run_name=nowhere: there is no run of that name in runs; there are"),
-        ("run_name=frist", "there is no run of that name in runs; did you mean first?"),
+        ("run_name=frist", "there is no run of that name in runs; did you mean first"),
         (f"run_name={LONG}", "has a name of 300 bytes"),
         ("run_name=", "run_name has no value"),
         ("run_name=first paths.runs=nowhere", "paths.runs=nowhere: there is no such folder"),
@@ -538,7 +542,7 @@ PLANS = [
         ("plan=5", "plan=5: has fields"),
         ("~plan", "plan has no value"),
         ("~cluster", "cluster has no value"),
-        ("~trainer", "trainer has no value"),
+        ("~trainer", "trainer.max_steps has no value"),
         ("cluster.nodes=0", "cluster.nodes=0: must be at least 1"),
         ("cluster.peak_tflops=5", "cluster.peak_tflops"),
         ("data.slots=1", "has 8 devices, but data.slots=1"),

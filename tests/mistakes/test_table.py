@@ -16,7 +16,19 @@ import pytest
 
 from tests.conftest import REPOSITORY, process_environment, text_files
 from tests.mistakes.forked import MODULES, Answer, Forks, Request, listing
-from tests.mistakes.table import COMMANDS, CONTINUE, PLAN, SCORE, TABLE, TRAIN, TRANSLATE, Mistake
+from tests.mistakes.table import (
+    COMMANDS,
+    CONTINUE,
+    EXPORT,
+    IMPORT,
+    PLAN,
+    PREP,
+    SCORE,
+    TABLE,
+    TRAIN,
+    TRANSLATE,
+    Mistake,
+)
 
 CONFIGS = {
     "broken": "# @package _global_\noptimizer: {lr: 1",
@@ -113,7 +125,9 @@ def tried(mistake: Mistake, desk: Desk, apart: bool = False) -> list[str]:
             whole = desk.folder / name
             shutil.rmtree(whole) if whole.is_dir() else whole.unlink()
     leaves = mistake.leaves
-    return problems_of(mistake, answer, [name for name in changed if not (leaves and f"{name}/".startswith(f"{leaves}/"))])
+    return problems_of(
+        mistake, answer, [name for name in changed if not (leaves and f"{name}/".startswith(f"{leaves}/"))]
+    )
 
 
 @pytest.mark.slow
@@ -165,7 +179,9 @@ def test_odd_names_work(desk: Desk, tmp_path: Path) -> None:
     ):
         answer = desk.run(words)
         assert answer.status == 0, (words, answer.err)
-    assert {"a=b, c.json", "text.json", "text.en.jsonl", "a=b, c.jsonl", "runs"} <= {path.name for path in odd.iterdir()}
+    assert {"a=b, c.json", "text.json", "text.en.jsonl", "a=b, c.jsonl", "runs"} <= {
+        path.name for path in odd.iterdir()
+    }
 
 
 @pytest.mark.slow
@@ -179,18 +195,24 @@ def test_nobody_needs_to_read_on(desk: Desk) -> None:
     assert (desk.folder / "plan/plan.md").is_file()
 
 
-START = "import sys; sys.argv[0] = 'xlm-{0}'; from {1} import xlm_{0}; print(flush=True); xlm_{0}()"
-MOMENTS = (0.0, 0.02, 0.1, 0.25, 0.5)  # seconds after a command's first line of Python
+# As a console script does, from its first line on.
+SCRIPT = "import sys; sys.argv[0] = 'xlm-{0}'; from {1} import xlm_{0}; print(flush=True); xlm_{0}()"
+LINES = (
+    PREP, TRAIN, SCORE, CONTINUE, f"{TRANSLATE} text=The", EXPORT, f"{IMPORT} file=text.en", "xlm-report run_name=first", PLAN,
+)  # fmt: skip
+MOMENTS = (0.01, 0.05, 0.1, 0.25, 0.5)  # seconds after that line
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "name"), enumerate(COMMANDS))
-def test_ctrl_c_in_the_first_second(number: int, name: str, desk: Desk) -> None:
-    line = next(mistake for mistake in reversed(TABLE) if mistake.words[0] == f"xlm-{name}")
-    program = START.format(name, "data_prep" if name == "prep" else "xlm_train.commands")
+@pytest.mark.parametrize(("number", "line"), enumerate(LINES))
+def test_ctrl_c_in_the_first_second(number: int, line: str, desk: Desk) -> None:
+    name, *words = line.split()
+    name = name.removeprefix("xlm-")
+    program = SCRIPT.format(name, "data_prep" if name == "prep" else "xlm_train.commands")
+    before = listing(desk.folder)
     for moment in MOMENTS[number % 2 :: 2]:
         process = subprocess.Popen(
-            [sys.executable, "-c", program, *line.words[1:]], cwd=desk.folder, env=process_environment(),
+            [sys.executable, "-c", program, *words], cwd=desk.folder, env=process_environment(),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert process.stdout is not None
@@ -203,3 +225,4 @@ def test_ctrl_c_in_the_first_second(number: int, name: str, desk: Desk) -> None:
         _, said = process.communicate(timeout=120)
         assert "Traceback" not in said
         assert (process.returncode, f"xlm-{name}: interrupted" in said) == (130, True), said
+    assert listing(desk.folder) == before

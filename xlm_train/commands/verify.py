@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from xlm_train.runtime.console import show
@@ -24,6 +25,8 @@ def verify(folder: str) -> int:
     from xlm_train.training.loggers import describe
 
     place = Path(folder)
+    if not os.path.isdir(folder):
+        raise CheckpointError(f"verify={folder}: there is no such folder")
     if (place / "manifest.json").is_file():
         corpus = Corpus(place)
         corpus.verify()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from xlm_train.config.overrides import check_overrides, compose, config_folder, quote_text
 from xlm_train.runtime.console import show
+from xlm_train.runtime.entry import begin_work
 from xlm_train.runtime.errors import EXIT_INTERRUPTED, UserError
 from xlm_train.runtime.version import version_line
 
@@ -71,7 +72,9 @@ def command(
         status = [0]
 
         def carry_out(config: Any) -> int | None:
-            return main(config if read is None else read(config))
+            settings = config if read is None else read(config)
+            begin_work()
+            return main(settings)
 
         def task(config: DictConfig) -> float | None:
             if multirun is not None and is_multirun_job():

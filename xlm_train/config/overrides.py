@@ -158,7 +158,7 @@ def check_overrides(
     """
     words, config_dir = overrides_of(arguments), config_dir_of(arguments)
     sweeps = not {"-m", "--multirun"}.isdisjoint(arguments)
-    if problems := [*_flag_problems(arguments), *filter(None, (_text_problem(word, texts) for word in words))]:
+    if problems := _flag_problems(arguments) or [*filter(None, (_text_problem(word, texts) for word in words))]:
         raise ConfigError(problems)
     if not words:
         return list(arguments)
@@ -213,8 +213,10 @@ def _flag_problems(arguments: Sequence[str]) -> list[str]:
 
 
 def _text_problem(word: str, texts: Collection[str]) -> str | None:
-    """Say why the value of an override can be no setting's; None where it can."""
-    key, _, value = word.partition("=")
+    """Say why a word can be no override, whatever its key is; None where it can."""
+    key, equals, value = word.partition("=")
+    if not equals and not key.startswith("~"):
+        return f"{word}: settings are written key=value"
     border = r"""[][{}/,:'"]""" if value.startswith(("[", "{")) else "/"
     try:
         longest = max(len(part.encode()) for part in [key, *re.split(border, value)])

@@ -155,9 +155,11 @@ def _tuple_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[str
 
 
 def _rate_problems(entry: Mapping[str, Any], key: str) -> list[str]:
-    """Tell whether a learning rate is one."""
+    """Tell whether a learning rate is one; of text this is told already."""
     rate = entry.get("lr", 1.0)
-    return [f"{key}.lr={rate}: must be positive: with 0 nothing is learned"] if fits(rate, float) and rate <= 0 else []
+    if not fits(rate, float):
+        return [] if isinstance(rate, str) or rate is UNKNOWN else [f"{key}.lr={rate}: must be a number"]
+    return [f"{key}.lr={rate}: must be positive: with 0 nothing is learned"] if rate <= 0 else []
 
 
 def objective_problems(entry: Mapping[str, Any], key: str = "objective") -> list[str]:

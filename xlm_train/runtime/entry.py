@@ -1,11 +1,13 @@
-"""How a console script begins: with next to nothing imported, so that Ctrl-C is answered while a command is loaded too."""
+"""How a console script begins: with next to nothing imported, so that Ctrl-C ends it at once while modules are loaded."""
 
 from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 from xlm_train.runtime.errors import EXIT_INTERRUPTED
 
@@ -28,9 +30,18 @@ class EntryPoint:
 
     def __call__(self) -> None:
         """Run it."""
-        try:
-            main = self.main
-        except KeyboardInterrupt:
-            print(f"{os.path.basename(sys.argv[0])}: interrupted", file=sys.stderr, flush=True)  # noqa: PTH119 (light)
-            sys.exit(EXIT_INTERRUPTED)
-        main()
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _leave)
+        self.main()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Exit without an exception: one that is raised in the middle of an import may come to nothing, or to a traceback."""
+    os.write(2, f"{os.path.basename(sys.argv[0])}: interrupted\n".encode())  # noqa: PTH119 (pathlib is not loaded yet)
+    os._exit(EXIT_INTERRUPTED)
+
+
+def begin_work() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt again: from here on there may be something to clean up."""
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

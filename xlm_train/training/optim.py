@@ -43,7 +43,9 @@ class OriginalAdam(torch.optim.Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         if not all(0 <= beta < 1 for beta in betas) or min(lr, eps, weight_decay) < 0:
-            raise ConfigError(f"{betas=} {lr=} {eps=} {weight_decay=}: betas must be in [0, 1), the others not negative")
+            raise ConfigError(
+                f"{betas=} {lr=} {eps=} {weight_decay=}: betas must be in [0, 1), the others not negative"
+            )
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
