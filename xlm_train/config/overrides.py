@@ -158,11 +158,11 @@ def check_overrides(
     """
     words, config_dir = overrides_of(arguments), config_dir_of(arguments)
     sweeps = not {"-m", "--multirun"}.isdisjoint(arguments)
-    if problems := _flag_problems(arguments) or [*filter(None, (_text_problem(word, texts) for word in words))]:
+    if problems := _flag_problems(arguments):
         raise ConfigError(problems)
     if not words:
         return list(arguments)
-    choices, keys, problems = _sort_out(words, config_dir)
+    choices, keys, problems = _sort_out(words, config_dir, texts)
     try:
         nodes = _nodes(compose(config_name, choices, config_dir))
     except ConfigError as error:
@@ -243,7 +243,9 @@ def group_options(group: str, config_dir: str | None) -> list[str]:
     return sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
 
 
-def _sort_out(words: Sequence[str], config_dir: str | None) -> tuple[list[str], dict[str, str], list[str]]:
+def _sort_out(
+    words: Sequence[str], config_dir: str | None, texts: Collection[str]
+) -> tuple[list[str], dict[str, str], list[str]]:
     """Take overrides apart: choices of groups (the last of each), keys that must exist by their words, problems."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -253,6 +255,9 @@ def _sort_out(words: Sequence[str], config_dir: str | None) -> tuple[list[str], 
     problems: list[str] = []
     parser = OverridesParser.create()
     for word in words:
+        if (why := _text_problem(word, texts)) is not None:
+            problems.append(why)
+            continue
         try:
             parsed = parser.parse_override(word)
         except HydraException as error:
