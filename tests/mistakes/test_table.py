@@ -51,9 +51,14 @@ class Desk:
 
 @pytest.fixture(scope="module")
 def desk(shared: Path, corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    with Forks() as forks:
+        yield laid_out(Desk(tmp_path_factory.mktemp("desk"), forks), shared, corpus_folder)
+
+
+def laid_out(desk: Desk, shared: Path, corpus: Path) -> Desk:
     """A corpus, two runs of two steps, some text, and things that are not what they seem."""
-    folder = tmp_path_factory.mktemp("desk")
-    (folder / "corpus").symlink_to(corpus_folder)
+    folder = desk.folder
+    (folder / "corpus").symlink_to(corpus)
     text_files(shared, folder, 20)
     for name in ("folder", "foreign", "strange", "mine/experiment", "runs/unreadable/checkpoints", "runs/listed"):
         (folder / name).mkdir(parents=True)
@@ -79,13 +84,11 @@ def desk(shared: Path, corpus_folder: Path, tmp_path_factory: pytest.TempPathFac
     for name, content in contents.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
-    with Forks() as forks:
-        desk = Desk(folder, forks)
-        for name, objective in (("first", "clm"), ("translator", "ae")):
-            words = [*TRAIN.split(), f"objective={objective}", f"run_name={name}", "trainer.max_steps=2"]
-            answer = desk.run(words)
-            assert answer.status == 0, answer.err
-        yield desk
+    for name, objective in (("first", "clm"), ("translator", "ae")):
+        words = [*TRAIN.split(), f"objective={objective}", f"run_name={name}", "trainer.max_steps=2"]
+        answer = desk.run(words)
+        assert answer.status == 0, answer.err
+    return desk
 
 
 def problems_of(mistake: Mistake, answer: Answer, written: list[str]) -> list[str]:

@@ -165,8 +165,8 @@ def _jobs(config: DictConfig, parsed: Sequence[Override], config_dir: str | None
                 f"{override.input_line}: only a search draws from an interval: hparams_search=optuna; or give {key}=VALUE,VALUE"
             )
         elif override.is_sweep_override() or override in params:
-            values = [f"{key}={value}" for value in _values(override, config_dir)]
-            varied[key] = values if grid else [values[0], values[-1]]
+            if values := [f"{key}={value}" for value in _values(override, config_dir)]:
+                varied[key] = values if grid else [values[0], values[-1]]
     if problems:
         raise ConfigError(problems)
     return list(itertools.product(*varied.values()) if grid else zip(*varied.values(), strict=True)) or [()]

@@ -23,7 +23,7 @@ HYDRA_PLUGINS = {"optuna": "optuna", "joblib": "sweep", "submitit": "sweep"}  # 
 # Hydra's flags whose next word is their value.
 TAKE_VALUE = {*("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i")}
 # All flags that are taken: these, and those that only switch something. Of Hydra's others, a rerun unpickles what it is
-# given, another config is another command, and its shell completion asks this program at each key.
+# given, another config is another command, and the shell's completion would start this program at each key, for a second.
 FLAGS = {*TAKE_VALUE, *("--help", "-h", "--hydra-help", "--version", "--resolve", "--multirun", "-m")}
 MODES = (("-m", "--multirun"), ("--cfg", "-c"), ("--info", "-i"))  # Hydra does one of them
 
@@ -61,7 +61,9 @@ def compose(config_name: str, words: Sequence[str], config_dir: str | None, whol
         message = str(error).splitlines()[0]
         extras = [extra for plugin, extra in HYDRA_PLUGINS.items() if plugin in message]
         raise ConfigError(f"{message}; pip install 'xlm_train[{extras[0]}]'" if extras else message) from error
-    except (YAMLError, ValueError, OSError) as error:  # of a file: ours are read by tests
+    except (YAMLError, ValueError, OSError) as error:
+        if config_dir is None:
+            raise
         reason = " ".join(str(error).split())
         raise ConfigError(f"--config-dir={config_dir}: a config in it cannot be read: {reason}") from error
     finally:
