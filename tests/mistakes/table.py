@@ -406,8 +406,8 @@ EXPORTS = [
         ("data.path=nowhere format=xlm", "data.path=nowhere: there is no such folder"),
         ("data.path=folder format=xlm", "data.path=folder: no manifest.json in it"),
     ),
-    Mistake(EXPORT, "out=new: cannot be written: File too large", file_bytes=1000),
-    Mistake(f"{EXPORT} format=xlm", "out=new: cannot be written: File too large", file_bytes=1000),
+    Mistake(EXPORT, "cannot be written: File too large", file_bytes=1000),
+    Mistake(f"{EXPORT} format=xlm", "cannot be written: File too large", file_bytes=1000),
     Mistake("xlm-export data.path=corpus out=new format=xlm", "cannot be written: File too large", file_bytes=1000),
 ]
 

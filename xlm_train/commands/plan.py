@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,13 +51,18 @@ def main(resolved: dict[str, Any]) -> int:
 def _write(folder: Path, plan: dict[str, Any], page: str) -> None:
     from xlm_train.runtime.files import atomic_write, write_json
 
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+        write_json(folder / "plan.json", plan)
+        with atomic_write(folder / "plan.md") as file:
+            file.write(page.encode())
+    except (OSError, UserError) as error:
+        if is_new:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"out={folder}: cannot be made: {error.strerror}") from error
-    write_json(folder / "plan.json", plan)
-    with atomic_write(folder / "plan.md") as file:
-        file.write(page.encode())
 
 
 if __name__ == "__main__":

@@ -164,9 +164,8 @@ def _jobs(config: DictConfig, parsed: Sequence[Override], config_dir: str | None
             problems.append(
                 f"{override.input_line}: only a search draws from an interval: hparams_search=optuna; or give {key}=VALUE,VALUE"
             )
-        elif override.is_sweep_override() or override in params:
-            if values := [f"{key}={value}" for value in _values(override, config_dir)]:
-                varied[key] = values if grid else [values[0], values[-1]]
+        elif (override.is_sweep_override() or override in params) and (values := _values(override, config_dir)):
+            varied[key] = [f"{key}={value}" for value in (values if grid else (values[0], values[-1]))]
     if problems:
         raise ConfigError(problems)
     return list(itertools.product(*varied.values()) if grid else zip(*varied.values(), strict=True)) or [()]

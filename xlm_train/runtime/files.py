@@ -143,6 +143,8 @@ def whole_folder(out: Path) -> Iterator[Path]:
         fsync_folder(out.parent)
     except OSError as error:
         raise UserError(f"out={out}: cannot be written: {error.strerror or error}") from error
+    except UserError as error:  # of a file in it: named as it would have been
+        raise type(error)([problem.replace(str(temporary), str(out)) for problem in error.problems]) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
