@@ -43,7 +43,9 @@ class ExportConfig:
         self.checkpoint = None if self.checkpoint is None else str(local_checkpoint(self.checkpoint))
 
     def problems(self) -> list[str]:
-        """List what is wrong with the values, before any file is opened."""
+        """List what is wrong with the values, as far as the beginnings of files tell."""
+        from xlm_train.text.reader import file_problems
+
         problems = []
         if (self.checkpoint is None) == (self.data.path is None):
             problems.append("give checkpoint=FILE for a model, or data.path=FOLDER for a corpus: one of them")
@@ -54,7 +56,7 @@ class ExportConfig:
         if self.checkpoint is not None:
             problems += checkpoint_problems(self.checkpoint)
         files = {"codes": self.codes, "evaluation": self.evaluation}
-        files |= {f"sample.{code}": file for code, file in self.sample.items()}
+        problems += [f"sample.{code}={why}" for code, file in self.sample.items() for why in file_problems(file)]
         return problems + [
             f"{key}={file}: there is no such file"
             for key, file in files.items()
