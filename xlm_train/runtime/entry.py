@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
@@ -37,7 +38,8 @@ class EntryPoint:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     """Exit without an exception: one that is raised in the middle of an import may come to nothing, or to a traceback."""
-    os.write(2, f"{os.path.basename(sys.argv[0])}: interrupted\n".encode())  # noqa: PTH119 (pathlib is not loaded yet)
+    with contextlib.suppress(OSError):  # where nobody reads it
+        os.write(2, f"{os.path.basename(sys.argv[0])}: interrupted\n".encode())  # noqa: PTH119 (loads no pathlib)
     os._exit(EXIT_INTERRUPTED)
 
 
