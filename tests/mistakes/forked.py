@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tests.conftest import process_environment
+from tests.mistakes.table import BEGINNINGS
 
 MODULES = {
     "xlm-prep": "data_prep.prepare",
@@ -92,9 +93,15 @@ def serve() -> None:
     os.dup2(2, 1)
     for module in (*MODULES.values(), "xlm_train.train", "xlm_train.model.translator", "xlm_train.interop.import_"):
         importlib.import_module(module)
-    from xlm_train.config.overrides import compose
+    from hydra._internal.hydra import Hydra
 
-    compose("train", ["experiment=smoke"], None)  # Hydra's grammar is faster the second time
+    from xlm_train.config.overrides import check_overrides
+
+    for line in BEGINNINGS:  # what is done once in a process is done before the forks
+        name, *words = line.split()
+        check_overrides(name.removeprefix("xlm-"), words)
+    # Hydra composes each config a second time, only to see that hydra.mode is not set in it
+    Hydra.get_mode = lambda *args, **options: None  # type: ignore[method-assign]
     for line in sys.stdin:
         print(json.dumps(asdict(_forked(Request(**json.loads(line))))), file=answers, flush=True)
 

@@ -16,23 +16,10 @@ import pytest
 
 from tests.conftest import REPOSITORY, process_environment, text_files
 from tests.mistakes.forked import MODULES, Answer, Forks, Request, listing
-from tests.mistakes.table import (
-    COMMANDS,
-    CONTINUE,
-    EXPORT,
-    IMPORT,
-    PLAN,
-    PREP,
-    SCORE,
-    TABLE,
-    TRAIN,
-    TRANSLATE,
-    Mistake,
-)
+from tests.mistakes.table import BEGINNINGS, COMMANDS, CONTINUE, PLAN, SCORE, TABLE, TRAIN, TRANSLATE, Mistake
 
 CONFIGS = {
     "broken": "# @package _global_\noptimizer: {lr: 1",
-    "words": "just words",
     "unknown": "# @package _global_\noptimzer:\n  lr: 1",
     "others": "# @package _global_\ndefaults:\n  - override /model: gpt",
 }
@@ -84,9 +71,8 @@ def laid_out(desk: Desk, shared: Path, corpus: Path) -> Desk:
     for name, content in contents.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
-    for name, objective in (("first", "clm"), ("translator", "ae")):
-        words = [*TRAIN.split(), f"objective={objective}", f"run_name={name}", "trainer.max_steps=2"]
-        answer = desk.run(words)
+    for words in (["run_name=first"], ["run_name=translator", "objective=ae", "data.max_len=60"]):
+        answer = desk.run([*TRAIN.split(), *words, "trainer.max_steps=2"])
         assert answer.status == 0, answer.err
     return desk
 
@@ -200,14 +186,11 @@ def test_nobody_needs_to_read_on(desk: Desk) -> None:
 
 # As a console script does, from its first line on.
 SCRIPT = "import sys; sys.argv[0] = 'xlm-{0}'; from {1} import xlm_{0}; print(flush=True); xlm_{0}()"
-LINES = (
-    PREP, TRAIN, SCORE, CONTINUE, f"{TRANSLATE} text=The", EXPORT, f"{IMPORT} file=text.en", "xlm-report run_name=first", PLAN,
-)  # fmt: skip
 MOMENTS = (0.01, 0.05, 0.1, 0.25, 0.5)  # seconds after that line
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "line"), enumerate(LINES))
+@pytest.mark.parametrize(("number", "line"), enumerate(BEGINNINGS))
 def test_ctrl_c_in_the_first_second(number: int, line: str, desk: Desk) -> None:
     name, *words = line.split()
     name = name.removeprefix("xlm-")

@@ -9,11 +9,19 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from xlm_train.config.overrides import check_overrides, compose, config_folder, quote_text
+from xlm_train.config.overrides import (
+    check_overrides,
+    compose,
+    config_folder,
+    defaults_of,
+    quote_text,
+    set_apart,
+    set_values,
+)
 from xlm_train.runtime.console import show
 from xlm_train.runtime.entry import begin_work
 from xlm_train.runtime.errors import EXIT_INTERRUPTED, UserError
@@ -70,6 +78,7 @@ def command(
     def wrap(main: Callable[[T], int | None]) -> Callable[[], None]:
         name = f"xlm-{config_name}"
         status = [0]
+        apart: list[str] = []
 
         def carry_out(config: Any) -> int | None:
             settings = config if read is None else read(config)
@@ -77,6 +86,7 @@ def command(
             return main(settings)
 
         def task(config: DictConfig) -> float | None:
+            set_values(config, apart)
             if multirun is not None and is_multirun_job():
                 return multirun.job(carry_out, config)
             try:
@@ -90,7 +100,7 @@ def command(
         def start(words: list[str]) -> None:
             import hydra
 
-            sys.argv[1:] = words
+            sys.argv[1:], apart[:] = set_apart(config_name, words)
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(task)()
 
         def fail(error: UserError) -> NoReturn:
@@ -148,7 +158,7 @@ def _help(name: str, config_name: str, description: str, examples: Sequence[str]
     from omegaconf import OmegaConf
 
     config = compose(config_name, [], None)
-    source, entries = _defaults(config_name)
+    source, entries = defaults_of(config_name)
     groups = [str(key) for entry in entries for key in entry if " " not in str(key)]
     groups += {"prep": ["corpus"]}.get(config_name, [])
     options = {group: sorted(file.stem for file in (config_folder() / group).glob("*.yaml")) for group in groups}
@@ -181,20 +191,6 @@ def _help(name: str, config_name: str, description: str, examples: Sequence[str]
         "Also: --cfg job --resolve prints the composed config; -m runs a sweep; --config-dir DIR adds your own configs; --version."
     ]
     return "\n".join(lines)
-
-
-def _defaults(config_name: str) -> tuple[str, list[Mapping[str, str | None]]]:
-    """Text of a config file and of those it includes whole, and the groups that all of them choose from."""
-    from omegaconf import OmegaConf
-
-    source = (config_folder() / f"{config_name}.yaml").read_text(encoding="utf-8")
-    parsed: Any = OmegaConf.to_container(OmegaConf.create(source))
-    entries = [entry for entry in parsed.get("defaults", []) if isinstance(entry, Mapping)]
-    for included in parsed.get("defaults", []):
-        if isinstance(included, str) and included != "_self_":
-            text, more = _defaults(included)
-            source, entries = f"{source}\n{text}", [*entries, *more]
-    return source, entries
 
 
 def _comment(source: str, line: str) -> str:

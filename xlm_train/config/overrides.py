@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -34,6 +35,20 @@ def config_folder() -> Path:
     return inside if inside.is_dir() else inside.parent.parent / "configs"
 
 
+def defaults_of(config_name: str) -> tuple[str, list[Mapping[str, str | None]]]:
+    """Text of a config file and of those it includes whole, and the groups that all of them choose from."""
+    from omegaconf import OmegaConf
+
+    source = (config_folder() / f"{config_name}.yaml").read_text(encoding="utf-8")
+    parsed: Any = OmegaConf.to_container(OmegaConf.create(source))
+    entries = [entry for entry in parsed.get("defaults", []) if isinstance(entry, Mapping)]
+    for included in parsed.get("defaults", []):
+        if isinstance(included, str) and included != "_self_":
+            text, more = defaults_of(included)
+            source, entries = f"{source}\n{text}", [*entries, *more]
+    return source, entries
+
+
 def compose(config_name: str, words: Sequence[str], config_dir: str | None, whole: bool = False) -> DictConfig:
     """Compose a shipped config as the command line does.
 
@@ -53,10 +68,13 @@ def compose(config_name: str, words: Sequence[str], config_dir: str | None, whol
     from yaml import YAMLError
 
     more = [] if config_dir is None else [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"]
+    words, apart = set_apart(config_name, words)
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
-            return hydra.compose(config_name, overrides=[*more, *words], return_hydra_config=whole)
+            config = hydra.compose(config_name, overrides=[*more, *words], return_hydra_config=whole)
+            set_values(config, apart)
+            return config
     except (HydraException, OmegaConfBaseException) as error:
         message = str(error).splitlines()[0]
         extras = [extra for plugin, extra in HYDRA_PLUGINS.items() if plugin in message]
@@ -70,17 +88,53 @@ def compose(config_name: str, words: Sequence[str], config_dir: str | None, whol
         GlobalHydra.instance().clear()
 
 
+def set_apart(config_name: str, words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Take overrides out of a command line that Hydra would take for choices of a group which this command does not have.
+
+    Hydra knows groups by the folders of configs/: `optimizer=false` of xlm-export would be an optimizer. `set_values`
+    does what they say.
+
+    Returns:
+        The words for Hydra, and the others.
+    """
+    groups = _groups(config_name)
+
+    def is_apart(word: str) -> bool:
+        key, equals, _ = word.lstrip("+").partition("=")
+        return bool(equals) and key.isidentifier() and key not in groups and (config_folder() / key).is_dir()
+
+    return [word for word in words if not is_apart(word)], [word for word in words if is_apart(word)]
+
+
+def set_values(config: DictConfig, words: Sequence[str]) -> None:
+    """Set what overrides say in a composed config."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    for parsed in OverridesParser.create().parse_overrides(list(words)):
+        OmegaConf.update(config, parsed.key_or_group, parsed.value())
+
+
+@functools.cache
+def _groups(config_name: str) -> frozenset[str]:
+    """The groups that a command's config chooses from."""
+    return frozenset(str(key).split()[-1] for entry in defaults_of(config_name)[1] for key in entry)
+
+
 def overrides_of(arguments: Sequence[str]) -> list[str]:
     """List the words of a command line that are overrides: no flags, no values of flags."""
-    found, skip = [], False
+    return _sorted(arguments)[1]
+
+
+def _sorted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The flags of a command line with their values, and its overrides."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    takes_value = False
     for word in arguments:
-        if skip:
-            skip = False
-        elif word.startswith("-"):
-            skip = word in TAKE_VALUE and "=" not in word
-        else:
-            found.append(word)
-    return found
+        (flags if takes_value or word.startswith("-") else overrides).append(word)
+        takes_value = not takes_value and word in TAKE_VALUE
+    return flags, overrides
 
 
 def config_dir_of(arguments: Sequence[str]) -> str | None:
@@ -153,7 +207,8 @@ def check_overrides(
         texts: Keys whose values are free text.
 
     Returns:
-        The words for Hydra: free keys (below an empty mapping) with `++` before them, renamed keys with today's name.
+        The words for Hydra: flags first, as it takes none between overrides; free keys (below an empty mapping) with `++`
+        before them, renamed keys with today's name.
 
     Raises:
         ConfigError: With all problems: text that Hydra's grammar refuses; groups, options and keys that do not exist.
@@ -164,9 +219,9 @@ def check_overrides(
         raise ConfigError(problems)
     if not words:
         return list(arguments)
-    choices, keys, problems = _sort_out(words, config_dir, texts)
+    choices, keys, problems = _sort_out(config_name, words, config_dir, texts)
     try:
-        nodes = _nodes(compose(config_name, choices, config_dir))
+        nodes = _nodes_of(config_name, tuple(choices), config_dir)
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from error
     translated: dict[str, str] = {}
@@ -191,9 +246,9 @@ def check_overrides(
             problems = error.problems
     if unknown or problems:
         raise ConfigError([*unknown.values(), *problems])
-    if not sweeps:
-        compose(config_name, rest, config_dir)  # what only Hydra knows to be wrong, such as its own keys
-    return [translated.get(word, word) for word in arguments]
+    if not sweeps and any(word.startswith(("+", "~", "hydra")) for word in rest):
+        compose(config_name, rest, config_dir)  # only Hydra knows what is wrong with these
+    return [*_sorted(arguments)[0], *rest]
 
 
 def _flag_problems(arguments: Sequence[str]) -> list[str]:
@@ -207,6 +262,11 @@ def _flag_problems(arguments: Sequence[str]) -> list[str]:
     modes = [names[0] for names in MODES if not {*names}.isdisjoint(flags)]
     if len(modes) > 1:
         problems.append(f"{' and '.join(modes)}: give one of them")
+    for word, value in itertools.zip_longest(arguments, arguments[1:]):
+        if word in ("--cfg", "-c") and value not in ("job", "hydra", "all"):
+            problems.append(f"{word} {value or ''}: must be one of job, hydra, all")
+        elif word in TAKE_VALUE and value is None:
+            problems.append(f"{word}: has no value")
     if "--resolve" in flags and "--cfg" not in modes:
         problems.append("--resolve: belongs to --cfg job")
     if (folder := config_dir_of(arguments)) is not None and not os.path.isdir(folder):
@@ -239,14 +299,20 @@ def _shape_problem(word: str, key: str, node: Any) -> str | None:
     return None
 
 
-def group_options(group: str, config_dir: str | None) -> list[str]:
-    """List the options of a config group, the user's own among them; none where there is no such group."""
-    folders = [config_folder(), *([] if config_dir is None else [Path(config_dir)])]
+def group_options(group: str, config_dir: str | None, shipped: bool = True) -> list[str]:
+    """List the options of a config group; none where there is no such group.
+
+    Args:
+        group: As `model`.
+        config_dir: The user's own folder, whose options are among them.
+        shipped: Whether those of configs/ are.
+    """
+    folders = [*([config_folder()] if shipped else []), *([] if config_dir is None else [Path(config_dir)])]
     return sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
 
 
 def _sort_out(
-    words: Sequence[str], config_dir: str | None, texts: Collection[str]
+    config_name: str, words: Sequence[str], config_dir: str | None, texts: Collection[str]
 ) -> tuple[list[str], dict[str, str], list[str]]:
     """Take overrides apart: choices of groups (the last of each), keys that must exist by their words, problems."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -267,7 +333,7 @@ def _sort_out(
             problems.append(f"{word}: not a valid override ({reason}); quote paths, prompts and text: \"key='...'\"")
             continue
         key = parsed.key_or_group
-        options = group_options(key, config_dir)
+        options = group_options(key, config_dir, shipped=key in _groups(config_name))
         if key.startswith("hydra"):
             continue
         if not options:
@@ -302,17 +368,15 @@ def _find(key: str, nodes: Mapping[str, Any], config_name: str) -> str | None:
         return key
     new = new_key(key)
     # What the options have that were not chosen: their reader fills it in, or tells that it is not taken.
-    return new if new in nodes or new in _shipped_nodes(config_name) else None
+    return new if new in nodes or new in _nodes_of(config_name, (), None) else None
 
 
 @functools.cache
-def _shipped_nodes(config_name: str) -> dict[str, Any]:
-    return _nodes(compose(config_name, [], None))
-
-
-def _nodes(config: DictConfig) -> dict[str, Any]:
-    """Every dotted key of a composed config with its value, mappings among them; `${...}` as it stands."""
+def _nodes_of(config_name: str, choices: tuple[str, ...], config_dir: str | None) -> dict[str, Any]:
+    """Every dotted key of a config composed of some choices, with its value; mappings among them, `${...}` as it stands."""
     from omegaconf import OmegaConf
+
+    config = compose(config_name, choices, config_dir)
 
     def walk(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in values.items():

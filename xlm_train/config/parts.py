@@ -6,7 +6,6 @@ An entry is a mapping {_target_: PACKAGE.MODULE.CLASS, argument: value, ...}.
 from __future__ import annotations
 
 import inspect
-import math
 import pkgutil
 import typing
 from collections.abc import Mapping, Sequence
@@ -121,15 +120,16 @@ def optimizer_problems(good: Mapping[str, Any], unresolved: Mapping[str, Any], o
         wrong = [f"{section}.{key}={words[key]}: must be a number" for key in said]
         target, more = part_problems(entry, section)
         if target is not None:
-            more += [*_tuple_problems(target, entry, section), *_rate_problems(entry, section)]
+            own = {
+                name: value for name, value in entry.items() if not str(unresolved[section].get(name)).startswith("${")
+            }
+            more += [*_tuple_problems(target, own, section), *_range_problems(target, own, section)]
         problems += wrong + more
-        if target is None or wrong or more or UNKNOWN in entry.values() or (words and (problems or others)):
+        if target is None or problems or UNKNOWN in entry.values() or (words and others):
             continue
         try:
             for argument in arguments:
-                made = hydra.utils.instantiate(entry, _convert_="all")(argument)
-                if section == "schedule" and not (isinstance(made, int | float) and 0 <= made < math.inf):
-                    problems.append(f"schedule: {entry['_target_']}: its rate of update {argument:,} is {made}")
+                hydra.utils.instantiate(entry, _convert_="all")(argument)
         except Exception as error:  # whatever a swapped-in class raises, it is this section that must change
             problems.append(f"{section}: {entry['_target_']}: {error}")
     return problems
@@ -141,7 +141,8 @@ def _tuple_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[str
         parameters = inspect.signature(target).parameters
     except (TypeError, ValueError):  # written in C
         return []
-    defaults = {name: parameters[name].default for name in entry if name in parameters}
+    given = [name for name, value in entry.items() if name in parameters and value is not UNKNOWN]
+    defaults = {name: parameters[name].default for name in given}
     return [
         f"{key}.{name}={entry[name]}: must be a list of {len(default)} numbers, as [{','.join(map(str, default))}]"
         for name, default in defaults.items()
@@ -154,12 +155,17 @@ def _tuple_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[str
     ]
 
 
-def _rate_problems(entry: Mapping[str, Any], key: str) -> list[str]:
-    """Tell whether a learning rate is one; of text this is told already."""
+def _range_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[str]:
+    """Tell whether a learning rate is one, and whether numbers that ours take are in range."""
+    numbers = {name: value for name, value in entry.items() if fits(value, float)}
+    ours = target.__module__.startswith("xlm_train.")
+    problems = [f"{key}.{name}={value}: must not be negative" for name, value in numbers.items() if ours and value < 0]
     rate = entry.get("lr", 1.0)
-    if not fits(rate, float):
-        return [] if isinstance(rate, str) or rate is UNKNOWN else [f"{key}.lr={rate}: must be a number"]
-    return [f"{key}.lr={rate}: must be positive: with 0 nothing is learned"] if rate <= 0 else []
+    if isinstance(rate, list | dict | bool):
+        problems.append(f"{key}.lr={rate}: must be a number")
+    elif numbers.get("lr") == 0 or (not ours and numbers.get("lr", 0) < 0):
+        problems.append(f"{key}.lr={rate}: must be positive: with 0 nothing is learned")
+    return problems
 
 
 def objective_problems(entry: Mapping[str, Any], key: str = "objective") -> list[str]:
@@ -315,7 +321,7 @@ def _type_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[str]
     return [
         f"{key}.{name}={value}: must be {words_of(hints[name])}"
         for name, value in entry.items()
-        if name in hints and not fits(value, hints[name])
+        if name in hints and value is not UNKNOWN and not fits(value, hints[name])
     ]
 
 

@@ -268,7 +268,7 @@ def _corpus_problems(values: dict[str, Any], readable: bool) -> list[str]:
     from xlm_train.data.corpus import Corpus
 
     path = values.get("data", {}).get("path")
-    if not isinstance(path, str) or not (readable if is_url(path) else Path(path).is_dir()):
+    if not isinstance(path, str) or not path or not (readable if is_url(path) else Path(path).is_dir()):
         return []  # a corpus is fetched when nothing else is wrong
     try:
         corpus = Corpus(path)

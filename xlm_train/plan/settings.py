@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from xlm_train.config.cluster import ClusterConfig
 from xlm_train.config.precision import settle_precision
 from xlm_train.config.schema import Count, Rule, check_fields, check_rules, fits, positive, resolve, unwritable
-from xlm_train.config.train import problems_of
+from xlm_train.config.train import TrainerConfig, problems_of
 from xlm_train.runtime.energy import GRAMS_CO2_PER_KWH
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ def problems_of_plan(config: DictConfig) -> list[str]:
         "data": {"path": "."},
         "trainer": {"accelerator": "cpu", "devices": 1, "nodes": 1, "precision": "32-true"},
     }
-    values = with_planned_precision(resolve(cast(dict[str, Any], OmegaConf.to_container(config, resolve=False)))[0])
+    resolved, reasons = resolve(cast(dict[str, Any], OmegaConf.to_container(config, resolve=False)))
+    values = with_planned_precision(resolved)
     own = {name: values[name] for name in ("plan", "out") if name in values}
     if any(_section(own, "plan").get(name) is not None for name in ("tokens", "epochs")):
         elsewhere["trainer"]["max_steps"] = 1  # the plan says how long, so the run need not
@@ -93,15 +94,18 @@ def problems_of_plan(config: DictConfig) -> list[str]:
     run.logger = {}
     good, problems = check_fields(OwnSettings, own)
     data, trainer, cluster = (_section(values, name) for name in ("data", "trainer", "cluster"))
+    # what the run is not checked with: see `elsewhere`
+    problems += [reason for reason in reasons if reason.startswith(("plan.", "out"))]
+    problems += check_fields(TrainerConfig, trainer, "trainer.")[1]
     if not fits(data.get("path"), str | None):
-        problems.append(f"data.path={data['path']}: must be text")  # the run is checked with another
+        problems.append(f"data.path={data['path']}: must be text")
     wanted = {"data.path": (data.get("path"), str | None), "data.slots": (data.get("slots"), int)}
     wanted["precision"] = (trainer.get("precision"), str)
     good |= {key: value for key, (value, kind) in wanted.items() if fits(value, kind)}
     good["checkpointing"] = _section(values, "callbacks").get("checkpointing", {})
     if not check_fields(ClusterConfig, cluster)[1]:
         good["cluster"] = ClusterConfig(**cluster)
-    return [*problems_of(cast("DictConfig", run)), *problems, *check_rules(RULES, good)]
+    return list(dict.fromkeys([*problems_of(cast("DictConfig", run)), *problems, *check_rules(RULES, good)]))
 
 
 def _region(region: str, grams: float | None) -> Iterator[str]:

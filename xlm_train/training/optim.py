@@ -29,7 +29,7 @@ class OriginalAdam(torch.optim.Optimizer):
         weight_decay: share of each weight that is taken off, times lr.
 
     Raises:
-        ConfigError: a value is out of its range.
+        ConfigError: a beta is not in [0, 1).
 
     Source: src/optim.py of the original.
     """
@@ -42,10 +42,8 @@ class OriginalAdam(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        if not all(0 <= beta < 1 for beta in betas) or min(lr, eps, weight_decay) < 0:
-            raise ConfigError(
-                f"{betas=} {lr=} {eps=} {weight_decay=}: betas must be in [0, 1), the others not negative"
-            )
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ConfigError(f"betas={list(betas)}: each must be in [0, 1)")
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
