@@ -201,6 +201,17 @@ def test_a_run_under_the_job_s_name_is_not_touched(words: list[str], tmp_path: P
     assert files_of(tmp_path / "sweep,seed=1") == before
 
 
+@pytest.fixture
+def own_searches(tmp_path: Path) -> Path:
+    """A user's folder of configs with two searches."""
+    folder = tmp_path / "mine/hparams_search"
+    folder.mkdir(parents=True)
+    for name, params in (("rates", "{optimizer.lr: '1e-4,1e-3'}"), ("wrong", "{seed: choice(1}")):
+        text = f"# @package _global_\nhydra: {{sweeper: {{params: {params}}}}}\n"
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return folder.parent
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -210,20 +221,17 @@ def test_a_run_under_the_job_s_name_is_not_touched(words: list[str], tmp_path: P
         (["run_name='a b'", "seed=1,2"], "run_name='a b': use letters"),
         (["run_name=x", "hydra/launcher=nowhere"], "hydra/launcher/nowhere"),
         (["run_name=x", "hydra/launcher=slurm", "seed=1,2"], "hydra/launcher=slurm: there is no srun on this machine"),
-        (["run_name=x", "hydra.sweeper.params.seed=choice(1,2)"], "what is Hydra's own cannot vary"),
-        (
-            ["run_name=x", "+hydra.sweeper.params={seed: 'choice(1'}"],
-            "hydra.sweeper.params: seed=choice(1: not a valid",
-        ),
+        (["run_name=x", "hydra/launcher=basic,joblib"], "what is Hydra's own cannot vary"),
+        (["run_name=x", "hparams_search=wrong"], "hydra.sweeper.params: seed=choice(1: not a valid"),
         (
             ["run_name=x", "optimizer.lr=interval(1e-4,1e-3)"],
             "only a search draws from an interval: hparams_search=optuna",
         ),
     ],
 )
-def test_mistakes_are_found_before_any_job(arguments: list[str], message: str) -> None:
+def test_mistakes_are_found_before_any_job(arguments: list[str], message: str, own_searches: Path) -> None:
     with pytest.raises(ConfigError) as error:
-        sweep_of("train", ["-m", *arguments])
+        sweep_of("train", ["-m", "--config-dir", str(own_searches), *arguments])
     assert message in str(error.value)
 
 
@@ -232,12 +240,15 @@ def test_mistakes_are_found_before_any_job(arguments: list[str], message: str) -
     [
         ["seed=1,2,3"],
         ["optimizer=glob(*)"],
-        ["+hydra.sweeper.params={optimizer.lr: '1e-4,1e-3'}"],
+        ["hparams_search=rates"],
         ["hparams_search=optuna", "optimizer.lr=interval(1e-4,1e-3)"],
     ],
 )
-def test_every_job_is_checked_before_the_first_and_a_mistake_told_once(varied: list[str], corpus_folder: Path) -> None:
-    words = ["-m", "experiment=smoke", f"data.path={corpus_folder}", "run_name=x", *varied]
+def test_every_job_is_checked_before_the_first_and_a_mistake_told_once(
+    varied: list[str], corpus_folder: Path, own_searches: Path
+) -> None:
+    words = ["-m", "--config-dir", str(own_searches), "experiment=smoke", f"data.path={corpus_folder}", "run_name=x"]
+    words += varied
     sweep_of("train", words)
     with pytest.raises(ConfigError) as error:
         sweep_of("train", [*words, "+optimzer.lr=3", "data.slots=2,0", "model.dropout=0.1,7"])

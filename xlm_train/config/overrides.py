@@ -334,6 +334,10 @@ def _sort_out(
             continue
         key = parsed.key_or_group
         options = group_options(key, config_dir, shipped=key in _groups(config_name))
+        if key.startswith("hydra.sweeper.params"):  # which Hydra cannot set where there are none
+            problems.append(
+                f"{word}: what varies stands in a config's hydra.sweeper.params, here it is KEY=VALUE,VALUE"
+            )
         if key.startswith("hydra"):
             continue
         if not options:
