@@ -160,7 +160,7 @@ def resolve(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
                 elif OmegaConf.is_config(value):
                     value = OmegaConf.to_container(value, resolve=True)
                 if not _is_finite(value):
-                    if not OmegaConf.is_interpolation(node, key):  # else it is told where it is said
+                    if not OmegaConf.is_interpolation(node, str(key)):  # else it is told where it is said
                         wrong.append(f"{name}={value}: must be finite")
                     value = UNKNOWN
             except InterpolationToMissingValueError:

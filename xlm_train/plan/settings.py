@@ -85,7 +85,7 @@ def problems_of_plan(config: DictConfig) -> list[str]:
     }
     resolved, reasons = resolve(cast(dict[str, Any], OmegaConf.to_container(config, resolve=False)))
     values = with_planned_precision(resolved)
-    own = {name: values[name] for name in ("plan", "out") if name in values}
+    own: dict[str, Any] = {name: values[name] for name in ("plan", "out") if name in values}
     if any(_section(own, "plan").get(name) is not None for name in ("tokens", "epochs")):
         elsewhere["trainer"]["max_steps"] = 1  # the plan says how long, so the run need not
     run = OmegaConf.merge(
