@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from data_prep.sources import sources_of
 from data_prep.sources.jsonl import JsonLines
 from data_prep.sources.pairs import AlignedInputs, PairSource, as_file, pair_sources_of
 from data_prep.sources.parquet import ParquetFile
-from xlm_train.config.schema import Rule, near
+from xlm_train.config.schema import Rule, near, unwritable
 from xlm_train.config.storage import url_problems
 from xlm_train.data.manifest import LANGUAGE, SPLITS, languages_of
 from xlm_train.runtime.console import log
@@ -57,14 +56,14 @@ def _out_problems(given: str) -> Iterator[str]:
     elif out.is_dir():
         names = {path.name for path in out.iterdir()}
         others = sorted(name for name in names if OURS.fullmatch(name))
-        if not os.access(out, os.W_OK | os.X_OK):
-            yield f"out={out}: cannot be written to"
+        if (why := unwritable(out)) is not None:
+            yield f"out={out}: cannot be written to: {why}"
         elif others and not names & {"manifest.json", ".work"}:
             yield f"out={out}: holds {', '.join(others[:3])} from elsewhere, to be overwritten; name another folder"
     else:
         parent = next(folder for folder in out.absolute().parents if folder.exists())
-        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-            yield f"out={out}: cannot be made: {parent} cannot be written to"
+        if (why := unwritable(parent)) is not None:
+            yield f"out={out}: cannot be made: {why}"
 
 
 def open_sources(given: Mapping[str, Mapping[str, Any]]) -> tuple[dict[Key, Sequence[Source]], list[str]]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data_prep import learn_bpe, manifest, report, select, stages, statistics
 from data_prep.assign import hold_out, leave_out, leave_out_empty
@@ -23,14 +23,10 @@ from data_prep.text import UNITS, BpeFiles, PairText, PairTexts, Text, Texts
 from data_prep.work import Work, Workers
 from xlm_train.config.command import command
 from xlm_train.data.sentence_files import Pairs, open_sentences, write_length_order
-from xlm_train.runtime.console import Progress, counted, log, waiting
+from xlm_train.runtime.console import Progress, counted, log, show, waiting
 from xlm_train.runtime.errors import EXIT_INTERRUPTED, UserError
 from xlm_train.runtime.files import read_json, write_json
 from xlm_train.text.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
 
 PART_BYTES = 1 << 26  # of text whose words are added up at once
 
@@ -45,11 +41,12 @@ PART_BYTES = 1 << 26  # of text whose words are added up at once
         "xlm-prep out=data/pairs 'pairs.de-en.train=[a.de,a.en]' pairs.de-en.valid=valid.tsv",
         "xlm-prep out=data/again codes=codes_ende vocab=vocab_ende train.en=a.txt train.de=c.txt",
     ],
+    read=read_settings,
 )
-def main(config: DictConfig) -> int:
+def main(settings: Settings) -> int:
     """Prepare a corpus as the command line says."""
     try:
-        prepare(read_settings(config))
+        prepare(settings)
     except KeyboardInterrupt:
         log("interrupted; the same command goes on from here")
         return EXIT_INTERRUPTED
@@ -94,7 +91,7 @@ def prepare(settings: Settings) -> dict[str, Any]:
         result = manifest.describe(settings, tools, every, pairs, encoded, corpus, orders, bpe)
         files = bpe.files() | {"report.html": work.copy("report", report.page(result, corpus).encode())}
         publish(settings, result, shards, files)
-    show(settings, result)
+    tell(settings, result)
     return result
 
 
@@ -339,14 +336,14 @@ def run(name: str, function: Callable[[Any], None], jobs: Iterable[Sized], total
 # ---- 4. the finished corpus
 
 
-def show(settings: Settings, result: dict[str, Any]) -> None:
+def tell(settings: Settings, result: dict[str, Any]) -> None:
     """The statistics as a table, what looks wrong, and where things are."""
     for cells in filter(None, (statistics.rows(result), statistics.pair_rows(result))):
-        print(statistics.table(cells))
+        show(statistics.table(cells))
     for warning in result["warnings"]:
-        print(f"warning: {warning}")
+        show(f"warning: {warning}")
     words = result["vocabulary"]["entries"]
-    print(
+    show(
         f"{settings.place}: {result['codes']['merges']:,} codes, {words:,} vocabulary entries, "
         f"lineage {result['lineage'][:12]}; plots in report.html"
     )

@@ -6,6 +6,7 @@ import importlib.metadata
 import re
 import sys
 
+from xlm_train.runtime.entry import EntryPoint
 from xlm_train.runtime.version import PACKAGE, version_line
 
 
@@ -14,7 +15,9 @@ def main() -> int:
     print(f"{version_line(PACKAGE)}\n\nCommands; each has --help and --version:\n")
     for entry in sorted(importlib.metadata.entry_points(group="console_scripts"), key=lambda entry: entry.name):
         if entry.dist is not None and entry.dist.name == PACKAGE:
-            purpose = re.split(r"(?<=[.;])\s", entry.load().__doc__)[0].rstrip(";.")
+            found = entry.load()
+            command = found.main if isinstance(found, EntryPoint) else found  # an older installation of this checkout
+            purpose = re.split(r"(?<=[.;])\s", str(command.__doc__))[0].rstrip(";.")
             print(f"  {entry.name:<14}{purpose}")
     if words := sys.argv[1:]:
         print(f"\nxlm_train: error: {words[0]}: choose a command, such as xlm-train", file=sys.stderr)

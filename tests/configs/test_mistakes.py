@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import command
-from xlm_train.config.overrides import check_overrides
+from xlm_train.config.overrides import check_overrides, compose
 from xlm_train.config.schema import out_problems
 from xlm_train.config.train import problems_of
 from xlm_train.runtime.errors import ConfigError
@@ -112,7 +112,7 @@ def test_flags_for_settings_are_answered() -> None:
         "--seed: settings are written key=value, without dashes",
         "--optimizer.lr=1e-3: settings are written key=value, without dashes",
     ]
-    assert check_overrides("train", ["--cfg", "job", "--config-dir=.", "-m", "seed=1,2"])[-1] == "seed=1,2"
+    assert check_overrides("train", ["--config-dir=.", "-m", "seed=1,2"])[-1] == "seed=1,2"
 
 
 def test_results_that_cannot_be_written_are_told_first(tmp_path: Path) -> None:
@@ -216,3 +216,9 @@ def test_a_run_that_was_to_save_no_checkpoints_has_lost_none(tmp_path: Path) -> 
     folder.release()
     folder.write_status("finished", step=7)
     opened()  # from step 0, as the first time
+
+
+def test_a_key_may_have_the_name_of_another_commands_group() -> None:
+    """Hydra takes `optimizer=...` for a choice wherever configs/optimizer is."""
+    words = check_overrides("export", ["out=x", "optimizer=false"])
+    assert compose("export", words, None).optimizer is False

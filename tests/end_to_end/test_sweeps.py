@@ -27,6 +27,7 @@ from xlm_train.training.loggers import read_metrics
 
 PNG = b"\x89PNG\r\n"
 SHORT = ["trainer.max_steps=2", "callbacks.metrics.every_n_steps=1"]
+DIVERGING = ["trainer.max_steps=4", "schedule.warmup_updates=1"]  # at a rate of 1e30
 
 
 @pytest.fixture
@@ -48,47 +49,47 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_failing_job_leaves_its_reason_and_the_others_run(words: list[str], tmp_path: Path) -> None:
-    result = command("xlm_train.commands.train", *words, *SHORT, "data.slots=2,0,4", status=2)
-    for slots in (2, 4):
-        run = tmp_path / f"sweep,data.slots={slots}"
+    result = command("xlm_train.commands.train", *words, *DIVERGING, "optimizer.lr=1e-3,1e30,2e-3", status=2)
+    for rate in ("0.001", "0.002"):
+        run = tmp_path / f"sweep,optimizer.lr={rate}"
         assert status_of(run)["status"] == "finished"
         assert not (run / "traceback.txt").exists()
-    failed = tmp_path / "sweep,data.slots=0"
+    failed = tmp_path / "sweep,optimizer.lr=1e+30"
     assert status_of(failed)["status"] == "failed"
-    assert status_of(failed)["problems"] == ["data.slots=0: must be at least 1"]
-    assert "must be at least 1" in (failed / "traceback.txt").read_text()
+    assert "diverged" in status_of(failed)["problems"][0]
+    assert "diverged" in (failed / "traceback.txt").read_text()
     assert "Traceback" not in result.stderr
 
     jobs = jobs_of(tmp_path)
     assert {name: job["status"] for name, job in jobs.items()} == {
-        "sweep,data.slots=2": "finished",
-        "sweep,data.slots=0": "failed",
-        "sweep,data.slots=4": "finished",
+        "sweep,optimizer.lr=0.001": "finished",
+        "sweep,optimizer.lr=1e+30": "failed",
+        "sweep,optimizer.lr=0.002": "finished",
     }
-    for slots in (2, 4):
-        job = jobs[f"sweep,data.slots={slots}"]
+    for rate in ("0.001", "0.002"):
+        job = jobs[f"sweep,optimizer.lr={rate}"]
         last = [line for line in read_metrics(tmp_path / job["run"] / "metrics.jsonl") if "val/ppl" in line][-1]
-        assert (job["steps"], job["best_step"], job["varied"]) == (2, 2, {"data.slots": str(slots)})
+        assert (job["steps"], job["best_step"], job["varied"]) == (4, 4, {"optimizer.lr": rate})
         assert job["perplexity"] == last["val/ppl"]
         assert job["perplexities"] == {"de": last["val/ppl_de"], "en": last["val/ppl_en"]}
     folder = tmp_path / "sweeps/sweep"
     assert (folder / "sweep.png").read_bytes().startswith(PNG)
-    assert result.stdout.splitlines()[0].split()[:2] == ["data.slots", "status"]
-    assert f"{jobs['sweep,data.slots=4']['perplexity']:,.5g}" in (folder / "table.md").read_text()
+    assert result.stdout.splitlines()[0].split()[:2] == ["optimizer.lr", "status"]
+    assert f"{jobs['sweep,optimizer.lr=0.002']['perplexity']:,.5g}" in (folder / "table.md").read_text()
 
 
 @pytest.mark.slow
 def test_a_failed_job_is_run_again_alone(words: list[str], tmp_path: Path) -> None:
     """By the command that the sweep prints, here with the mistake fixed: the job's own folder, and no other."""
-    command("xlm_train.commands.train", *words, *SHORT, "data.slots=2,0", status=2)
-    before = files_of(tmp_path / "sweep,data.slots=2")
-    alone = shlex.split(jobs_of(tmp_path)["sweep,data.slots=0"]["command"])
+    command("xlm_train.commands.train", *words, *DIVERGING, "optimizer.lr=1e-3,1e30", status=2)
+    before = files_of(tmp_path / "sweep,optimizer.lr=0.001")
+    alone = shlex.split(jobs_of(tmp_path)["sweep,optimizer.lr=1e+30"]["command"])
     assert alone[0] == "xlm-train"
-    command("xlm_train.commands.train", *alone[1:], "data.slots=1")
-    failed = tmp_path / "sweep,data.slots=0"
+    command("xlm_train.commands.train", *alone[1:], "optimizer.lr=1e-4")
+    failed = tmp_path / "sweep,optimizer.lr=1e+30"
     assert status_of(failed)["status"] == "finished"
     assert not (failed / "traceback.txt").exists()
-    assert files_of(tmp_path / "sweep,data.slots=2") == before
+    assert files_of(tmp_path / "sweep,optimizer.lr=0.001") == before
 
 
 def test_a_signal_stops_the_sweep_and_the_same_command_goes_on(words: list[str], tmp_path: Path) -> None:
@@ -200,6 +201,17 @@ def test_a_run_under_the_job_s_name_is_not_touched(words: list[str], tmp_path: P
     assert files_of(tmp_path / "sweep,seed=1") == before
 
 
+@pytest.fixture
+def own_searches(tmp_path: Path) -> Path:
+    """A user's folder of configs with two searches."""
+    folder = tmp_path / "mine/hparams_search"
+    folder.mkdir(parents=True)
+    for name, params in (("rates", "{optimizer.lr: '1e-4,1e-3'}"), ("wrong", "{seed: choice(1}")):
+        text = f"# @package _global_\nhydra: {{sweeper: {{params: {params}}}}}\n"
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return folder.parent
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -208,24 +220,49 @@ def test_a_run_under_the_job_s_name_is_not_touched(words: list[str], tmp_path: P
         (["seed=1,2"], "run_name has no value: give run_name=..."),
         (["run_name='a b'", "seed=1,2"], "run_name='a b': use letters"),
         (["run_name=x", "hydra/launcher=nowhere"], "hydra/launcher/nowhere"),
+        (["run_name=x", "hydra/launcher=slurm", "seed=1,2"], "hydra/launcher=slurm: there is no srun on this machine"),
+        (["run_name=x", "hydra/launcher=basic,joblib"], "what is Hydra's own cannot vary"),
+        (["run_name=x", "hparams_search=wrong"], "hydra.sweeper.params: seed=choice(1: not a valid"),
+        (
+            ["run_name=x", "optimizer.lr=interval(1e-4,1e-3)"],
+            "only a search draws from an interval: hparams_search=optuna",
+        ),
     ],
 )
-def test_mistakes_are_found_before_any_job(arguments: list[str], message: str) -> None:
+def test_mistakes_are_found_before_any_job(arguments: list[str], message: str, own_searches: Path) -> None:
     with pytest.raises(ConfigError) as error:
-        sweep_of("train", ["-m", *arguments])
+        sweep_of("train", ["-m", "--config-dir", str(own_searches), *arguments])
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("varied", ["seed=1,2,3", "optimizer.lr=interval(1e-4,1e-3)", "optimizer=adamw,original_adam"])
-def test_what_is_wrong_with_every_job_is_told_once_before_the_first(varied: str) -> None:
-    """`+` lets any key through the check of the command line; 12 jobs told each of the same typing mistakes."""
-    words = ["-m", "experiment=smoke", "data.path=.", "run_name=x", varied]
+@pytest.mark.parametrize(
+    "varied",
+    [
+        ["seed=1,2,3"],
+        ["optimizer=glob(*)"],
+        ["hparams_search=rates"],
+        ["hparams_search=optuna", "optimizer.lr=interval(1e-4,1e-3)"],
+    ],
+)
+def test_every_job_is_checked_before_the_first_and_a_mistake_told_once(
+    varied: list[str], corpus_folder: Path, own_searches: Path
+) -> None:
+    words = ["-m", "--config-dir", str(own_searches), "experiment=smoke", f"data.path={corpus_folder}", "run_name=x"]
+    words += varied
     sweep_of("train", words)
-    sweep_of("train", [*words, "data.slots=2,0"])  # some of the jobs: these tell, the others run
     with pytest.raises(ConfigError) as error:
-        sweep_of("train", [*words, "+optimzer.lr=3", "data.slot_streams=0"])
-    assert len(error.value.problems) == 2
-    assert "did you mean optimizer" in " ".join(error.value.problems)
+        sweep_of("train", [*words, "+optimzer.lr=3", "data.slots=2,0", "model.dropout=0.1,7"])
+    assert len(error.value.problems) == 3
+    for part in ("did you mean optimizer", "data.slots=0: must be at least 1", "model.dropout=7 must be in [0, 1)"):
+        assert part in " ".join(error.value.problems)
+
+
+def test_the_corpus_and_the_names_of_jobs_are_checked_too(corpus_folder: Path) -> None:
+    words = ["-m", "experiment=smoke", f"data.path={corpus_folder}", "run_name=x"]
+    with pytest.raises(ConfigError, match=r"prepare it with it: xlm-prep"):
+        sweep_of("train", [*words, "objective=clm,tlm"])
+    with pytest.raises(ConfigError, match=r"run_name=x,cluster\.name=b+: has 265 bytes"):
+        sweep_of("train", [*words, f"cluster.name=a,{'b' * 250}"])
 
 
 @pytest.mark.parametrize(
@@ -243,11 +280,11 @@ def test_a_plugin_that_is_not_installed_is_named(word: str, extra: str) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_what_is_shared_does_not_name_the_jobs() -> None:
+def test_what_is_shared_does_not_name_the_jobs(corpus_folder: Path) -> None:
     words = [
         "-m",
         "experiment=smoke",
-        "data.path=.",
+        f"data.path={corpus_folder}",
         "run_name=x",
         "hparams_search=lr_warmup_batch",
         "seed=1,2",

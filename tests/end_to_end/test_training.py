@@ -148,8 +148,10 @@ def test_two_processes_preempted_between_reports_and_resumed(
 
 def test_a_user_mistake_in_two_processes_is_said_plainly(corpus_folder: Path, tmp_path: Path) -> None:
     words = ["experiment=smoke", f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "trainer.devices=2"]
-    result = command("xlm_train.commands.train", *words, "run_name=x", "init_from=nowhere.pt", status=2)
-    assert "nowhere.pt: cannot be read" in result.stderr
+    (tmp_path / "rubbish.pt").write_bytes(b"rubbish")
+    wrong = f"init_from={tmp_path / 'rubbish.pt'}"
+    result = command("xlm_train.commands.train", *words, "run_name=x", wrong, status=2)
+    assert "rubbish.pt: 7 bytes: not a checkpoint" in result.stderr
     assert "Traceback" not in result.stderr
     # the corrected command is not refused because of the failed one
     command("xlm_train.commands.train", *words, "run_name=x", "trainer.max_steps=1")

@@ -235,8 +235,9 @@ def test_mistakes_are_told_together_before_anything_starts(
 ) -> None:
     assert problems(config("wrong", "umt", "init_encoder=/none", "init_decoder=/nor/this", "init_from=x")) == [
         "init_encoder=/none: init_from=x gives both sides their weights: leave one of them out",
-        "init_encoder=/none: there is no such file or folder",
         "init_decoder=/nor/this: init_from=x gives both sides their weights: leave one of them out",
+        "init_from=x: there is no such file or folder",
+        "init_encoder=/none: there is no such file or folder",
         "init_decoder=/nor/this: there is no such file or folder",
     ]
     assert problems(config("wrong", "clm", "model.share=embeddings", f"init_encoder={pretrained}")) == [

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated
 
 from xlm_train.config.command import command
-from xlm_train.config.schema import Count, at_least, one_of, out_problems, read_config
+from xlm_train.config.schema import Count, Device, Threads, checkpoint_problems, one_of, out_problems, read_config
 from xlm_train.evaluation.corpus import default_out, evaluate, score_text, table
+from xlm_train.runtime.console import show
 from xlm_train.runtime.errors import ConfigError
 from xlm_train.runtime.files import write_json
 
@@ -36,8 +37,8 @@ class EvalConfig:
     beam: Count
     length_penalty: float
     out: str | None
-    device: str
-    threads: Annotated[int | None, at_least(1)]
+    device: Device
+    threads: Threads
 
     def __post_init__(self) -> None:
         from xlm_train.runtime.run_store import local_checkpoint
@@ -45,15 +46,17 @@ class EvalConfig:
         self.checkpoint = str(local_checkpoint(self.checkpoint))
 
     def problems(self) -> list[str]:
-        """List what is wrong with the values, before any file is opened."""
-        problems = out_problems(self.out)
-        if not Path(self.checkpoint).is_file():
-            problems.append(f"checkpoint={self.checkpoint}: there is no such file")
+        """List what is wrong with the values, as far as the beginnings of files tell."""
+        from xlm_train.text.reader import file_problems
+
+        problems = out_problems(self.out) + checkpoint_problems(self.checkpoint)
         if (self.data.path is None) == (not self.text):
             problems.append("give data.path=FOLDER for a corpus, or text.LANGUAGE=FILE for raw text: one of them")
         if self.text and self.baselines:
             problems.append("baselines=true needs a corpus with a train split: give data.path instead of text")
-        return problems
+        return problems + [
+            f"text.{code}={problem}" for code, file in self.text.items() for problem in file_problems(file)
+        ]
 
 
 @command(
@@ -88,7 +91,7 @@ def main(settings: EvalConfig) -> int:
         result = evaluate(opened, corpus, settings.split, settings.baselines, settings.batch_tokens, progress=True)
     else:
         result = score_text(opened, settings.text, out, settings.batch_tokens, progress=True)
-    print(translation.table(result) if "directions" in result else table(result), flush=True)
+    show(translation.table(result) if "directions" in result else table(result))
     write_json(out, result)
     files = ", ".join(map(str, [out, *result.get("files", {}).values()]))
     (speed,) = (key for key in result if key.endswith("_per_second"))

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from xlm_train.config.command import command
-from xlm_train.config.schema import one_of, read_config
+from xlm_train.config.schema import checkpoint_problems, one_of, read_config
 from xlm_train.interop.facts import CardFields
+from xlm_train.runtime.console import show
 
 
 @dataclass
@@ -42,7 +43,9 @@ class ExportConfig:
         self.checkpoint = None if self.checkpoint is None else str(local_checkpoint(self.checkpoint))
 
     def problems(self) -> list[str]:
-        """List what is wrong with the values, before any file is opened."""
+        """List what is wrong with the values, as far as the beginnings of files tell."""
+        from xlm_train.text.reader import file_problems
+
         problems = []
         if (self.checkpoint is None) == (self.data.path is None):
             problems.append("give checkpoint=FILE for a model, or data.path=FOLDER for a corpus: one of them")
@@ -50,8 +53,10 @@ class ExportConfig:
             problems.append("data.path: a corpus can only be exported with format=xlm")
         if self.lang is not None and self.format == "xlm":
             problems.append(f"lang={self.lang}: of pipelines of transformers (format=hf)")
-        files = {"checkpoint": self.checkpoint, "codes": self.codes, "evaluation": self.evaluation}
-        files |= {f"sample.{code}": file for code, file in self.sample.items()}
+        if self.checkpoint is not None:
+            problems += checkpoint_problems(self.checkpoint)
+        files = {"codes": self.codes, "evaluation": self.evaluation}
+        problems += [f"sample.{code}={why}" for code, file in self.sample.items() for why in file_problems(file)]
         return problems + [
             f"{key}={file}: there is no such file"
             for key, file in files.items()
@@ -70,6 +75,7 @@ class ExportConfig:
         "xlm-export data.path=CORPUS out=DIR format=xlm",
     ],
     read=functools.partial(read_config, ExportConfig),
+    texts=[f"card.{name}" for name in ("name", "license", "authors", "contact", "region")],
 )
 def main(settings: ExportConfig) -> int:
     """Export, upload where `out` is a URL, and print what there is now. Returns the exit status."""
@@ -81,7 +87,7 @@ def main(settings: ExportConfig) -> int:
         record = export(settings, out)
     for warning in record["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
-    print(summary(settings.out, record))
+    show(summary(settings.out, record))
     return 0
 
 

@@ -6,11 +6,12 @@ import functools
 import sys
 import time
 from dataclasses import dataclass
+from typing import Annotated
 
 from xlm_train.config.command import command
-from xlm_train.config.schema import Count, out_problems, read_config
+from xlm_train.config.schema import Count, Device, Threads, checkpoint_problems, free_text, out_problems, read_config
 from xlm_train.model.decoding import Sampling, continue_texts, write_continuations
-from xlm_train.runtime.console import counted
+from xlm_train.runtime.console import counted, show
 
 
 @dataclass
@@ -19,7 +20,7 @@ class GenerateConfig:
 
     checkpoint: str
     lang: str
-    prompt: str | None
+    prompt: Annotated[str | None, free_text]
     prompts_file: str | None
     max_tokens: Count
     num_samples: Count
@@ -31,8 +32,8 @@ class GenerateConfig:
     batch_texts: Count
     out: str | None
     bptt: int | None
-    device: str
-    threads: int | None
+    device: Device
+    threads: Threads
 
     def __post_init__(self) -> None:
         from xlm_train.runtime.run_store import local_checkpoint
@@ -45,8 +46,12 @@ class GenerateConfig:
         return Sampling(self.temperature, self.top_k, self.top_p, self.seed)
 
     def problems(self) -> list[str]:
-        """List what is wrong with the values, before any file is opened."""
-        problems = self.sampling.problems() + out_problems(self.out)
+        """List what is wrong with the values, as far as the beginnings of files tell."""
+        from xlm_train.text.reader import file_problems
+
+        problems = self.sampling.problems() + out_problems(self.out) + checkpoint_problems(self.checkpoint)
+        if self.prompts_file is not None:
+            problems += [f"prompts_file={problem}" for problem in file_problems(self.prompts_file)]
         if (self.prompt is None) == (self.prompts_file is None):
             problems.append("give prompt='...' or prompts_file=FILE, one of them")
         if self.num_samples > 1 and self.temperature == 0:
@@ -93,8 +98,9 @@ def main(settings: GenerateConfig) -> int:
         trained, prompts, settings.lang, settings.max_tokens, settings.sampling, settings.num_samples,
         settings.stop_at_eos, settings.batch_texts,
     ):  # fmt: skip
-        print(continuation.text, flush=True)
         done.append(continuation)
+        if not show(continuation.text) and settings.out is None:
+            break  # nobody reads on
     seconds = time.perf_counter() - start
     tokens = sum(len(continuation.tokens) for continuation in done)
     print(

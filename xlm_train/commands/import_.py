@@ -10,6 +10,7 @@ from typing import Annotated
 
 from xlm_train.config.command import command
 from xlm_train.config.schema import Count, one_of, read_config
+from xlm_train.runtime.console import show
 from xlm_train.runtime.errors import ConfigError
 
 
@@ -105,7 +106,7 @@ def main(settings: ImportConfig) -> int:
         lines, warnings = [write_checkpoint(imported, out)], imported.warnings
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    print("\n".join(lines))
+    show("\n".join(lines))
     return 0
 
 

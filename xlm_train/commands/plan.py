@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlm_train.config.command import command
+from xlm_train.runtime.console import show
 from xlm_train.runtime.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ def main(resolved: dict[str, Any]) -> int:
 
     path = resolved["data"]["path"]
     plan = make_plan(resolved, None if path is None else Corpus(path))
-    print(as_text(plan), flush=True)
+    show(as_text(plan))
     if resolved["out"] is not None:
         _write(Path(resolved["out"]), plan, as_markdown(plan))
     return 0
@@ -49,13 +51,18 @@ def main(resolved: dict[str, Any]) -> int:
 def _write(folder: Path, plan: dict[str, Any], page: str) -> None:
     from xlm_train.runtime.files import atomic_write, write_json
 
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+        write_json(folder / "plan.json", plan)
+        with atomic_write(folder / "plan.md") as file:
+            file.write(page.encode())
+    except (OSError, UserError) as error:
+        if is_new:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"out={folder}: cannot be made: {error.strerror}") from error
-    write_json(folder / "plan.json", plan)
-    with atomic_write(folder / "plan.md") as file:
-        file.write(page.encode())
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from xlm_train.config.command import command
 from xlm_train.config.schema import read_config
 from xlm_train.report import write_report
+from xlm_train.runtime.console import show
 
 
 @dataclass
@@ -47,7 +48,7 @@ def main(settings: ReportConfig) -> int:
     runs, names = settings.paths.runs, [*map(str, [settings.run_name, *settings.compare])]
     run, *others = find_runs(fetch_records(runs, names) if is_url(runs) else Path(runs), names)
     write_report(run, others)
-    print(f"{run / 'report.html'}\n{run / 'report.md'}")
+    show(f"{run / 'report.html'}\n{run / 'report.md'}")
     return 0
 
 

@@ -16,21 +16,24 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import re
 import secrets
 import shlex
+import shutil
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlm_train.config.command import is_multirun_job
-from xlm_train.config.overrides import compose, config_dir_of, overrides_of
+from xlm_train.config.overrides import compose, config_dir_of, group_options, overrides_of
+from xlm_train.runtime.console import Progress
 from xlm_train.runtime.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError, UserError
 from xlm_train.runtime.files import atomic_write, read_json, write_json
 
@@ -109,81 +112,123 @@ class Sweep:
 
 
 def sweep_of(config_name: str, arguments: Sequence[str]) -> Sweep:
-    """The sweep that a command line asks for. Raises ConfigError with what keeps it, or every job of it, from starting."""
+    """The sweep that a command line asks for. Raises ConfigError with what keeps it, or any job of it, from starting."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
-    from xlm_train.runtime.run_folder import NAME
+    from xlm_train.runtime.run_folder import name_problem
 
-    words = overrides_of(arguments)
+    words, config_dir = overrides_of(arguments), config_dir_of(arguments)
     parsed = OverridesParser.create().parse_overrides(words)
+    varied = [override for override in parsed if override.is_sweep_override()]
     problems = [
         f"{override.input_line}: one sweep has one {override.key_or_group}; the jobs' names are made from what else varies"
-        for override in parsed
-        if override.is_sweep_override() and override.key_or_group in ("run_name", "paths.runs")
+        for override in varied
+        if override.key_or_group in ("run_name", "paths.runs")
+    ]
+    problems += [
+        f"{override.input_line}: what is Hydra's own cannot vary; a setting that varies is given as KEY=VALUE,VALUE"
+        for override in varied
+        if str(override.key_or_group).startswith("hydra")
     ]
     if problems:
         raise ConfigError(problems)
     shared = [override for override in parsed if not override.is_sweep_override()]
-    config = compose(config_name, [str(word.input_line) for word in shared], config_dir_of(arguments), whole=True)
+    common = [str(override.input_line) for override in shared]
+    config = compose(config_name, common, config_dir, whole=True)
     if OmegaConf.is_missing(config, "run_name"):
         raise ConfigError("run_name has no value: give run_name=...")
-    if not NAME.fullmatch(str(config.run_name)):
-        raise ConfigError(
-            f"run_name='{config.run_name}': use letters, digits and . , = + - _ @ (it becomes a folder's name)"
-        )
+    if (why := name_problem(str(config.run_name))) is not None:
+        raise ConfigError(f"run_name='{config.run_name}': {why}")
+    launcher = str(config.hydra.launcher.get("_target_"))
+    if launcher.endswith("SlurmLauncher") and shutil.which("srun") is None:
+        raise ConfigError("hydra/launcher=slurm: there is no srun on this machine; start the sweep where SLURM is")
+    jobs = _jobs(config, parsed, config_dir)
     # jobs of other launchers may find GPUs that this machine lacks
-    here = "BasicLauncher" in str(config.hydra.launcher.get("_target_"))
-    if here and (
-        problems := _problems_of_all(config_name, shared, [*parsed, *_params(config)], config_dir_of(arguments))
-    ):
+    if problems := _problems_of(jobs, config_name, common, config_dir, trains_here="BasicLauncher" in launcher):
         raise ConfigError(problems)
     flags = [word for word in arguments if word not in words and word not in ("-m", "--multirun")]
     constant = [str(override.key_or_group) for override in shared if not str(override.key_or_group).startswith("hydra")]
     return Sweep(Path(config.hydra.sweep.dir), tuple(constant), tuple(flags))
 
 
+def _jobs(config: DictConfig, parsed: Sequence[Override], config_dir: str | None) -> list[tuple[str, ...]]:
+    """The overrides in which jobs differ: of each job of a grid; of a search, which chooses, two that are far apart."""
+    grid = "BasicSweeper" in str(config.hydra.sweeper.get("_target_"))
+    varied: dict[str, list[str]] = {}
+    params, problems = _params(config), []
+    for override in [*params, *parsed]:  # the command line comes last and counts
+        key = override.get_key_element()
+        varied.pop(key, None)
+        if override.is_interval_sweep() and grid:
+            problems.append(
+                f"{override.input_line}: only a search draws from an interval: hparams_search=optuna; or give {key}=VALUE,VALUE"
+            )
+        elif (override.is_sweep_override() or override in params) and (values := _values(override, config_dir)):
+            varied[key] = [f"{key}={value}" for value in (values if grid else (values[0], values[-1]))]
+    if problems:
+        raise ConfigError(problems)
+    return list(itertools.product(*varied.values()) if grid else zip(*varied.values(), strict=True)) or [()]
+
+
 def _params(config: DictConfig) -> list[Override]:
     """What the config's own sweeper varies."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
-    params = config.hydra.sweeper.get("params") or {}
-    return OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
-
-
-def _problems_of_all(
-    config_name: str, shared: Sequence[Override], varied: Sequence[Override], config_dir: str | None
-) -> list[str]:
-    """What is wrong with every job: told once. What is wrong with some of them, these tell, and the others run."""
-    from xlm_train.config.train import problems_of
-
-    words = [str(override.input_line) for override in shared]
-    ends = [_ends(override) for override in varied if override.is_sweep_override()]
-    first, last = (
-        problems_of(compose(config_name, [*words, *(values[end] for values in ends if values)], config_dir))
-        for end in (0, -1)
-    )
-    return [problem for problem in first if problem in last]
+    parser, params = OverridesParser.create(), config.hydra.sweeper.get("params") or {}
+    found, problems = [], []
+    for word in (f"{key}={value}" for key, value in params.items()):
+        try:
+            found.append(parser.parse_override(word))
+        except HydraException as error:
+            problems.append(f"hydra.sweeper.params: {word}: not a valid override ({str(error).splitlines()[0]})")
+    if problems:
+        raise ConfigError(problems)
+    return found
 
 
-def _ends(override: Override) -> list[str]:
-    """An override with each of its values, or with both ends of an interval; of glob() none: all its options exist."""
+def _values(override: Override, config_dir: str | None) -> list[str]:
+    """The values of an override; of an interval both ends."""
     from hydra.core.override_parser.types import Glob
 
-    key = str(override.input_line).partition("=")[0]
     value: Any = override.value()
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
     if override.is_interval_sweep():
-        values = [str(value.start), str(value.end)]
-    else:
-        values = [] if isinstance(value, Glob) else list(override.sweep_string_iterator())
-    return [f"{key}={value}" for value in values]
+        return [str(value.start), str(value.end)]
+    if isinstance(value, Glob):
+        return value.filter(group_options(str(override.key_or_group), config_dir))
+    return list(override.sweep_string_iterator())
+
+
+def _problems_of(
+    jobs: Sequence[tuple[str, ...]], config_name: str, common: Sequence[str], config_dir: str | None, trains_here: bool
+) -> list[str]:
+    """What is wrong with any of the jobs, each problem once."""
+    from xlm_train.config.train import problems_of
+
+    problems: dict[str, None] = {}
+    progress = Progress("check", len(jobs), {"jobs": 0}, shown=len(jobs) > 10)
+    for job in jobs:
+        try:
+            config = compose(config_name, [*common, *job], config_dir)
+            config.run_name = f"{config.run_name}{_suffix(job)}"
+            problems |= dict.fromkeys(problems_of(config, of_corpus=True) if trains_here else [])
+        except UserError as error:
+            problems |= dict.fromkeys(error.problems)
+        progress.add(1, 1)
+    progress.end()
+    return list(problems)
 
 
 def job_suffix() -> str:
     """What tells this job's run from the sweep's others: what it varies, fit for a folder's name. Empty outside of a sweep."""
-    if not is_multirun_job():
-        return ""
-    return "".join("," + re.sub(r"[^\w.=+@-]", "_", word) for word in _varied())
+    return _suffix(_varied()) if is_multirun_job() else ""
+
+
+def _suffix(varied: Iterable[str]) -> str:
+    return "".join("," + re.sub(r"[^\w.=+@-]", "_", word) for word in varied)
 
 
 def _varied() -> list[str]:

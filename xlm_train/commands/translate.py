@@ -12,8 +12,17 @@ from pathlib import Path
 from typing import Annotated
 
 from xlm_train.config.command import command
-from xlm_train.config.schema import Count, at_least, out_problems, read_config
-from xlm_train.runtime.console import Progress
+from xlm_train.config.schema import (
+    Count,
+    Device,
+    Threads,
+    at_least,
+    checkpoint_problems,
+    free_text,
+    out_problems,
+    read_config,
+)
+from xlm_train.runtime.console import Progress, show
 from xlm_train.runtime.files import ResumableLines
 
 
@@ -24,7 +33,7 @@ class TranslateConfig:
     checkpoint: str
     src: str
     tgt: str
-    text: str | None
+    text: Annotated[str | None, free_text]
     file: str | None
     out: str | None
     beam: Count
@@ -34,20 +43,30 @@ class TranslateConfig:
     seed: Annotated[int, at_least(0)]
     batch_tokens: Count
     block_lines: Count
-    device: str
-    threads: int | None
+    device: Device
+    threads: Threads
+
+    def __post_init__(self) -> None:
+        from xlm_train.runtime.run_store import local_checkpoint
+        from xlm_train.text.reader import STANDARD_INPUT
+
+        self.checkpoint = str(local_checkpoint(self.checkpoint))
+        if self.file in STANDARD_INPUT and self.text is None:
+            self.file = None  # which is what is read then
 
     def problems(self) -> list[str]:
-        """List what is wrong with the values, before any file is opened."""
-        problems = out_problems(self.out)
+        """List what is wrong with the values, as far as the beginnings of files tell."""
+        from xlm_train.text.reader import file_problems
+
+        problems = out_problems(self.out) + checkpoint_problems(self.checkpoint)
         if self.text is not None and self.file is not None:
             problems.append("give text='...' or file=FILE, not both")
         if self.beam > 1 and self.temperature > 0:
             problems.append(f"beam={self.beam} searches, temperature={self.temperature} draws: give one of them")
         if self.src == self.tgt:
             problems.append(f"src={self.src} tgt={self.tgt}: give two languages")
-        if self.file is not None and not Path(self.file).is_file():
-            problems.append(f"file={self.file}: there is no such file")
+        if self.file is not None:
+            problems += [f"file={problem}" for problem in file_problems(self.file)]
         return problems
 
 
@@ -71,6 +90,7 @@ def lines_of(settings: TranslateConfig) -> Iterator[bytes]:
         "xlm-translate checkpoint=FILE src=de tgt=en <text.de >text.en",
     ],
     read=functools.partial(read_config, TranslateConfig),
+    texts=("text",),
 )
 def main(settings: TranslateConfig) -> int:
     """Translate each line, print or write. Returns the exit status."""
@@ -84,6 +104,7 @@ def main(settings: TranslateConfig) -> int:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     translator = open_translator(settings.checkpoint, settings.device)
+    translator.translate([], settings.src, settings.tgt)  # a language that it lacks is told before anything is written
     search: Sampling | Beam = Sampling(settings.temperature, seed=settings.seed)
     if settings.beam > 1:
         search = Beam(settings.beam, settings.length_penalty, settings.early_stopping)
@@ -99,10 +120,10 @@ def main(settings: TranslateConfig) -> int:
     lines = as_text(itertools.islice(lines_of(settings), number, None), number + 1)
     while block := list(itertools.islice(lines, settings.block_lines)):
         found = translator.translate(block, settings.src, settings.tgt, search, settings.batch_tokens)
-        if out is None:
-            print("\n".join(found), flush=True)
-        else:
+        if out is not None:
             out.write(found)
+        elif not show("\n".join(found)):
+            break  # nobody reads on
         progress.add(len(block), len(block))
     progress.end()
     if out is not None:

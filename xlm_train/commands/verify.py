@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from xlm_train.runtime.console import show
 from xlm_train.runtime.errors import EXIT_FAILED, CheckpointError
 from xlm_train.runtime.storage import DamagedObject, MissingObject, Store, cache_folder, is_url
 
@@ -31,10 +33,12 @@ def _of_folder(folder: str) -> int:
     from xlm_train.runtime import checkpoint_file
 
     place = Path(folder)
+    if not os.path.isdir(folder):
+        raise CheckpointError(f"verify={folder}: there is no such folder")
     if (place / "manifest.json").is_file():
         corpus = Corpus(place)
         corpus.verify()
-        print(
+        show(
             f"ok       {place}: every shard's checksum is right, every id below {corpus.n_words:,}; lineage {corpus.lineage[:12]}"
         )
         return 0
@@ -51,7 +55,7 @@ def _of_url(url: str) -> int:
 
     Store(url)  # raises where it is no URL that could be used
     if (lineage := verify_stored(url)) is not None:
-        print(f"ok       {url}: every shard's checksum is right; lineage {lineage[:12]}")
+        show(f"ok       {url}: every shard's checksum is right; lineage {lineage[:12]}")
         return 0
     cache_folder().mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=cache_folder()) as folder:
@@ -67,7 +71,7 @@ def _of_url(url: str) -> int:
                 run.fetch(manifest, checkpoint)
             except (DamagedObject, MissingObject) as error:
                 damaged += 1
-                print(f"DAMAGED  {error}")
+                show(f"DAMAGED  {error}")
                 continue
             damaged += not _is_whole(path, f"{url}/{manifest.files[checkpoint].object}")
             path.unlink()
@@ -83,13 +87,13 @@ def _is_whole(path: Path, name: str) -> bool:
     try:
         content = checkpoint_file.load(path)
     except CheckpointError as error:
-        print(f"DAMAGED  {error}")
+        show(f"DAMAGED  {error}")
         return False
     progress, config, lineage = content["progress"], content["config"], content["lineage"]
     tokens = window_tokens(config)
     read = "" if tokens is None else f"{progress['step'] * tokens:,} tokens, "
     scores = describe(content["metrics"], "val/ppl") if content["metrics"] else "no validation yet"
-    print(
+    show(
         f"ok       {name}: step {progress['step']:,}, {progress['updates']:,} updates, {read}{scores}, "
         f"corpus {str(lineage['corpus'])[:12]}, {len(lineage['parents'])} parents, sha256 {content['sha256'][:12]}"
     )

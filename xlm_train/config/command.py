@@ -6,15 +6,24 @@ mistakes cost one attempt, and each message names the override and the nearest n
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from xlm_train.config.overrides import check_overrides, compose, config_folder, quote_text
+from xlm_train.config.overrides import (
+    check_overrides,
+    compose,
+    config_folder,
+    defaults_of,
+    quote_text,
+    set_apart,
+    set_values,
+)
+from xlm_train.runtime.console import show
+from xlm_train.runtime.entry import begin_work
 from xlm_train.runtime.errors import EXIT_INTERRUPTED, UserError
 from xlm_train.runtime.version import version_line
 
@@ -69,11 +78,15 @@ def command(
     def wrap(main: Callable[[T], int | None]) -> Callable[[], None]:
         name = f"xlm-{config_name}"
         status = [0]
+        apart: list[str] = []
 
         def carry_out(config: Any) -> int | None:
-            return main(config if read is None else read(config))
+            settings = config if read is None else read(config)
+            begin_work()
+            return main(settings)
 
         def task(config: DictConfig) -> float | None:
+            set_values(config, apart)
             if multirun is not None and is_multirun_job():
                 return multirun.job(carry_out, config)
             try:
@@ -87,37 +100,37 @@ def command(
         def start(words: list[str]) -> None:
             import hydra
 
-            sys.argv[1:] = words
+            sys.argv[1:], apart[:] = set_apart(config_name, words)
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(task)()
 
         def fail(error: UserError) -> NoReturn:
             print(f"{name}: error: {error}", file=sys.stderr, flush=True)
             sys.exit(error.status)
 
-        def run() -> None:
-            arguments = sys.argv[1:]
+        def answer(arguments: list[str]) -> int:
             if "--version" in arguments:
-                print(version_line(name))
-                return
+                show(version_line(name))
+                return 0
             if "--help" in arguments or "-h" in arguments:
-                with contextlib.suppress(BrokenPipeError):  # `--help | head` is no mistake
-                    print(_help(name, config_name, description, examples), flush=True)
-                os._exit(0)  # without a second attempt to write what the reader did not want
+                show(_help(name, config_name, description, examples))
+                return 0
             if before is not None:
                 before()
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+            words = check_overrides(config_name, quote_text(arguments, texts), read, texts)
+            if multirun is not None and asks_for_multirun(words):
+                return multirun.start(words, start)
+            start(words)  # Hydra drops what the task returns
+            return status[0]
+
+        def run() -> None:
             try:
-                words = check_overrides(config_name, quote_text(arguments, texts), read)
-                if multirun is not None and asks_for_multirun(words):
-                    status[0] = multirun.start(words, start)
-                else:
-                    start(words)  # Hydra drops what the task returns
+                sys.exit(answer(sys.argv[1:]))
             except UserError as error:
                 fail(error)
             except KeyboardInterrupt:
                 print(f"{name}: interrupted", file=sys.stderr, flush=True)
                 sys.exit(EXIT_INTERRUPTED)
-            sys.exit(status[0])
 
         run.__doc__ = description
         return run
@@ -145,7 +158,7 @@ def _help(name: str, config_name: str, description: str, examples: Sequence[str]
     from omegaconf import OmegaConf
 
     config = compose(config_name, [], None)
-    source, entries = _defaults(config_name)
+    source, entries = defaults_of(config_name)
     groups = [str(key) for entry in entries for key in entry if " " not in str(key)]
     groups += {"prep": ["corpus"]}.get(config_name, [])
     options = {group: sorted(file.stem for file in (config_folder() / group).glob("*.yaml")) for group in groups}
@@ -178,20 +191,6 @@ def _help(name: str, config_name: str, description: str, examples: Sequence[str]
         "Also: --cfg job --resolve prints the composed config; -m runs a sweep; --config-dir DIR adds your own configs; --version."
     ]
     return "\n".join(lines)
-
-
-def _defaults(config_name: str) -> tuple[str, list[Mapping[str, str | None]]]:
-    """Text of a config file and of those it includes whole, and the groups that all of them choose from."""
-    from omegaconf import OmegaConf
-
-    source = (config_folder() / f"{config_name}.yaml").read_text(encoding="utf-8")
-    parsed: Any = OmegaConf.to_container(OmegaConf.create(source))
-    entries = [entry for entry in parsed.get("defaults", []) if isinstance(entry, Mapping)]
-    for included in parsed.get("defaults", []):
-        if isinstance(included, str) and included != "_self_":
-            text, more = _defaults(included)
-            source, entries = f"{source}\n{text}", [*entries, *more]
-    return source, entries
 
 
 def _comment(source: str, line: str) -> str:

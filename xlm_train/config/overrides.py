@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from xlm_train.config.renamed import new_key
 from xlm_train.config.schema import near, no_such_key
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import ConfigError, UserError
+from xlm_train.runtime.files import LONGEST_NAME
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -19,22 +22,31 @@ if TYPE_CHECKING:
 
 HYDRA_PLUGINS = {"optuna": "optuna", "joblib": "sweep", "submitit": "sweep"}  # what messages call them -> our extra
 # Hydra's flags whose next word is their value.
-TAKE_VALUE = {
-    *("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--cfg", "-c", "--package", "-p"),
-    *("--info", "-i", "--experimental-rerun"),
-}
-# All flags: these, and those that only switch something.
-FLAGS = {
-    *TAKE_VALUE,
-    *("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"),
-    *("--shell-completion", "-sc"),
-}
+TAKE_VALUE = {*("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i")}
+# All flags that are taken: these, and those that only switch something. Of Hydra's others, a rerun unpickles what it is
+# given, another config is another command, and the shell's completion would start this program at each key, for a second.
+FLAGS = {*TAKE_VALUE, *("--help", "-h", "--hydra-help", "--version", "--resolve", "--multirun", "-m")}
+MODES = (("-m", "--multirun"), ("--cfg", "-c"), ("--info", "-i"))  # Hydra does one of them
 
 
 def config_folder() -> Path:
     """Folder of the shipped configs: inside the package in a wheel, beside it in a checkout."""
     inside = Path(__file__).resolve().parent.parent / "configs"
     return inside if inside.is_dir() else inside.parent.parent / "configs"
+
+
+def defaults_of(config_name: str) -> tuple[str, list[Mapping[str, str | None]]]:
+    """Text of a config file and of those it includes whole, and the groups that all of them choose from."""
+    from omegaconf import OmegaConf
+
+    source = (config_folder() / f"{config_name}.yaml").read_text(encoding="utf-8")
+    parsed: Any = OmegaConf.to_container(OmegaConf.create(source))
+    entries = [entry for entry in parsed.get("defaults", []) if isinstance(entry, Mapping)]
+    for included in parsed.get("defaults", []):
+        if isinstance(included, str) and included != "_self_":
+            text, more = defaults_of(included)
+            source, entries = f"{source}\n{text}", [*entries, *more]
+    return source, entries
 
 
 def compose(config_name: str, words: Sequence[str], config_dir: str | None, whole: bool = False) -> DictConfig:
@@ -53,31 +65,76 @@ def compose(config_name: str, words: Sequence[str], config_dir: str | None, whol
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     more = [] if config_dir is None else [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"]
+    words, apart = set_apart(config_name, words)
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
-            return hydra.compose(config_name, overrides=[*more, *words], return_hydra_config=whole)
+            config = hydra.compose(config_name, overrides=[*more, *words], return_hydra_config=whole)
+            set_values(config, apart)
+            return config
     except (HydraException, OmegaConfBaseException) as error:
         message = str(error).splitlines()[0]
         extras = [extra for plugin, extra in HYDRA_PLUGINS.items() if plugin in message]
         raise ConfigError(f"{message}; pip install 'xlm_train[{extras[0]}]'" if extras else message) from error
+    except (YAMLError, ValueError, OSError) as error:
+        if config_dir is None:
+            raise
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"--config-dir={config_dir}: a config in it cannot be read: {reason}") from error
     finally:
         GlobalHydra.instance().clear()
 
 
+def set_apart(config_name: str, words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Take overrides out of a command line that Hydra would take for choices of a group which this command does not have.
+
+    Hydra knows groups by the folders of configs/: `optimizer=false` of xlm-export would be an optimizer. `set_values`
+    does what they say.
+
+    Returns:
+        The words for Hydra, and the others.
+    """
+    groups = _groups(config_name)
+
+    def is_apart(word: str) -> bool:
+        key, equals, _ = word.lstrip("+").partition("=")
+        return bool(equals) and key.isidentifier() and key not in groups and (config_folder() / key).is_dir()
+
+    return [word for word in words if not is_apart(word)], [word for word in words if is_apart(word)]
+
+
+def set_values(config: DictConfig, words: Sequence[str]) -> None:
+    """Set what overrides say in a composed config."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    for parsed in OverridesParser.create().parse_overrides(list(words)):
+        OmegaConf.update(config, parsed.key_or_group, parsed.value())
+
+
+@functools.cache
+def _groups(config_name: str) -> frozenset[str]:
+    """The groups that a command's config chooses from."""
+    return frozenset(str(key).split()[-1] for entry in defaults_of(config_name)[1] for key in entry)
+
+
 def overrides_of(arguments: Sequence[str]) -> list[str]:
     """List the words of a command line that are overrides: no flags, no values of flags."""
-    found, skip = [], False
+    return _sorted(arguments)[1]
+
+
+def _sorted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The flags of a command line with their values, and its overrides."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    takes_value = False
     for word in arguments:
-        if skip:
-            skip = False
-        elif word.startswith("-"):
-            skip = word in TAKE_VALUE and "=" not in word
-        else:
-            found.append(word)
-    return found
+        (flags if takes_value or word.startswith("-") else overrides).append(word)
+        takes_value = not takes_value and word in TAKE_VALUE
+    return flags, overrides
 
 
 def config_dir_of(arguments: Sequence[str]) -> str | None:
@@ -136,7 +193,10 @@ def _is_quoted(value: str) -> bool:
 
 
 def check_overrides(
-    config_name: str, arguments: Sequence[str], read: Callable[[DictConfig], Any] | None = None
+    config_name: str,
+    arguments: Sequence[str],
+    read: Callable[[DictConfig], Any] | None = None,
+    texts: Collection[str] = (),
 ) -> list[str]:
     """Check every override of a command line against the configs, without running anything.
 
@@ -144,46 +204,89 @@ def check_overrides(
         config_name: Name of a file in configs/.
         arguments: The command line's words, flags among them.
         read: Raises ConfigError with what is wrong in a composed config: where keys are unknown, that is told as well.
+        texts: Keys whose values are free text.
 
     Returns:
-        The words for Hydra: free keys (below an empty mapping) with `++` before them, renamed keys with today's name.
+        The words for Hydra: flags first, as it takes none between overrides; free keys (below an empty mapping) with `++`
+        before them, renamed keys with today's name.
 
     Raises:
         ConfigError: With all problems: text that Hydra's grammar refuses; groups, options and keys that do not exist.
     """
     words, config_dir = overrides_of(arguments), config_dir_of(arguments)
-    unknown_flags = [word for word in arguments if word.startswith("-") and word.partition("=")[0] not in FLAGS]
-    if unknown_flags:
-        raise ConfigError([f"{word}: settings are written key=value, without dashes" for word in unknown_flags])
+    sweeps = not {"-m", "--multirun"}.isdisjoint(arguments)
+    if problems := _flag_problems(arguments):
+        raise ConfigError(problems)
     if not words:
         return list(arguments)
-    folders = [config_folder(), *([] if config_dir is None else [Path(config_dir)])]
-    choices, keys, problems = _sort_out(words, folders)
+    choices, keys, problems = _sort_out(config_name, words, config_dir, texts)
     try:
-        nodes = _nodes(compose(config_name, choices, config_dir))
+        nodes = _nodes_of(config_name, tuple(choices), config_dir)
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from error
     translated: dict[str, str] = {}
     unknown: dict[str, str] = {}
     for word, key in keys.items():
         new = _find(key, nodes, config_name)
-        if new is None:
+        if word.startswith("+"):  # what is added, the config's reader knows; what is there already, is set
+            translated[word] = f"+{word}" if key in nodes and not word.startswith("++") else word
+        elif new is None:
             unknown[word] = f"{word}: {no_such_key(key, sorted(nodes))}"
         elif new not in nodes or new != key:
             force = "" if new in nodes or word.startswith("~") else "++"
             translated[word] = force + word.replace(key, new, 1)
-        if new not in (None, key):
+        if new not in (None, key) and not word.startswith("+"):
             log(f"warning: {key} is now {new}")
     problems += [problem for word, key in keys.items() if (problem := _shape_problem(word, key, nodes.get(key)))]
     rest = [translated.get(word, word) for word in words if word not in unknown]
-    if unknown and not problems and read is not None and not {"-m", "--multirun"} & {*arguments}:
+    if unknown and not problems and read is not None and not sweeps:
         try:
             read(compose(config_name, rest, config_dir))
         except UserError as error:
             problems = error.problems
     if unknown or problems:
         raise ConfigError([*unknown.values(), *problems])
-    return [translated.get(word, word) for word in arguments]
+    if not sweeps and any(word.startswith(("+", "~", "hydra")) for word in rest):
+        compose(config_name, rest, config_dir)  # only Hydra knows what is wrong with these
+    return [*_sorted(arguments)[0], *rest]
+
+
+def _flag_problems(arguments: Sequence[str]) -> list[str]:
+    """What is wrong with the flags of a command line: Hydra would say it with a traceback."""
+    flags = [word.partition("=")[0] for word in arguments if word.startswith("-")]
+    problems = [
+        f"{word}: settings are written key=value, without dashes"
+        for word in arguments
+        if word.startswith("-") and word.partition("=")[0] not in FLAGS
+    ]
+    modes = [names[0] for names in MODES if not {*names}.isdisjoint(flags)]
+    if len(modes) > 1:
+        problems.append(f"{' and '.join(modes)}: give one of them")
+    for word, value in itertools.zip_longest(arguments, arguments[1:]):
+        if word in ("--cfg", "-c") and value not in ("job", "hydra", "all"):
+            problems.append(f"{word} {value or ''}: must be one of job, hydra, all")
+        elif word in TAKE_VALUE and value is None:
+            problems.append(f"{word}: has no value")
+    if "--resolve" in flags and "--cfg" not in modes:
+        problems.append("--resolve: belongs to --cfg job")
+    if (folder := config_dir_of(arguments)) is not None and not os.path.isdir(folder):
+        problems.append(f"--config-dir={folder}: there is no such folder")
+    return problems
+
+
+def _text_problem(word: str, texts: Collection[str]) -> str | None:
+    """Say why a word can be no override, whatever its key is; None where it can."""
+    key, equals, value = word.partition("=")
+    if not equals and not key.startswith("~"):
+        return f"{word}: settings are written key=value"
+    border = r"""[][{}/,:'"]""" if value.startswith(("[", "{")) else "/"
+    try:
+        longest = max(len(part.encode()) for part in [key, *re.split(border, value)])
+    except UnicodeEncodeError:
+        return f"{word}: is not UTF-8"
+    if longest > LONGEST_NAME and key not in texts:
+        return f"{word[:60]}...: has a name of {longest} bytes; files and folders have at most {LONGEST_NAME}"
+    return None
 
 
 def _shape_problem(word: str, key: str, node: Any) -> str | None:
@@ -196,7 +299,21 @@ def _shape_problem(word: str, key: str, node: Any) -> str | None:
     return None
 
 
-def _sort_out(words: Sequence[str], folders: Sequence[Path]) -> tuple[list[str], dict[str, str], list[str]]:
+def group_options(group: str, config_dir: str | None, shipped: bool = True) -> list[str]:
+    """List the options of a config group; none where there is no such group.
+
+    Args:
+        group: As `model`.
+        config_dir: The user's own folder, whose options are among them.
+        shipped: Whether those of configs/ are.
+    """
+    folders = [*([config_folder()] if shipped else []), *([] if config_dir is None else [Path(config_dir)])]
+    return sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
+
+
+def _sort_out(
+    config_name: str, words: Sequence[str], config_dir: str | None, texts: Collection[str]
+) -> tuple[list[str], dict[str, str], list[str]]:
     """Take overrides apart: choices of groups (the last of each), keys that must exist by their words, problems."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -206,6 +323,9 @@ def _sort_out(words: Sequence[str], folders: Sequence[Path]) -> tuple[list[str],
     problems: list[str] = []
     parser = OverridesParser.create()
     for word in words:
+        if (why := _text_problem(word, texts)) is not None:
+            problems.append(why)
+            continue
         try:
             parsed = parser.parse_override(word)
         except HydraException as error:
@@ -213,12 +333,15 @@ def _sort_out(words: Sequence[str], folders: Sequence[Path]) -> tuple[list[str],
             problems.append(f"{word}: not a valid override ({reason}); quote paths, prompts and text: \"key='...'\"")
             continue
         key = parsed.key_or_group
-        options = sorted({file.stem for folder in folders for file in (folder / key).glob("*.yaml")})
+        options = group_options(key, config_dir, shipped=key in _groups(config_name))
+        if key.startswith("hydra.sweeper.params"):  # which Hydra cannot set where there are none
+            problems.append(
+                f"{word}: what varies stands in a config's hydra.sweeper.params, here it is KEY=VALUE,VALUE"
+            )
         if key.startswith("hydra"):
             continue
         if not options:
-            if not (parsed.is_add() or parsed.is_force_add()):  # what is added, the config's reader knows
-                keys[word] = key
+            keys[word] = key
             continue
         for option in _chosen(parsed):
             if option not in options:
@@ -232,9 +355,13 @@ def _sort_out(words: Sequence[str], folders: Sequence[Path]) -> tuple[list[str],
 
 def _chosen(parsed: Override) -> list[str]:
     """Names of the options that an override of a group chooses, one after the other where it is a sweep."""
+    from hydra.core.override_parser.types import Glob
+
+    value = parsed.value()
+    if isinstance(value, Glob):  # of those that there are
+        return []
     if parsed.is_sweep_override():
         return list(parsed.sweep_string_iterator())
-    value = parsed.value()
     return [str(option) for option in (value if isinstance(value, list) else [value]) if option is not None]
 
 
@@ -245,17 +372,15 @@ def _find(key: str, nodes: Mapping[str, Any], config_name: str) -> str | None:
         return key
     new = new_key(key)
     # What the options have that were not chosen: their reader fills it in, or tells that it is not taken.
-    return new if new in nodes or new in _shipped_nodes(config_name) else None
+    return new if new in nodes or new in _nodes_of(config_name, (), None) else None
 
 
 @functools.cache
-def _shipped_nodes(config_name: str) -> dict[str, Any]:
-    return _nodes(compose(config_name, [], None))
-
-
-def _nodes(config: DictConfig) -> dict[str, Any]:
-    """Every dotted key of a composed config with its value, mappings among them; `${...}` as it stands."""
+def _nodes_of(config_name: str, choices: tuple[str, ...], config_dir: str | None) -> dict[str, Any]:
+    """Every dotted key of a config composed of some choices, with its value; mappings among them, `${...}` as it stands."""
     from omegaconf import OmegaConf
+
+    config = compose(config_name, choices, config_dir)
 
     def walk(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in values.items():

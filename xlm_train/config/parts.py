@@ -119,14 +119,52 @@ def optimizer_problems(good: Mapping[str, Any], unresolved: Mapping[str, Any], o
         said = [key for key in words if not str(unresolved[section].get(key)).startswith("${")]
         wrong = [f"{section}.{key}={words[key]}: must be a number" for key in said]
         target, more = part_problems(entry, section)
+        if target is not None:
+            own = {
+                name: value for name, value in entry.items() if not str(unresolved[section].get(name)).startswith("${")
+            }
+            more += [*_tuple_problems(target, own, section), *_range_problems(target, own, section)]
         problems += wrong + more
-        if target is None or wrong or more or UNKNOWN in entry.values() or (words and (problems or others)):
+        if target is None or problems or UNKNOWN in entry.values() or (words and others):
             continue
         try:
             for argument in arguments:
                 hydra.utils.instantiate(entry, _convert_="all")(argument)
         except Exception as error:  # whatever a swapped-in class raises, it is this section that must change
             problems.append(f"{section}: {entry['_target_']}: {error}")
+    return problems
+
+
+def _tuple_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[str]:
+    """Compare lists with the tuples that are the signature's defaults, such as betas=(0.9, 0.999)."""
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):  # written in C
+        return []
+    given = [name for name, value in entry.items() if name in parameters and value is not UNKNOWN]
+    defaults = {name: parameters[name].default for name in given}
+    return [
+        f"{key}.{name}={entry[name]}: must be a list of {len(default)} numbers, as [{','.join(map(str, default))}]"
+        for name, default in defaults.items()
+        if isinstance(default, tuple)
+        and not (
+            isinstance(entry[name], list)
+            and len(entry[name]) == len(default)
+            and all(fits(item, float) for item in entry[name])
+        )
+    ]
+
+
+def _range_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[str]:
+    """Tell whether a learning rate is one, and whether numbers that ours take are in range."""
+    numbers = {name: value for name, value in entry.items() if fits(value, float)}
+    ours = target.__module__.startswith("xlm_train.")
+    problems = [f"{key}.{name}={value}: must not be negative" for name, value in numbers.items() if ours and value < 0]
+    rate = entry.get("lr", 1.0)
+    if isinstance(rate, list | dict | bool):
+        problems.append(f"{key}.lr={rate}: must be a number")
+    elif numbers.get("lr") == 0 or (not ours and numbers.get("lr", 0) < 0):
+        problems.append(f"{key}.lr={rate}: must be positive: with 0 nothing is learned")
     return problems
 
 
@@ -283,7 +321,7 @@ def _type_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[str]
     return [
         f"{key}.{name}={value}: must be {words_of(hints[name])}"
         for name, value in entry.items()
-        if name in hints and not fits(value, hints[name])
+        if name in hints and value is not UNKNOWN and not fits(value, hints[name])
     ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from xlm_train.runtime.device import cpu_multiplies_bfloat16
+from xlm_train.runtime.run_folder import parse_config
 from xlm_train.runtime.run_store import RunStore
 from xlm_train.runtime.storage import url_problem
 
@@ -43,15 +44,14 @@ def _fastest(gpu: bool) -> tuple[str, str]:
 
 def _stored(values: dict[str, Any]) -> tuple[str, str] | None:
     """The precision of an earlier start of this run, where that left a checkpoint."""
-    from omegaconf import OmegaConf
-
     paths, name = values.get("paths"), values.get("run_name")
     if not isinstance(paths, dict) or not isinstance(name, str):
         return None
     folder = Path(str(paths.get("runs"))) / name
+    file = folder / "config.yaml"
     url = (values.get("storage") or {}).get("url")
-    if (folder / "config.yaml").is_file() and any((folder / "checkpoints").glob("step-*")):
-        config = (folder / "config.yaml").read_bytes()
+    if file.is_file() and any((folder / "checkpoints").glob("step-*")):
+        config = file.read_bytes()
     elif (
         isinstance(url, str)
         and url_problem(url) is None
@@ -60,5 +60,6 @@ def _stored(values: dict[str, Any]) -> tuple[str, str] | None:
         config = found
     else:
         return None
-    precision = OmegaConf.select(OmegaConf.create(config.decode()), "trainer.precision")
+    began = parse_config(config, file).get("trainer")
+    precision = began.get("precision") if isinstance(began, dict) else None
     return None if precision is None else (str(precision), "with which this run began")

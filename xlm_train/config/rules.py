@@ -47,8 +47,6 @@ def _length(max_steps: int | None, max_tokens: int | None) -> Iterator[str]:
 
 
 def _init(init_optimizer: bool, init_from: str | None) -> Iterator[str]:
-    if init_from is not None and is_url(init_from):
-        yield from url_problems("init_from", init_from)
     if init_optimizer and init_from is None:
         yield "init_optimizer=true: there is no checkpoint to take it from: give init_from=FILE"
 
@@ -57,9 +55,17 @@ def _sides(init_from: str | None, init_encoder: str | None, init_decoder: str | 
     for key, path in (("init_encoder", init_encoder), ("init_decoder", init_decoder)):
         if path is not None and init_from is not None:
             yield f"{key}={path}: init_from={init_from} gives both sides their weights: leave one of them out"
+
+
+def _weights(
+    init_from: str | None, init_encoder: str | None, init_decoder: str | None, runs: str, run: str, url: str | None
+) -> Iterator[str]:
+    """What a run begins with must be there; it is read once, so a run that goes on needs it no more."""
+    begun = url is not None or any((Path(runs) / run / "checkpoints").glob("step-*"))
+    for key, path in (("init_from", init_from), ("init_encoder", init_encoder), ("init_decoder", init_decoder)):
         if path is not None and is_url(path):
             yield from url_problems(key, path)
-        elif path is not None and not Path(path).exists():
+        elif path is not None and not begun and not Path(path).exists():
             yield f"{key}={path}: there is no such file or folder"
 
 
@@ -140,6 +146,7 @@ RULES = [
     Rule(("trainer.max_steps", "trainer.max_tokens"), _length),
     Rule(("init_optimizer", "init_from"), _init),
     Rule(("init_from", "init_encoder", "init_decoder"), _sides),
+    Rule(("init_from", "init_encoder", "init_decoder", "paths.runs", "run_name", "storage.url"), _weights),
     Rule(("trainer.devices", "trainer.nodes", "data.slots"), _processes),
     Rule(("trainer.devices", "trainer.nodes", "trainer.gradient_compression", "trainer.sharding"), _one_process),
     Rule(("trainer.gradient_compression", "trainer.sharding"), _either),

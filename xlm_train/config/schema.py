@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import os
 import tempfile
 import types
 import typing
@@ -85,7 +87,13 @@ def one_of(*options: str, null: bool = False) -> Callable[[Any], str | None]:
     return lambda value: None if value in options else f"must be {words}"
 
 
+def free_text(value: str) -> None:
+    """Mark a field whose text may be empty; that of all others names something."""
+
+
 Count = Annotated[int, at_least(1)]
+Threads = Annotated[int | None, at_least(1)]
+Device = Annotated[str, one_of("auto", "cpu", "cuda")]
 
 
 def read_config(schema: type[T], config: DictConfig) -> T:
@@ -114,26 +122,32 @@ def read_config(schema: type[T], config: DictConfig) -> T:
 
 def _is_typed(schema: Any, values: Any) -> bool:
     """Whether a mapping has every field of a dataclass with the right type."""
-    hints = typing.get_type_hints(schema)
+    hints, checked = typing.get_type_hints(schema), typing.get_type_hints(schema, include_extras=True)
     return isinstance(values, Mapping) and all(
         _is_typed(hints[field.name], values.get(field.name))
         if dataclasses.is_dataclass(hints[field.name])
-        else values.get(field.name) != "???" and fits(values.get(field.name), hints[field.name])
+        else _is_given(values.get(field.name), checked[field.name]) and fits(values.get(field.name), hints[field.name])
         for field in dataclasses.fields(schema)
     )
+
+
+def _is_given(value: Any, wanted: Any) -> bool:
+    """Whether a field has a value; an empty text is none."""
+    return value != "???" and (value != "" or free_text in getattr(wanted, "__metadata__", ()))
 
 
 def resolve(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Replace `${...}` in a nested mapping.
 
     Returns:
-        The mapping, with UNKNOWN for what cannot be resolved; and the reasons. A value that only lacks another one,
-        which has none (`???`), is no problem of its own.
+        The mapping, with UNKNOWN for what cannot be resolved and for numbers that are not finite, which no setting takes;
+        and the reasons. A value that only lacks another one, which has none (`???`), is no problem of its own.
     """
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
     failed: dict[str, list[str]] = {}  # keys by reason
+    wrong: list[str] = []
 
     def plain(node: DictConfig, prefix: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -145,6 +159,10 @@ def resolve(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
                     value = plain(value, f"{name}.")
                 elif OmegaConf.is_config(value):
                     value = OmegaConf.to_container(value, resolve=True)
+                if not _is_finite(value):
+                    if not OmegaConf.is_interpolation(node, str(key)):  # else it is told where it is said
+                        wrong.append(f"{name}={value}: must be finite")
+                    value = UNKNOWN
             except InterpolationToMissingValueError:
                 value = UNKNOWN
             except OmegaConfBaseException as error:
@@ -155,7 +173,16 @@ def resolve(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
     resolved = plain(OmegaConf.create(values), "")
     # what names a key that fails fails as well, for the same reason: the shallowest is told
-    return resolved, [f"{min(names, key=lambda name: name.count('.'))}: {why}" for why, names in failed.items()]
+    return resolved, [
+        *wrong,
+        *(f"{min(names, key=lambda name: name.count('.'))}: {why}" for why, names in failed.items()),
+    ]
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a value holds no NaN and no infinity."""
+    items = value if isinstance(value, list) else [value]
+    return all(math.isfinite(item) for item in items if isinstance(item, float))
 
 
 def check_fields(schema: Any, values: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], list[str]]:
@@ -180,11 +207,12 @@ def check_fields(schema: Any, values: Mapping[str, Any], prefix: str = "") -> tu
     ]
     for name in names:
         key, value, wanted = f"{prefix}{name}", values.get(name), hints[name]
+        given = _is_given(value, wanted)
         checks: Sequence[Callable[[Any], str | None]] = getattr(wanted, "__metadata__", ())
         wanted = typing.get_args(wanted)[0] if checks else wanted
         if value is UNKNOWN:
             continue
-        if value == "???" or (value is None and not fits(None, wanted)):
+        if not given or (value is None and not fits(None, wanted)):
             problems.append(f"{key} has no value: give {key}=...")
         elif dataclasses.is_dataclass(wanted):
             if isinstance(value, dict):
@@ -264,8 +292,22 @@ def out_problems(out: str | None) -> list[str]:
     """Tell whether a result can be written to `out`, before the work that it is the result of."""
     if out is None:
         return []
-    why = "is a folder; give a file" if Path(out).is_dir() else unwritable(Path(out).parent)
+    why: str | None
+    if os.path.isdir(out) or not out:
+        why = "is a folder; give a file"
+    elif os.path.exists(out) and not os.path.isfile(out):
+        why = "is a device or pipe, which would be replaced; give a file"
+    else:
+        why = unwritable(Path(out).parent)
     return [] if why is None else [f"out={out}: {why}"]
+
+
+def checkpoint_problems(path: str) -> list[str]:
+    """Tell whether there is a checkpoint under a path that stands for one (`local_checkpoint`)."""
+    if os.path.isfile(path):
+        return []
+    why = "is a folder without checkpoints" if os.path.isdir(path) else "there is no such file"
+    return [f"checkpoint={path}: {why}"]
 
 
 def unwritable(folder: Path) -> str | None:

@@ -31,6 +31,7 @@ from xlm_train.model.seq2seq import SHARE, Seq2Seq
 from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import ConfigError, UserError
+from xlm_train.runtime.run_folder import name_problem
 from xlm_train.runtime.storage import is_url
 from xlm_train.training.strategy import COMPRESSIONS, SHARDINGS
 
@@ -166,7 +167,7 @@ class TrainConfig:
     debug: DebugConfig
     paths: PathsConfig
     storage: StorageConfig
-    run_name: str
+    run_name: Annotated[str, name_problem]
     seed: Annotated[int, _seed]
     init_from: str | None
     init_optimizer: bool
@@ -192,7 +193,7 @@ def read_train_config(config: DictConfig) -> TrainConfig:
         ConfigError: With everything that is wrong.
     """
     values, problems = _checked(config, tell=True)
-    if problems := [*problems, *_corpus_problems(values, readable=not problems)]:
+    if problems := problems + _corpus_problems(values, readable=not problems):
         raise ConfigError(problems)
     return _build(values)
 
@@ -210,9 +211,15 @@ def from_resolved(values: dict[str, Any]) -> TrainConfig:
     return _build(values)
 
 
-def problems_of(config: DictConfig) -> list[str]:
-    """List everything wrong with a training config that can be known before any file is opened."""
-    return _checked(config)[1]
+def problems_of(config: DictConfig, of_corpus: bool = False) -> list[str]:
+    """List everything wrong with a training config that can be known before any file is opened.
+
+    Args:
+        config: Composed.
+        of_corpus: Whether the corpus is opened too, as `read_train_config` does.
+    """
+    values, problems = _checked(config)
+    return problems + (_corpus_problems(values, readable=not problems) if of_corpus else [])
 
 
 def steps_of(settings: Mapping[str, Any], tokens_per_step: int) -> int:
@@ -261,7 +268,7 @@ def _corpus_problems(values: dict[str, Any], readable: bool) -> list[str]:
     from xlm_train.data.corpus import Corpus
 
     path = values.get("data", {}).get("path")
-    if not isinstance(path, str) or not (readable if is_url(path) else Path(path).is_dir()):
+    if not isinstance(path, str) or not path or not (readable if is_url(path) else Path(path).is_dir()):
         return []  # a corpus is fetched when nothing else is wrong
     try:
         corpus = Corpus(path)

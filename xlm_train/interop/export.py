@@ -35,6 +35,8 @@ def refuse_to_overwrite(out: Path) -> None:
     Raises:
         ConfigError: If it is anything else.
     """
+    if not out.name:
+        raise ConfigError(f"out={out}: give the name of a folder to make")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir():

@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from xlm_train.config.schema import at_least
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import read_json
 
@@ -21,8 +22,8 @@ class CardFields:
     authors: str | None = None
     contact: str | None = None
     region: str | None = None
-    watts: float | None = None
-    grams_co2_per_kwh: float | None = None
+    watts: Annotated[float | None, at_least(0)] = None
+    grams_co2_per_kwh: Annotated[float | None, at_least(0)] = None
 
 
 @dataclass

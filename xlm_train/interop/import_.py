@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 def refuse_existing(out: Path) -> None:
     """Raise ConfigError unless `out` is free or an empty folder."""
+    if not out.name:
+        raise ConfigError(f"out={out}: give the name of a folder to make")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"out={out}: is there already; give another folder")
 

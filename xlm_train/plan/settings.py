@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from xlm_train.config.cluster import ClusterConfig
 from xlm_train.config.precision import settle_precision
 from xlm_train.config.schema import Count, Rule, check_fields, check_rules, fits, positive, resolve, unwritable
-from xlm_train.config.train import problems_of
+from xlm_train.config.train import TrainerConfig, problems_of
 from xlm_train.runtime.energy import GRAMS_CO2_PER_KWH
 
 if TYPE_CHECKING:
@@ -46,15 +47,29 @@ class PlanSettings:
     probe: bool | None
 
 
+@dataclass
+class OwnSettings:
+    """What configs/plan.yaml adds to a run's config."""
+
+    plan: PlanSettings
+    out: str | None
+
+
+def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A copy of a section; empty where it is no mapping, which is told elsewhere."""
+    found = values.get(name)
+    return dict(found) if isinstance(found, dict) else {}
+
+
 def with_planned_precision(values: dict[str, Any]) -> dict[str, Any]:
     """The values with trainer.precision=auto replaced by what a run on the planned cluster takes."""
-    trainer, cluster = dict(values["trainer"]), values["cluster"]
+    trainer, cluster = _section(values, "trainer"), _section(values, "cluster")
     planned = {**values, "trainer": trainer}
     if cluster.get("accelerator") == "CPU":
         trainer["accelerator"] = "cpu"
         settle_precision(planned)
-    elif trainer["precision"] == "auto":
-        trainer["precision"] = "bf16-mixed" if "bf16-mixed" in cluster.get("peak_tflops", {}) else "16-mixed"
+    elif trainer.get("precision") == "auto":
+        trainer["precision"] = "bf16-mixed" if "bf16-mixed" in _section(cluster, "peak_tflops") else "16-mixed"
     return planned
 
 
@@ -69,21 +84,29 @@ def problems_of_plan(config: DictConfig) -> list[str]:
         "data": {"path": "."},
         "trainer": {"accelerator": "cpu", "devices": 1, "nodes": 1, "precision": "32-true"},
     }
-    values = with_planned_precision(resolve(cast(dict[str, Any], OmegaConf.to_container(config, resolve=False)))[0])
-    if values["plan"]["tokens"] is not None or values["plan"]["epochs"] is not None:
+    resolved, reasons = resolve(cast(dict[str, Any], OmegaConf.to_container(config, resolve=False)))
+    values = with_planned_precision(resolved)
+    own: dict[str, Any] = {name: values[name] for name in ("plan", "out") if name in values}
+    if any(_section(own, "plan").get(name) is not None for name in ("tokens", "epochs")):
         elsewhere["trainer"]["max_steps"] = 1  # the plan says how long, so the run need not
     run = OmegaConf.merge(
         OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("plan", "out")]), elsewhere
     )
     run.logger = {}
-    good, problems = check_fields(PlanSettings, values["plan"], "plan.")
-    good |= {"data.path": values["data"]["path"], "precision": values["trainer"]["precision"], "out": values["out"]}
-    if fits(values["data"]["slots"], int):
-        good["data.slots"] = values["data"]["slots"]
-    good["checkpointing"] = values["callbacks"].get("checkpointing", {})
-    if not check_fields(ClusterConfig, values["cluster"])[1]:
-        good["cluster"] = ClusterConfig(**values["cluster"])
-    return [*problems_of(cast("DictConfig", run)), *problems, *check_rules(RULES, good)]
+    good, problems = check_fields(OwnSettings, own)
+    data, trainer, cluster = (_section(values, name) for name in ("data", "trainer", "cluster"))
+    # what the run is not checked with: see `elsewhere`
+    problems += [reason for reason in reasons if reason.startswith(("plan.", "out"))]
+    problems += check_fields(TrainerConfig, trainer, "trainer.")[1]
+    if not fits(data.get("path"), str | None):
+        problems.append(f"data.path={data['path']}: must be text")
+    wanted = {"data.path": (data.get("path"), str | None), "data.slots": (data.get("slots"), int)}
+    wanted["precision"] = (trainer.get("precision"), str)
+    good |= {key: value for key, (value, kind) in wanted.items() if fits(value, kind)}
+    good["checkpointing"] = _section(values, "callbacks").get("checkpointing", {})
+    if not check_fields(ClusterConfig, cluster)[1]:
+        good["cluster"] = ClusterConfig(**cluster)
+    return list(dict.fromkeys([*problems_of(cast("DictConfig", run)), *problems, *check_rules(RULES, good)]))
 
 
 def _region(region: str, grams: float | None) -> Iterator[str]:
@@ -105,7 +128,7 @@ def _corpus(epochs: float | None, path: str | None) -> Iterator[str]:
 
 
 def _path(path: str | None) -> Iterator[str]:
-    if path is not None and not Path(path).is_dir():
+    if path is not None and not os.path.isdir(path):
         yield f"data.path={path}: there is no such folder; xlm-prep makes one"
 
 

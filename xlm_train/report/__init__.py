@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xlm_train.runtime.console import log
+from xlm_train.runtime.errors import UserError
 
 
 def write_report(run: Path, compare: Sequence[Path] = ()) -> None:
@@ -28,7 +29,10 @@ def write_report(run: Path, compare: Sequence[Path] = ()) -> None:
     from xlm_train.runtime.files import atomic_write
 
     runs = [read_run(path) for path in (run, *compare)]
-    (run / "plots").mkdir(exist_ok=True)
+    try:
+        (run / "plots").mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{run / 'plots'}: cannot be made: {error.strerror}") from error
     draw(figures(runs), run / "plots" / "curves.png")
     content = sections(runs)
     for name, text in (("report.html", as_html(runs, content)), ("report.md", as_markdown(runs, content))):

@@ -15,9 +15,9 @@ from typing import Any
 
 from xlm_train.config.parts import translates
 from xlm_train.evaluation import higher_is_better
-from xlm_train.runtime.errors import UserError
+from xlm_train.runtime.errors import ConfigError, UserError
 from xlm_train.runtime.files import read_json
-from xlm_train.runtime.run_folder import flatten
+from xlm_train.runtime.run_folder import flatten, parse_config
 
 # What earlier versions wrote under other names.
 METRICS = {"speed/share_of_peak": "speed/mfu"}
@@ -288,20 +288,14 @@ def _number(value: Any) -> float | None:
 
 
 def _read_config(file: Path, problems: list[str]) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
     if not file.is_file():
         problems.append(f"{file.name} is not there: the run has not got as far as its first step")
         return {}
     try:
-        found = OmegaConf.to_container(OmegaConf.load(file))
-    except Exception as error:  # OmegaConf and its YAML parser raise many types; all mean that the file is damaged
-        problems.append(f"{file.name} is damaged: {str(error).splitlines()[0]}")
+        return parse_config(file.read_bytes(), file.name)
+    except ConfigError as error:
+        problems += error.problems
         return {}
-    if not isinstance(found, dict):
-        problems.append(f"{file.name} is damaged: it is not a config")
-        return {}
-    return {str(key): value for key, value in found.items()}
 
 
 def _read_object(file: Path, problems: list[str], expected: bool = False) -> dict[str, Any]:

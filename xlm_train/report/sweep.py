@@ -15,6 +15,7 @@ from xlm_train.report.figures import Axis, Curve, Figure, Mark, roomy_axis
 from xlm_train.report.html import PALETTE, Table
 from xlm_train.report.png import draw
 from xlm_train.report.reading import Run, read_run
+from xlm_train.runtime.console import show
 from xlm_train.runtime.errors import EXIT_PREEMPTED
 from xlm_train.runtime.files import atomic_write, read_json, write_json
 
@@ -86,7 +87,7 @@ def conclude(folder: Path, start: str) -> list[int]:
         file.write(_markdown(folder.name, cells, rows).encode())
     if any(row.perplexity is not None for row in rows) and rows[0].varied:
         draw(figures(rows), folder / "sweep.png")
-    print(cells.text(), flush=True)
+    show(cells.text())
     for row in failed:
         print(f"\nfailed: {row.run}: {row.problems[0]}\n  alone: {row.command}", file=sys.stderr)
     left = sum(record["exit_status"] == EXIT_PREEMPTED for record in current)

@@ -66,7 +66,7 @@ class _HashingWriter(io.RawIOBase):
         self.hash.update(view)
         try:
             self.file.write(view)
-        except OSError as error:  # torch.save would report its own confusion instead of, say, a full disk
+        except OSError as error:
             self.failure = error
             raise
         self.length += len(view)
@@ -92,15 +92,33 @@ def write(path: str | Path, content: Mapping[str, Any]) -> str:
         UserError: the file cannot be written; names it.
     """
     with atomic_write(path) as file:
-        writer = _HashingWriter(file)
-        try:
-            torch.save({"format": FORMAT, "version": VERSION, **content}, writer)  # type: ignore[arg-type]
-        except Exception:
-            if writer.failure is not None:
-                raise writer.failure from None
-            raise
-        file.write(TRAILER.pack(MAGIC, writer.length, writer.hash.digest()))
-    return writer.hash.hexdigest()
+        written = save_into(file, {"format": FORMAT, "version": VERSION, **content})
+        file.write(TRAILER.pack(MAGIC, written.length, written.hash.digest()))
+    return written.hash.hexdigest()
+
+
+def save_into(file: Any, content: Any, pickle_protocol: int = 2) -> _HashingWriter:
+    """Call `torch.save`, which reports its own confusion instead of, say, a full disk: here that is raised.
+
+    Args:
+        file: open for writing.
+        content: as `torch.save` takes it.
+        pickle_protocol: likewise.
+
+    Returns:
+        What knows the length and the hash of the bytes written.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    writer = _HashingWriter(file)
+    try:
+        torch.save(content, writer, pickle_protocol=pickle_protocol)  # type: ignore[arg-type]
+    except Exception:
+        if writer.failure is not None:
+            raise writer.failure from None
+        raise
+    return writer
 
 
 def save(path: str | Path, view: Mapping[str, Any]) -> str:

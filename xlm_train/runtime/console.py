@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TextIO
 
+from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.processes import is_first_process
 
 
@@ -18,6 +19,31 @@ def log(text: str) -> None:
     if is_first_process():
         with contextlib.suppress(OSError):  # `2>&1 | tee LOG`, and Ctrl-C has ended tee
             print(text, file=sys.stderr, flush=True)
+
+
+def show(text: str) -> bool:
+    """Print a result to standard output.
+
+    Returns:
+        False where nobody reads it any more (`| head`): what is shown later is for nobody, and files are still written.
+
+    Raises:
+        UserError: It cannot be written, as on a full disk.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _close_standard_output()
+        return False
+    except OSError as error:
+        _close_standard_output()
+        raise UserError(f"standard output: cannot be written: {error.strerror}") from error
+    return True
+
+
+def _close_standard_output() -> None:
+    """Let what is printed from here on go nowhere: Python tries again at its end, and would print a traceback."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def counted(number: int, noun: str) -> str:

@@ -72,5 +72,7 @@ def at_least(least: int, **values: float) -> None:
     Raises:
         ConfigError: with all that are.
     """
-    if problems := [f"{name}={value}: must be at least {least}" for name, value in values.items() if value < least]:
+    if problems := [
+        f"{name}={value}: must be at least {least}" for name, value in values.items() if not value >= least
+    ]:
         raise ConfigError(problems)

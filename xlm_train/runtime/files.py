@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 
 from xlm_train.runtime.errors import UserError
 
+LONGEST_NAME = 255  # bytes of a file's or folder's name, on every usual file system
+
 
 def fsync_folder(folder: Path) -> None:
     """Flush a folder's list of names to disk: only then does a rename survive a power cut."""
@@ -141,6 +143,8 @@ def whole_folder(out: Path) -> Iterator[Path]:
         fsync_folder(out.parent)
     except OSError as error:
         raise UserError(f"out={out}: cannot be written: {error.strerror or error}") from error
+    except UserError as error:  # of a file in it: named as it would have been
+        raise type(error)([problem.replace(str(temporary), str(out)) for problem in error.problems]) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -192,9 +196,12 @@ class ResumableLines:
 
     def write(self, lines: Iterable[str]) -> None:
         """Add lines, on disk before this returns."""
-        self.file.write("".join(f"{line}\n" for line in lines).encode())
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        try:
+            self.file.write("".join(f"{line}\n" for line in lines).encode())
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            raise UserError(f"{self.part}: cannot be written: {error.strerror or error}") from error
 
     def finish(self) -> None:
         """Give the file its name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -22,12 +23,39 @@ from omegaconf import OmegaConf
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import ConfigError, UserError
-from xlm_train.runtime.files import atomic_write, read_json, write_json
+from xlm_train.runtime.files import LONGEST_NAME, atomic_write, read_json, write_json
 from xlm_train.runtime.mirror import Mirror, MirrorSettings, mirror
 from xlm_train.runtime.processes import is_first_process
 from xlm_train.runtime.run_store import RunStore
 
 NAME = re.compile(r"[\w=+@-][\w.,=+@/-]*")
+
+
+def name_problem(name: str) -> str | None:
+    """Say why no run can have a name; None where one can."""
+    if not NAME.fullmatch(name) or ".." in name:
+        return "use letters, digits and . , = + - _ @ (it becomes a folder's name)"
+    longest = max(len(part.encode()) for part in name.split("/"))
+    return f"has {longest} bytes; a folder's name has at most {LONGEST_NAME}" if longest > LONGEST_NAME else None
+
+
+def parse_config(data: bytes, name: str | Path) -> dict[str, Any]:
+    """Read the text of a run's config.yaml.
+
+    Args:
+        data: UTF-8.
+        name: of the file, for messages.
+
+    Raises:
+        ConfigError: it is no config.
+    """
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(io.BytesIO(data)))
+    except Exception as error:  # OmegaConf and its YAML parser raise many types; all mean that the file is damaged
+        raise ConfigError(f"{name}: is damaged: {str(error).splitlines()[0]}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{name}: is damaged: not a config")
+    return {str(key): value for key, value in found.items()}
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -76,9 +104,12 @@ class RunFolder:
         upgrade: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config,
         mirrored: MirrorSettings | None = None,
     ) -> None:
-        if not NAME.fullmatch(name) or ".." in name:
-            raise ConfigError(f"run_name='{name}': use letters, digits and . , = + - _ @ (it becomes a folder's name)")
+        if (why := name_problem(name)) is not None:
+            raise ConfigError(f"run_name='{name}': {why}")
         self.path = Path(runs) / name
+        for folder in Path(name).parents[:-1]:
+            if (Path(runs) / folder / "config.yaml").is_file():
+                raise ConfigError(f"run_name={name}: {Path(runs) / folder} is a run, and a run has no others inside")
         self.mirror: Mirror | None = None  # of the first process, while it holds the folder
         self.is_mirrored = mirrored is not None  # by whichever process
         self._mirroring: contextlib.AbstractContextManager[Mirror | None] = contextlib.nullcontext()
@@ -93,14 +124,12 @@ class RunFolder:
         self.excluded: set[int] = set()  # steps that rollbacks have found bad
         self.starts_again = False  # another config's start left this folder without a checkpoint
         self._lock: IO[str] | None = None
-        previous: Any = OmegaConf.to_container(OmegaConf.load(self.config_file)) if self.config_file.is_file() else {}
-        if not isinstance(previous, dict):
-            raise ConfigError(f"{self.config_file}: is damaged: not a config")
+        previous = parse_config(self.config_file.read_bytes(), self.config_file) if self.config_file.is_file() else {}
         if not _is_without_checkpoints(previous):
             self._refuse_lost_checkpoints()
         # A start that failed before its first checkpoint left nothing that another config could spoil.
         if self.config_file.is_file():
-            self._compare({str(key): value for key, value in previous.items()})
+            self._compare(previous)
         if not self.starts_again and (self.path / "excluded.json").is_file():
             self.excluded = set(read_json(self.path / "excluded.json"))
 
@@ -115,8 +144,14 @@ class RunFolder:
 
     def _step_in_status(self) -> int:
         """The step that the last start had come to; 0 where there is none, or it never said."""
+        return int(self._status().get("step", 0))
+
+    def _status(self) -> dict[str, Any]:
         file = self.path / "status.json"
-        return int(read_json(file).get("step", 0)) if file.is_file() else 0
+        found = read_json(file) if file.is_file() else {}
+        if not isinstance(found, dict):
+            raise ConfigError(f"{file}: is damaged: not a JSON object")
+        return found
 
     def _compare(self, previous: dict[str, Any]) -> None:
         different = self._differences(previous, identity=True)
@@ -321,8 +356,7 @@ class RunFolder:
 
     def read_status(self) -> str | None:
         """Return the status of the last start; None where there is none."""
-        file = self.path / "status.json"
-        return read_json(file)["status"] if file.is_file() else None
+        return self._status().get("status")
 
 
 def _ends_with_newline(file: IO[bytes]) -> bool:

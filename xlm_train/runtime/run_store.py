@@ -235,8 +235,7 @@ def local_checkpoint(path: str | Path) -> Path:
     if not is_url(path):
         return checkpoint_file.of_run(path)
     url = str(path).rstrip("/")
-    Store(url)  # raises where it is no URL that could be used
-    folder, _, name = url.rpartition("/")
+    folder, name = _parts(url)
     store = RunStore(folder, name, cached("fetched", url), lease_seconds=0.0)
     for manifest in store.manifests():
         best = [f"checkpoints/{manifest.best}"] if manifest.best else []
@@ -249,6 +248,15 @@ def local_checkpoint(path: str | Path) -> Path:
             except (DamagedObject, MissingObject) as error:
                 log(f"warning: {error}")
     return fetch_object(url)
+
+
+def _parts(url: str) -> tuple[str, str]:
+    """The folder and the name of a URL. Raises StorageError where it cannot be used, or names a bucket alone."""
+    Store(url)
+    folder, _, name = url.rpartition("/")
+    if folder.endswith("/"):
+        raise StorageError(f"{url}: is no URL of a file or run: {url.partition('://')[0]}://BUCKET/NAME")
+    return folder, name
 
 
 def fetch_records(url: str, names: Iterable[str]) -> Path:
@@ -279,7 +287,7 @@ def fetch_records(url: str, names: Iterable[str]) -> Path:
 
 def fetch_object(url: str) -> Path:
     """Fetch one object into the cache, again where it has changed since. Returns the file."""
-    folder, _, name = url.rpartition("/")
+    folder, name = _parts(url)
     store = Store(folder)
     size, when = store.size_and_time(name)
     path = cached("fetched", folder) / f"{when:%Y%m%d%H%M%S}-{size}" / name

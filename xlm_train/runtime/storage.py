@@ -101,9 +101,11 @@ def uploaded(out: str, last: str) -> Iterator[Path]:
     if not is_url(out):
         yield Path(out)
         return
+    if why := url_problem(out, writes=True):
+        raise StorageError(f"out: {why}" if "@" in out else f"out={out}: {why}")
     store = Store(out)
-    if why := url_problem(out, writes=True) or (store.names("") and "is not empty; give another folder"):
-        raise StorageError(f"out={out}: {why}")
+    if store.names(""):
+        raise StorageError(f"out={out}: is not empty; give another folder")
     cache_folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
         place = Path(folder) / store.url.rpartition("/")[2]

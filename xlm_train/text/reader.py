@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -95,9 +96,9 @@ def file_problems(path: str | Path) -> list[str]:
     """What is wrong with a text file, as far as its beginning tells."""
     if str(path) in STANDARD_INPUT:
         return []
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         return [f"{path}: is a folder; give a text file"]
-    return TextFile(Path(path)).check() if Path(path).is_file() else [f"{path}: there is no such file"]
+    return TextFile(Path(path)).check() if os.path.isfile(path) else [f"{path}: there is no such file"]
 
 
 def raw_lines(path: str | Path) -> Iterator[bytes]:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xlm_train.runtime.errors import ConfigError
+
 
 class OriginalAdam(torch.optim.Optimizer):
     """Adam with epsilon added before bias correction, as the original computes it.
@@ -26,6 +28,9 @@ class OriginalAdam(torch.optim.Optimizer):
         eps: added to the root of the second moment before bias correction.
         weight_decay: share of each weight that is taken off, times lr.
 
+    Raises:
+        ConfigError: a beta is not in [0, 1).
+
     Source: src/optim.py of the original.
     """
 
@@ -37,6 +42,8 @@ class OriginalAdam(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ConfigError(f"betas={list(betas)}: each must be in [0, 1)")
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()

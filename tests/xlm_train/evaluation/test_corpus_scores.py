@@ -185,7 +185,7 @@ def test_a_corpus_of_another_vocabulary_is_refused(
             ["data.path={corpus}", "out=no/where.json", "threads=0"],
             ["no is no folder", "threads=0: must be at least 1"],
         ),
-        (["data.path={corpus}", "device=tpu"], ["device=tpu: must be auto, cpu or cuda"]),
+        (["data.path={corpus}", "device=tpu"], ["device=tpu: must be one of auto, cpu, cuda"]),
         (["text.fr={folder}/latin.txt"], ["text.fr={folder}/latin.txt: ", "knows the languages de, en"]),
         (["text.en={folder}/no.txt"], ["no.txt: there is no such file"]),
         (["text.en={folder}/latin.txt"], ["latin.txt:2: is not UTF-8"]),

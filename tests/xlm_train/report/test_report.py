@@ -295,7 +295,7 @@ def test_missing_and_damaged_files_are_named(make_run: Callable[..., Path]) -> N
     text = Page(written(folder)).text
     for said in (
         "metrics.jsonl: 2 lines damaged and left out",
-        "config.yaml is damaged",
+        "config.yaml: is damaged",
         "energy.json is damaged: it is not a JSON object",
         "best.pt points to step-00000005.pt, which is not there",
         "step-00000010.pt does not end as a checkpoint: it is damaged",

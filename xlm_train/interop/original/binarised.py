@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from xlm_train.data.manifest import FILE, FORMAT, VERSION, languages_of, lineage
@@ -26,6 +25,7 @@ from xlm_train.data.sentence_files import Pairs, open_sentences, write_length_or
 from xlm_train.interop.original import unpickle
 from xlm_train.interop.original.params import from_vocabulary, is_text, to_vocabulary
 from xlm_train.interop.original.unpickle import DICTIONARIES, DictionaryRecord
+from xlm_train.runtime.checkpoint_file import save_into
 from xlm_train.runtime.errors import CheckpointError, ConfigError
 from xlm_train.runtime.files import atomic_write, sha256_of, write_json
 from xlm_train.text.bpe import CONTINUED, BpeCodes
@@ -99,7 +99,7 @@ def write_binarised(path: str | Path, text: BinarisedText) -> None:
         )
         positions = np.stack([text.starts, ends], axis=1)
         data = {"dico": dico, "positions": positions, "sentences": text.ids, "unk_words": text.unknown}
-        torch.save(data, file, pickle_protocol=4)
+        save_into(file, data, pickle_protocol=4)
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from xlm_train.interop.original.params import (
 from xlm_train.interop.original.steps import evaluation_of, metric_of, steps_of
 from xlm_train.model.seq2seq import SIDES, is_seq2seq, side_of
 from xlm_train.model.transformer import XLM, ModelShape
+from xlm_train.runtime.checkpoint_file import save_into
 from xlm_train.runtime.errors import CheckpointError
 from xlm_train.runtime.files import atomic_write, sha256_of
 from xlm_train.text.vocabulary import Vocabulary
@@ -253,7 +254,7 @@ def export_checkpoint(path: str | Path, content: Mapping[str, Any], with_optimiz
     )
     record["params"]["encoder_only"] = not translates
     with atomic_write(path) as file:
-        torch.save(_with_numpy_metrics(record), file)
+        save_into(file, _with_numpy_metrics(record))
 
 
 def fit_to_original(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -1,0 +1,409 @@
+"""What people get wrong on the command line, and what they are told. `test_table.py` makes the folder it happens in."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+LONG = "x" * 300
+COMMANDS = ("prep", "train", "eval", "generate", "translate", "export", "import", "report", "plan")
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A command line and its answer.
+
+    line: As it is typed.
+    said: A part of the message.
+    status: The exit status.
+    apart: Whether it is tried in a process of its own, too.
+    leaves: The folder of a run that had begun: it says what went wrong.
+    file_bytes, without, stdout: See forked.Request.
+    """
+
+    line: str
+    said: str
+    status: int = 2
+    apart: bool = False
+    leaves: str = ""
+    file_bytes: int | None = None
+    without: str = ""
+    stdout: str = ""
+
+    @property
+    def words(self) -> list[str]:
+        return shlex.split(self.line)
+
+
+def of(beginning: str, *mistakes: tuple[str, str]) -> Iterable[Mistake]:
+    """Command lines that begin alike."""
+    return (Mistake(f"{beginning} {rest}", said) for rest, said in mistakes)
+
+
+PREP = "xlm-prep out=new train.en=text.en train.de=text.de bpe.n_codes=50 holdout.sentences=2 workers=1"
+TRAIN = "xlm-train experiment=smoke data.path=corpus run_name=new"
+SWEEP = f"{TRAIN} -m"
+EVAL = "xlm-eval checkpoint=runs/first"
+SCORE = f"{EVAL} data.path=corpus"
+GENERATE = "xlm-generate checkpoint=runs/first lang=en"
+CONTINUE = f"{GENERATE} prompt=The"
+TRANSLATE = "xlm-translate checkpoint=runs/translator src=en tgt=de"
+EXPORT = "xlm-export checkpoint=runs/first out=new"
+IMPORT = "xlm-import out=new file=text.en"
+PLAN = "xlm-plan experiment=smoke cluster=v100_8 data.slots=8"
+BEGINNINGS = (PREP, TRAIN, SCORE, CONTINUE, f"{TRANSLATE} text=The", EXPORT, IMPORT, "xlm-report run_name=first", PLAN)
+
+EVERYWHERE = [
+    mistake
+    for name in COMMANDS
+    for mistake in of(
+        f"xlm-{name}",
+        ("no_such_key=1", "no_such_key=1: there is no 'no_such_key'"),
+        ("folder", "folder: settings are written key=value"),
+    )
+]
+
+FLAGS = [
+    *of(
+        TRAIN,
+        ("--seed 5", "--seed: settings are written key=value, without dashes"),
+        ("-m --cfg job", "-m and --cfg: give one of them"),
+        ("--resolve", "--resolve: belongs to --cfg job"),
+        ("--cfg everything", "--cfg everything: must be one of job, hydra, all"),
+        ("--config-dir", "--config-dir: has no value"),
+        ("--experimental-rerun config.pickle", "--experimental-rerun: settings are written key=value"),
+        ("-sc install=bash", "-sc: settings are written key=value"),
+        ("--config-dir nowhere", "--config-dir=nowhere: there is no such folder"),
+        ("--config-dir mine experiment=broken", "--config-dir=mine: a config in it cannot be read"),
+        ("--config-dir mine experiment=binary", "--config-dir=mine: a config in it cannot be read"),
+        ("--config-dir mine experiment=unknown", "optimzer: there is no 'optimzer' (did you mean optimizer"),
+        ("--config-dir mine experiment=others", "Could not find 'model/gpt'"),
+        ("hydra.verbos=true", "Could not override 'hydra.verbos'"),
+        ("hydra/launcher=nowhere", "hydra/launcher/nowhere"),
+    ),
+]
+
+TRAINING = [
+    Mistake("xlm-train", "data.path has no value: give data.path=...", apart=True),
+    *of(
+        TRAIN,
+        # what is not there
+        ("model=gpt", "model has no option 'gpt'; there are"),
+        ("optimiser.lr=1", "there is no 'optimiser.lr' (did you mean optimizer.lr"),
+        ("batch_size=8", "batch_size=8: there is no 'batch_size'; here: data.slots x data.slot_streams windows"),
+        ("~data.path", "data.path has no value"),
+        ("~optimizer", "optimizer._target_ has no value"),
+        # values of the wrong kind
+        ("data.slots=1,2", "data.slots=1,2: must be a whole number; several values are a sweep, which -m starts"),
+        ("data.slots=", "data.slots has no value: give data.slots=..."),
+        ("data.path=5", "data.path=5: must be text"),
+        ("data.path=", "data.path has no value"),
+        ("trainer.max_steps=null", "say how long to train"),
+        ("optimizer.lr=nan", "optimizer.lr=nan: must be finite"),
+        ("optimizer.lr=0", "optimizer.lr=0: must be positive: with 0 nothing is learned"),
+        ("optimizer=original_adam optimizer.eps=-1", "optimizer.eps=-1: must not be negative"),
+        ("optimizer.betas=[0.9]", "optimizer.betas=[0.9]: must be a list of 2 numbers, as [0.9,0.999]"),
+        ("optimizer.betas=[1.5,0.9]", "optimizer: torch.optim.AdamW: Invalid beta parameter at index 0: 1.5"),
+        ("schedule.warmup_updates=-5", "schedule.warmup_updates=-5: must not be negative"),
+        ("callbacks.metrics.every_n_steps=0", "callbacks.metrics.every_n_steps=0: must be at least 1"),
+        ("callbacks.validation.monitor=val/acu", "callbacks.validation.monitor=val/acu: must be one of val/ppl"),
+        ("+callbacks.mine=5", "callbacks.mine=5: must be a mapping or null"),
+        ("+callbacks.mine._target_=no.Such", "callbacks.mine._target_=no.Such: there is no such class"),
+        # combinations that cannot work
+        ("model.n_heads=3", "model.n_heads=3 does not divide model.dim=32; model.n_heads=2 would"),
+        ("data.bptt=65", "data.bptt=65 is longer than model.max_positions=64"),
+        ("trainer.devices=3", "3 processes, but data.slots=2"),
+        ("trainer.accelerator=gpu", "trainer.accelerator=gpu: this PyTorch sees no GPU"),
+        ("objective=mt", "has no parallel text train.de-en"),
+        # files, folders and names
+        ("init_from=nowhere.pt", "init_from=nowhere.pt: there is no such file or folder"),
+        ("objective=ae init_encoder=nowhere.pt", "init_encoder=nowhere.pt: there is no such file or folder"),
+        ("data.path=nowhere", "data.path=nowhere: there is no such folder; xlm-prep makes one"),
+        (f"data.path={LONG}", "has a name of 300 bytes; files and folders have at most 255"),
+        ("data.path='${nowhere}'", "data.path: Interpolation key 'nowhere' not found"),
+        (f"run_name={LONG}", "has a name of 300 bytes"),
+        ("'run_name=a b'", "run_name=a b: use letters, digits and"),
+        ("run_name=", "run_name has no value"),
+        ("run_name=first/checkpoints", "run_name=first/checkpoints: runs/first is a run"),
+        ("run_name=first optimizer.lr=5", "optimizer.lr: was 0.001, now 5"),
+        ("run_name=unreadable trainer.precision=auto", "runs/unreadable/config.yaml: is damaged"),
+        ("run_name=listed", "runs/listed/status.json: is damaged"),
+        ("paths.runs=text.en", "paths.runs: text.en/new cannot be made: Not a directory"),
+        ("paths.runs=/proc", "paths.runs: /proc/new cannot be made"),
+        ("paths.runs=ftp://host/runs", "paths.runs=ftp://host/runs: ftp:// is not supported to write to"),
+        ("'data.path=[a'", "data.path=[a: not a valid override"),
+    ),
+    *of(
+        "xlm-train",
+        ("verify=folder", "verify=folder: there is no step-*.pt in it"),
+        (f"verify={LONG}", "has a name of 300 bytes"),
+    ),
+    Mistake(f"{TRAIN} model.ffn_dim=100000000000", "this run cannot fit into memory", status=71),
+    Mistake(f"{TRAIN} logger=wandb", "pip install 'xlm_train[wandb]'", without="wandb"),
+    Mistake(f"{TRAIN} logger=tensorboard", "pip install 'xlm_train[tensorboard]'", without="tensorboard"),
+    Mistake(f"{TRAIN} data.path=s3://bucket/corpus", "pip install 'xlm_train[s3]'", without="s3fs"),
+    Mistake(f"{TRAIN} paths.runs=s3://bucket/runs", "pip install 'xlm_train[s3]'", without="s3fs"),
+    Mistake(f"{TRAIN} init_from=text.en", "text.en: does not end as a checkpoint", leaves="runs/new"),
+    Mistake(f"{TRAIN} init_from=runs/first model.dim=64", "set model.dim=32", leaves="runs/new"),
+    Mistake(TRAIN, "cannot be written: File too large", leaves="runs/new", file_bytes=100),
+]
+
+SWEEPS = list(
+    of(
+        SWEEP,
+        ("data.slots=2,0", "data.slots=0: must be at least 1"),
+        ("model=tiny,gpt", "model has no option 'gpt'"),
+        ("run_name=a,b", "run_name=a,b: one sweep has one run_name"),
+        ("hydra/launcher=slurm seed=1,2", "hydra/launcher=slurm: there is no srun on this machine"),
+        ("'hydra.sweeper.params.seed=choice(1,2)'", "what varies stands in a config's hydra.sweeper.params"),
+        ("'hydra.sweeper.params={seed: 5}'", "what varies stands in a config's hydra.sweeper.params"),
+        ("hydra/launcher=basic,joblib", "what is Hydra's own cannot vary"),
+        ("'optimizer.lr=interval(1e-4,1e-3)'", "only a search draws from an interval"),
+        ("'seed=choice(1,2'", "seed=choice(1,2: must be a whole number"),
+        ("seed=1,2 run_name=", "run_name='': use letters"),
+        (f"seed=1,2 cluster.name=a,{LONG[:250]}", "bytes; a folder's name has at most 255"),
+    )
+)
+
+EVALUATION = [
+    Mistake("xlm-eval", "checkpoint has no value: give checkpoint=..."),
+    Mistake(
+        "xlm-eval checkpoint=nowhere.pt data.path=corpus", "checkpoint=nowhere.pt: there is no such file", apart=True
+    ),
+    *of(
+        "xlm-eval data.path=corpus",
+        ("checkpoint=folder", "checkpoint=folder: is a folder without checkpoints"),
+        ("checkpoint=text.en", "text.en: does not end as a checkpoint of xlm_train"),
+        ("checkpoint=empty.txt", "empty.txt: 0 bytes: not a checkpoint"),
+        (f"checkpoint={LONG}", "has a name of 300 bytes"),
+        ("checkpoint=", "checkpoint has no value"),
+        ("checkpoint=5", "checkpoint=5: must be text; quote it"),
+        ("checkpoint='no süßes, a=b.pt'", "checkpoint=no süßes, a=b.pt: there is no such file"),
+        ("checkpoint=hf://model", "hf://model: is no URL of a file or run: hf://BUCKET/NAME"),
+    ),
+    *of(
+        SCORE,
+        ("split=tst", "split=tst: must be one of train, valid, test"),
+        ("bptt=999", "bptt=999: must be from 2 to 64"),
+        ("beam=5", "is a language model: nothing is translated"),
+        ("length_penalty=nan", "length_penalty=nan: must be finite"),
+        ("device=gpu", "device=gpu: must be one of auto, cpu, cuda"),
+        ("device=cuda", "device=cuda: this PyTorch sees no GPU"),
+        ("out=text.en/x.json", "out=text.en/x.json: text.en is no folder"),
+        ("out=/proc/x.json", "out=/proc/x.json: /proc is not writable"),
+        ("out=", "out has no value"),
+        ("text.en=text.en", "text.LANGUAGE=FILE for raw text: one of them"),
+    ),
+    *of(
+        EVAL,
+        ("data.path=nowhere", "data.path=nowhere: there is no such folder"),
+        ("text.en=nowhere.txt", "text.en=nowhere.txt: there is no such file"),
+        ("text.en=folder", "text.en=folder: is a folder; give a text file"),
+        ("text.en=binary.txt", "text.en=binary.txt: is binary, not UTF-8 text"),
+        ("text.fr=text.en", "text.fr=text.en: "),
+        ("text.en=text.en baselines=true", "baselines=true needs a corpus with a train split"),
+        ("text.en=latin.txt out=scores.json", "latin.txt:2: is not UTF-8"),
+    ),
+    Mistake(f"{SCORE} out=scores.json", "scores.json: cannot be written: File too large", file_bytes=100),
+    Mistake(
+        f"{SCORE} out=scores.json", "standard output: cannot be written: No space left", stdout="/dev/full", apart=True
+    ),
+    Mistake("xlm-eval checkpoint=s3://b/x data.path=corpus", "pip install 'xlm_train[s3]'", without="s3fs"),
+]
+
+GENERATION = [
+    Mistake("xlm-generate", "lang has no value: give lang=..."),
+    *of(
+        CONTINUE,
+        ("temperature=nan", "temperature=nan: must be finite"),
+        ("temperature=inf", "temperature=inf: must be finite"),
+        ("temperature=-1", "temperature=-1: must be 0 (greedy) or positive"),
+        ("top_k=-1 temperature=1", "top_k=-1: must be 0 (all words) or positive"),
+        ("num_samples=2", "num_samples=2: temperature=0 gives the same text each time"),
+        ("bptt=999", "bptt=999: must be from 2 to 64"),
+        ("lang=fr", "lang=fr: runs/first/checkpoints/best.pt knows the languages de, en"),
+        ("checkpoint=runs/translator", "is a translation model, where a language model is needed"),
+        ("checkpoint=runs", "checkpoint=runs: is a folder without checkpoints"),
+        ("prompts_file=text.en", "give prompt='...' or prompts_file=FILE, one of them"),
+        ("out=text.en/x.jsonl", "out=text.en/x.jsonl: text.en is no folder"),
+        (f"out={LONG}", "has a name of 300 bytes"),
+    ),
+    *of(
+        GENERATE,
+        ("seed=1", "give prompt='...' or prompts_file=FILE, one of them"),
+        ("prompts_file=nowhere.txt", "prompts_file=nowhere.txt: there is no such file"),
+        ("prompts_file=folder", "prompts_file=folder: is a folder; give a text file"),
+        ("prompts_file=binary.txt", "prompts_file=binary.txt: is binary, not UTF-8 text"),
+        ("prompts_file=empty.txt", "prompts_file=empty.txt: is empty"),
+        ("prompts_file=latin.txt", "latin.txt:2: is not UTF-8"),
+    ),
+    Mistake(f"{CONTINUE} out=texts.jsonl", "texts.jsonl: cannot be written: File too large", file_bytes=10),
+    Mistake(CONTINUE, "standard output: cannot be written: No space left", stdout="/dev/full"),
+]
+
+TRANSLATION = [
+    Mistake("xlm-translate", "src has no value: give src=..."),
+    *of(
+        f"{TRANSLATE} text=The",
+        ("src=fr", "src=fr: runs/translator/checkpoints/step-00000002.pt knows the languages de, en"),
+        ("tgt=fr out=new.de", "tgt=fr: "),
+        ("src=de", "src=de tgt=de: give two languages"),
+        ("file=text.en", "give text='...' or file=FILE, not both"),
+        ("temperature=inf", "temperature=inf: must be finite"),
+        ("threads=0", "threads=0: must be at least 1"),
+        ("checkpoint=runs/first", "is a language model, where a translation model is needed"),
+    ),
+    *of(
+        TRANSLATE,
+        ("file=nowhere.en", "file=nowhere.en: there is no such file"),
+        ("file=folder", "file=folder: is a folder; give a text file"),
+        ("file=binary.txt", "file=binary.txt: is binary, not UTF-8 text"),
+    ),
+    Mistake(f"{TRANSLATE} file=text.en out=new.de", "cannot be written: File too large", file_bytes=10),
+    Mistake(f"{TRANSLATE} text=The", "standard output: cannot be written: No space left", stdout="/dev/full"),
+]
+
+EXPORTS = [
+    Mistake("xlm-export", "out has no value: give out=..."),
+    *of(
+        EXPORT,
+        ("data.path=corpus", "give checkpoint=FILE for a model, or data.path=FOLDER for a corpus: one of them"),
+        ("checkpoint=nowhere.pt", "checkpoint=nowhere.pt: there is no such file"),
+        ("checkpoint=folder", "checkpoint=folder: is a folder without checkpoints"),
+        ("lang=en format=xlm", "lang=en: of pipelines of transformers (format=hf)"),
+        ("lang=en", "lang=en: only folders of masked models"),
+        ("codes=binary.txt", "binary.txt: not UTF-8"),
+        ("codes=text.en", "not a `left right count` line of fastBPE"),
+        ("evaluation=text.en", "text.en: is not valid JSON"),
+        ("evaluation=mine/list.json", "evaluation=mine/list.json: is not a result of xlm-eval"),
+        ("sample.fr=text.en", "sample.fr: the checkpoint knows the languages de, en"),
+        ("sample.en=binary.txt", "sample.en=binary.txt: is binary, not UTF-8 text"),
+        ("optimizer=maybe", "optimizer=maybe: must be true or false"),
+        ("card.watts=-5", "card.watts=-5: must be at least 0"),
+        ("card.autors=me", "there is no 'card.autors' (did you mean card.authors?)"),
+        ("out=runs", "out=runs: is not empty and no earlier export"),
+        ("out=text.en/x", "out=text.en/x: cannot be written: Not a directory"),
+        ("out=/proc/x", "out=/proc/x: cannot be written"),
+        ("out=.", "out=.: give the name of a folder to make"),
+        ("out=", "out has no value"),
+        (f"out={LONG}", "has a name of 300 bytes"),
+        ("out=ftp://host/x", "out=ftp://host/x: ftp:// is not supported"),
+    ),
+    *of(
+        "xlm-export out=new",
+        ("data.path=corpus", "data.path: a corpus can only be exported with format=xlm"),
+        ("data.path=nowhere format=xlm", "data.path=nowhere: there is no such folder"),
+    ),
+    Mistake(EXPORT, "cannot be written: File too large", file_bytes=1000),
+    Mistake(f"{EXPORT} format=xlm", "cannot be written: File too large", file_bytes=1000),
+    Mistake("xlm-export data.path=corpus out=new format=xlm", "cannot be written: File too large", file_bytes=1000),
+]
+
+IMPORTS = [
+    Mistake("xlm-import", "file has no value: give file=..."),
+    *of(
+        IMPORT,
+        ("file=nowhere.pth", "file=nowhere.pth: there is no such file or folder"),
+        ("codes=null", "text.en: cannot be read safely: it is not a file of torch.save"),
+        ("file=binary.txt", "binary.txt: "),
+        ("file=folder", "file=folder: has neither a config.json (transformers) nor"),
+        ("file=strange", "strange/config.json: "),
+        ("file=", "file has no value"),
+        (f"file={LONG}", "has a name of 300 bytes"),
+        ("codes=binary.txt", "binary.txt: not UTF-8"),
+        ("bptt=1", "bptt=1: a window needs at least 2 tokens"),
+        ("evaluation=both", "evaluation=both: must be null or one of causal, masked"),
+        ("out=runs", "out=runs: is there already; give another folder"),
+        ("out=.", "out=.: give the name of a folder to make"),
+    ),
+]
+
+PREPARATION = [
+    Mistake("xlm-prep", "out has no value: give out=..."),
+    Mistake("xlm-prep out=new", "no text is given: train.LANG=[FILE, ...] for each language", apart=True),
+    *of(
+        "xlm-prep out=new train.de=text.de",
+        ("train=text.en", "train=text.en: which language? give train.en=..."),
+        ("train.en=nowhere.txt", "train.en: nowhere.txt: there is no such file"),
+        ("train.en=folder", "train.en: folder: is a folder with no text known here"),
+        ("train.en=texts", "texts: is a folder; its text files are 'texts/*.txt'"),
+        ("train.en=binary.txt", "train.en: binary.txt: is binary, not UTF-8 text"),
+        ("train.en=empty.txt", "train.en: empty.txt: is empty"),
+        ("train.en=archive.zip", "train.en: archive.zip: is an archive"),
+        ("train.en=text.de", "text.de is given twice"),
+        ("train.en=", "train.en: '' is no input"),
+        ("train.en='*.nope'", "train.en: *.nope: no file has such a name"),
+        ("'train.en={path: text.en}'", "is no input: give {path: FILE.parquet, column: NAME}"),
+        (f"train.en={LONG}", "has a name of 300 bytes"),
+        (f"train.en=[text.en,{LONG}]", "has a name of 300 bytes"),
+        ("train.english=text.en", "'english' is not a language code"),
+        ("pairs=[text.de,text.en]", "pairs is no list"),
+        ("pairs.de-en=text.en", "which pair and split?"),
+        ("pairs.de-en.trn=text.en", "pairs.de-en.trn: there is no split 'trn' (did you mean train"),
+        ("pairs.de-en.train=text.en", "pairs.de-en.train: text.en is no parallel text"),
+        ("corpus=news", "corpus has no option 'news'; there are news_crawl_ende"),
+    ),
+    *of(
+        PREP,
+        ("bpe.n_codes=0", "bpe.n_codes=0: must be a whole number from 1"),
+        ("bpe.alpha=nan", "bpe.alpha=nan: must be finite"),
+        ("bpe.vocab_limit=[tst]", "bpe.vocab_limit=tst: must be among train, valid, test"),
+        ("bpe=5", "bpe=5: has fields"),
+        ("codes=binary.txt", "codes: binary.txt: not UTF-8"),
+        ("codes=text.en", "codes: text.en:1: not a `left right count` line of fastBPE"),
+        ("vocab=text.en", "vocab=text.en: needs the codes it was made with (codes=FILE)"),
+        ("language_vocab.en=text.en", "language_vocab.de: is not given, but another language's is"),
+        ("workers=0", "workers=0: must be a whole number from 1"),
+        ("parallel=[train]", "parallel=train: train cannot be parallel text"),
+        ("out=text.en/x", "out=text.en/x: cannot be made: "),
+        ("out=/proc/x", "out=/proc/x: cannot be made: /proc is not writable"),
+        ("out=", "out has no value"),
+        ("out=foreign", "out=foreign: holds codes from elsewhere, to be overwritten"),
+    ),
+    Mistake(f"{PREP} executor=local", "pip install 'xlm_train[datatrove]'", without="datatrove"),
+    Mistake(f"{PREP} 'train.en={{dataset: nowhere}}'", "pip install 'xlm_train[hub]'", without="datasets"),
+]
+
+REPORTS = [
+    Mistake("xlm-report", "run_name has no value: give run_name=..."),
+    *of(
+        "xlm-report",
+        ("run_name=nowhere", "run_name=nowhere: there is no run of that name in runs; there are"),
+        ("run_name=frist", "there is no run of that name in runs; did you mean first"),
+        (f"run_name={LONG}", "has a name of 300 bytes"),
+        ("run_name=", "run_name has no value"),
+        ("run_name=first paths.runs=nowhere", "paths.runs=nowhere: there is no such folder"),
+        ("run_name=first compare=first", "compare=first: must be a list, as [a,b]"),
+        ("run_name=first compare=[first]", "compare=first: is named twice"),
+        ("run_name=first compare=[nowhere]", "compare=nowhere: there is no run of that name"),
+        ("run_name=blocked", "runs/blocked/plots: cannot be made: File exists"),
+    ),
+    Mistake("xlm-report run_name=first", "curves.png: cannot be written: File too large", file_bytes=100),
+]
+
+PLANS = [
+    *of(
+        PLAN,
+        ("plan.epochs=2", "plan.epochs needs a corpus to count: give data.path=CORPUS"),
+        ("plan.epochs=2 plan.tokens=5", "plan.tokens and plan.epochs both say how long to train"),
+        ("plan.efficiency=nan", "plan.efficiency=nan: must be finite"),
+        ("plan.probe=true", "plan.probe=true measures this machine's CPU"),
+        ("plan=5", "plan=5: has fields"),
+        ("~plan", "plan has no value"),
+        ("cluster.peak_tflops=5", "cluster.peak_tflops"),
+        ("data.slots=1", "has 8 devices, but data.slots=1"),
+        ("data.path=nowhere", "data.path=nowhere: there is no such folder"),
+        ("trainer.precision=[a]", "trainer.precision=['a']: must be text"),
+        ("out=/proc/x", "out=/proc/x: /proc is not writable"),
+        ("out=5", "out=5: must be text or null"),
+        ("out=", "out has no value"),
+    ),
+    Mistake(f"{PLAN} out=new", "cannot be written: File too large", file_bytes=100),
+    Mistake(PLAN, "standard output: cannot be written: No space left", stdout="/dev/full"),
+]
+
+TABLE = [
+    *EVERYWHERE, *FLAGS, *TRAINING, *SWEEPS, *EVALUATION, *GENERATION, *TRANSLATION, *EXPORTS, *IMPORTS, *PREPARATION,
+    *REPORTS, *PLANS,
+]  # fmt: skip
