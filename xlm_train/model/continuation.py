@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from xlm_train.model.decoding import Sampling, next_words
 from xlm_train.runtime.files import atomic_write
 from xlm_train.text.reader import GrowingText
-from xlm_train.text.vocabulary import EOS, SPECIALS
+from xlm_train.text.vocabulary import EOS, NEVER_WRITTEN
 
 if TYPE_CHECKING:
     from xlm_train.model.pretrained import TrainedModel
@@ -128,7 +128,6 @@ def continue_by_words(
         ConfigError: The checkpoint does not know the language.
     """
     number = trained.text.language(language)
-    banned = [i for i in range(len(SPECIALS)) if i != EOS]
     jobs = [(prompt, sample) for prompt in prompts for sample in range(num_samples)]
     texts: list[Continuation] = []
 
@@ -144,7 +143,7 @@ def continue_by_words(
             lambda row: batch[row].ended,
             sampling,
             [text.sample for text in batch],
-            banned,
+            NEVER_WRITTEN,
         ):
             for row, token, logprob in words:
                 batch[row].add(token, logprob, stop_at_eos)

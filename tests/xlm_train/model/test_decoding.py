@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -224,13 +225,13 @@ def continued(spoken: TrainedModel, prompt: str, line: str, stop: Sequence[str] 
     return text, [*shown, text.text]
 
 
-LINES = ['"No," she said, "it\'s 5 o\'clock."', "a 'little' one", "it (and that) ends; x", 'he said: "Go!" and went']
+LINES = ['"No," she said, "it\'s late."', "a 'little' one", "it (and that) ends; x", 'he said: "Go!" and went']
 
 
 @pytest.mark.parametrize("line", LINES)
 def test_what_was_printed_does_not_change(spoken: TrainedModel, line: str) -> None:
     text, shown = continued(spoken, "The king: ", line)
-    assert text.text == f"The king: {line}".replace(": ", ":", 1).replace(":", ": ", 1)
+    assert text.text == f"The king: {line}"
     assert all(after.startswith(before) for before, after in pairwise(shown))
     assert shown[0].startswith("The king:")
     assert len(set(shown)) > 3  # as words come, not at the end
@@ -350,9 +351,10 @@ def test_log_probabilities_and_stop_strings_by_command(
     assert len(written["logprobs"]) == len(written["pieces"]) == len(written["tokens"])
     assert f"in all {sum(written['logprobs']):.2f}" in capsys.readouterr().err
     new = written["text"].removeprefix("The king")
-    assert run(monkeypatch, *arguments, f"stop=[{new[2:4]},qqq]") == 0
+    (stop, *_) = re.findall("[a-z]{2}", new)
+    assert run(monkeypatch, *arguments, f"stop=[{stop},qqq]") == 0
     stopped = json.loads(out.read_text())
-    assert stopped["text"] == written["text"].partition(new[2:4])[0]
+    assert stopped["text"] == "The king" + new.partition(stop)[0]
     assert stopped["finished"]
     assert "logprobs" not in stopped
     assert run(monkeypatch, *arguments, "stop=") == 2
