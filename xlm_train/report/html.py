@@ -25,10 +25,21 @@ PALETTE = (
 
 @dataclass(frozen=True)
 class Cell:
-    """A table's cell. tone: "good" or "bad" colours what the text says as well; "" does not."""
+    """A table's cell.
+
+    Args:
+        text: What it says.
+        tone: "good" or "bad" colours that as well; "" does not.
+        link: Address of a page that tells more, relative to this one.
+    """
 
     text: str
     tone: str = ""
+    link: str = ""
+
+    def html(self) -> str:
+        """The text, as a link where there is one."""
+        return f'<a href="{escape(self.link)}">{escape(self.text)}</a>' if self.link else escape(self.text)
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,7 @@ def _cells(row: Sequence[str | Cell]) -> Iterable[str]:
         cell = value if isinstance(value, Cell) else Cell(value)
         tone = f' class="{cell.tone}"' if cell.tone else ""
         name = 'th scope="row"' if number == 0 else "td"
-        yield f"<{name}{tone}>{escape(cell.text)}</{name[:2]}>"
+        yield f"<{name}{tone}>{cell.html()}</{name[:2]}>"
 
 
 def _text(value: str | Cell) -> str:
@@ -95,7 +106,8 @@ def _text(value: str | Cell) -> str:
 
 
 def _plain(value: str | Cell) -> str:
-    return markdown_text(_text(value)).replace("|", "\\|")
+    text = markdown_text(_text(value)).replace("|", "\\|")
+    return f"[{text}]({value.link})" if isinstance(value, Cell) and value.link else text
 
 
 @dataclass(frozen=True)
