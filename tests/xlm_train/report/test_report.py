@@ -26,11 +26,11 @@ from xlm_train.report import html as page
 from xlm_train.report import recipe, write_report
 from xlm_train.report.content import sections
 from xlm_train.report.curves import figures
-from xlm_train.report.figures import Axis, number, reduce
+from xlm_train.report.figures import Axis, Curve, Figure, number, reduce
 from xlm_train.report.reading import find_runs, read_run
 from xlm_train.report.results import thinned
 from xlm_train.report.svg import figure_html
-from xlm_train.report.writing import as_html, as_markdown
+from xlm_train.report.writing import as_html, as_markdown, title_of
 from xlm_train.runtime.errors import UserError
 
 HOSTILE = "<script>alert('x')</script>|</title>\"&amp;"
@@ -61,7 +61,7 @@ def lines_of(steps: int, every: int, tokens: int = 1000, validate: int = 0) -> l
 def written(*folders: Path) -> str:
     """The page of a run; others beside it. Without the picture, which takes most of the time."""
     runs = [read_run(folder) for folder in folders]
-    return as_html(runs, sections(runs))
+    return as_html(title_of(runs), sections(runs))
 
 
 class Page(HTMLParser):
@@ -168,11 +168,11 @@ def test_names_and_values_are_text_not_markup(make_run: Callable[..., Path]) -> 
     )
     (folder / "energy.json").write_text(json.dumps({"energy_kwh": 1.0, "method": HOSTILE, "region": HOSTILE}))
     runs = [read_run(folder)]
-    text = as_html(runs, sections(runs))
+    text = as_html(title_of(runs), sections(runs))
     assert "<script>alert" not in text
     assert [attributes for tag, attributes in Page(text).tags if tag == "script"].count({}) == 1  # ours
     assert Page(text).text.count(HOSTILE) > 8  # shown as it is
-    for line in as_markdown(runs, sections(runs)).splitlines():
+    for line in as_markdown(title_of(runs), sections(runs), "plots/curves.png").splitlines():
         assert not re.search(r"(?<!\\)<", line)
         if line.startswith("| "):
             assert re.search(r"(?<!\\)\|$", line)
@@ -334,8 +334,8 @@ def test_no_damage_stops_the_report(make_run: Callable[..., Path]) -> None:
             )
             file.write_bytes(draw.choice(damage))
         runs = [read_run(folder), read_run(folder)]
-        assert as_html(runs, sections(runs)).endswith("</html>\n")
-        as_markdown(runs, sections(runs))
+        assert as_html(title_of(runs), sections(runs)).endswith("</html>\n")
+        as_markdown(title_of(runs), sections(runs), "plots/curves.png")
 
 
 def test_several_runs_side_by_side(make_run: Callable[..., Path]) -> None:
@@ -419,6 +419,73 @@ def test_the_best_validation_is_the_monitor_s(make_run: Callable[..., Path]) -> 
     page = written(by_accuracy)
     assert "at step 10 (by val/acc: 40)" in page
     assert "40 (best)" in page
+
+
+def test_scores_baselines_and_texts_found_beside_the_run(make_run: Callable[..., Path]) -> None:
+    """As `make demo` leaves them after the training, and writes the report again."""
+    folder = make_run("r", lines_of(20, 5, validate=10))
+    scores = {"perplexity": 98.76, "accuracy": 21.0, "unigram_perplexity": 432.1, "bigram_perplexity": 210.9}
+    result = {"split": "test", "checkpoint": {"step": 20}, "languages": {"de": scores, "en": {"perplexity": 87.65}}}
+    (folder / "evaluation.json").write_text(json.dumps(result))
+    text = Page(written(folder)).text
+    assert re.search(
+        r"unigram's perplexity\n+bigram's perplexity\n+test\n+20\n+de\n+98\.76\n+21\n+-\n+432\.1\n+210\.9\n", text
+    )
+    assert "Samples" not in text
+    for language in ("de", "en"):
+        line = {"prompt": f"<{language}>", "language": language, "text": f"<{language}> and more", "tokens": [1]}
+        (folder / f"generated.{language}.jsonl").write_text(json.dumps(line) + "\n[]\n")
+    text = Page(written(folder)).text
+    assert re.search(
+        r"Samples\n+Texts continued by xlm-generate\n+language\n+prompt\n+text\n+de\n+<de>\n+<de> and more\n", text
+    )
+    assert "<en> and more" in text
+    assert "generated.en.jsonl: 1 line damaged and left out" in text
+
+
+def test_a_run_that_was_moved_tells_as_much(trained: Path, corpus_folder: Path, tmp_path: Path) -> None:
+    """To where there is neither its corpus nor the checkpoint that it began with."""
+
+    def told(folder: Path) -> str:
+        text = Page(written(folder)).text
+        return text[: text.index("Written ")]
+
+    before = told(trained)
+    manifest = json.loads((corpus_folder / "manifest.json").read_text())
+    assert f"{manifest['vocabulary']['entries']:,}" in before
+    moved = tmp_path / "elsewhere" / trained.name
+    shutil.copytree(trained, moved, symlinks=True)
+    config = (moved / "config.yaml").read_text()
+    (moved / "config.yaml").write_text(config.replace(str(corpus_folder), "/not/here"))
+    assert told(moved) == before.replace(str(corpus_folder), "/not/here")
+
+
+def test_the_parent_is_known_without_its_file(make_run: Callable[..., Path]) -> None:
+    events = [{"step": 0, "event": "start", "parents": ["aaaa", "bbbb"]}, {"step": 10, "event": "start", "parents": []}]
+    text = written(make_run("r", lines_of(20, 5), "init_from=/not/here.pt", events=events))
+    assert "/not/here.pt, content sha256 bbbb" in text
+
+
+def test_bars_stand_on_the_axis_and_say_their_values() -> None:
+    bars = Curve("sentences", [0, 5, 10], [2, 8, 4], bars=5)
+    drawn = figure_html(Figure("train.de", "sentences", [bars], x_axis=Axis(0, 15), from_zero=True), "x")
+    path = re.search(r'<path class="bars k0" d="(.*?)"', drawn)
+    assert path
+    sides = re.findall(r"M(\S+) 1000V(\S+)H(\S+)V1000Z", path[1])
+    assert [(float(left), float(right)) for left, _, right in sides] == [(0, 300), (333.3, 633.3), (666.7, 966.7)]
+    top = 8 * 1.06  # of the axis
+    assert [float(height) for _, height, _ in sides] == pytest.approx(
+        [1000 * (1 - y / top) for y in (2, 8, 4)], abs=0.1
+    )
+
+
+def test_the_readout_knows_logarithmic_axes_and_words() -> None:
+    """Its values as JSON: small ones are not rounded away, and words stand for their places."""
+    rates = Curve("each job", [1e-4, 3.14159e-4, 1e-2], [30, 20, 25])
+    figure = Figure("t", "", [rates], x_axis=Axis(1e-4, 1e-2, log=True), x_ticks=[(1e-4, "low"), (1e-2, "high")])
+    data = json.loads(re.findall(r'<script type="application/json">(.*?)</script>', figure_html(figure, "x"))[0])
+    assert data["curves"][0]["x"] == [1e-4, 3.142e-4, 1e-2]
+    assert (data["log"], data["names"]) == (True, [[1e-4, "low"], [1e-2, "high"]])
 
 
 def test_the_published_size_follows_from_the_recipe(make_run: Callable[..., Path], tmp_path: Path) -> None:
