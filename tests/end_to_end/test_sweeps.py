@@ -24,8 +24,8 @@ from xlm_train.commands.sweep import best_perplexity, sweep_of
 from xlm_train.config.overrides import config_folder
 from xlm_train.config.train import problems_of
 from xlm_train.report import sweep as sweep_table
-from xlm_train.report.png import draw
 from xlm_train.report import sweep_figures
+from xlm_train.report.png import draw
 from xlm_train.report.sweep_rows import Row
 from xlm_train.runtime.errors import ConfigError
 from xlm_train.training.loggers import read_metrics
