@@ -148,8 +148,9 @@ class Printer:
     def show(self, texts: Sequence[Continuation]) -> None:
         """Print what is new."""
         for text in texts[self._done :]:
-            print(text.text[self._letters :], end="\n" if text.ended else "", flush=True)
-            self._letters = len(text.text)
+            now = text.text
+            print(now[self._letters :], end="\n" if text.ended else "", flush=True)
+            self._letters = len(now)
             if not text.ended:
                 return
             if self.logprobs:

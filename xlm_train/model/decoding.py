@@ -179,7 +179,7 @@ def next_words(
         with torch.inference_mode():  # not while the caller has a word
             logits = reader.next_logits([texts[row] for row in active]).float()
             totals = logits.logsumexp(dim=1)
-            logits[:, banned] = float("-inf")
+            logits[:, list(banned)] = float("-inf")
             uniform = torch.tensor([noise[row].random() for row in active], dtype=torch.float64, device=logits.device)
             chosen = choose(logits, sampling, uniform)
             logprobs = logits.gather(1, chosen[:, None])[:, 0] - totals

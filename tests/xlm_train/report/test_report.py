@@ -7,10 +7,8 @@ import math
 import random
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
-from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -569,66 +567,3 @@ def test_markdown_cells_stay_cells() -> None:
     assert words.markdown() == "T:\n\n|  |  |\n| --- | --- |\n| x | y |\n| long | z |\n\nn"
     assert words.text() == "x     y\nlong  z\nn"
     assert page.Table("", ["a", "bcd"], [["xyz", "1"]]).text() == "a    bcd\nxyz    1"
-
-
-PROBE = """
-addEventListener("load", () => {
-  const svg = document.querySelector(".area > svg"), box = svg.getBoundingClientRect();
-  const height = document.documentElement.scrollHeight;
-  svg.dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + box.width / 2, clientY: box.top + 5}));
-  const wide = [...document.querySelectorAll("body *")].filter((e) => !e.closest(".scroll, pre, svg, details:not([open])") &&
-    e.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map((e) => e.tagName + "." + e.className);
-  const small = [...document.querySelectorAll("figure span, td, th, p")].map((e) => parseFloat(getComputedStyle(e).fontSize));
-  parent.postMessage({
-    grown: document.documentElement.scrollHeight - height, overflow: getComputedStyle(svg).overflow,
-    width: document.documentElement.clientWidth, scroll: document.documentElement.scrollWidth, wide,
-    back: getComputedStyle(document.body).backgroundColor, smallest: Math.min(...small),
-    readout: document.querySelector(".readout").textContent, fetched: performance.getEntriesByType("resource").map((e) => e.name),
-  }, "*");
-});
-"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> str:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-    if found is None:
-        pytest.skip("no Chromium on PATH: the page's look is not tested here (Debian's package chromium has it)")
-    return found
-
-
-@pytest.mark.parametrize(("width", "dark"), [(375, False), (375, True), (1280, False)])
-def test_the_page_in_a_real_browser(
-    browser: str, make_run: Callable[..., Path], tmp_path: Path, width: int, dark: bool
-) -> None:
-    """In a copy of the page, within a frame of the wanted width: nothing wider than the screen, nothing fetched, the script runs."""
-    events = [{"step": 100, "time": 1.0, "event": "start", "devices": ["x" * 90], "changes": ["y" * 200]}]
-    long = "a_very_long_run_name_without_any_space_" * 3
-    folders = [make_run(name, lines_of(200, 5, validate=20), events=events) for name in ("r", long)]
-    text = written(*folders)
-    (tmp_path / "copy.html").write_text(text.replace("</body>", f"<script>{PROBE}</script></body>"))
-    (tmp_path / "frame.html").write_text(
-        f'<iframe src="copy.html" style="border:0;width:{width}px;height:900px"></iframe><pre id="said"></pre><script>'
-        'addEventListener("message", (e) => { document.getElementById("said").textContent = JSON.stringify(e.data) })</script>'
-    )
-    options = "--headless --hide-scrollbars --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
-    options += (
-        f" --disable-component-update --window-size=1400,1000 --blink-settings=preferredColorScheme={0 if dark else 1}"
-    )
-    options += f" --user-data-dir={tmp_path / 'profile'} --virtual-time-budget=3000 --dump-dom"
-    result = subprocess.run(
-        [browser, *options.split(), (tmp_path / "frame.html").as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    found = re.search(r'<pre id="said">(.+?)</pre>', result.stdout)
-    assert found, result.stderr[-2000:]
-    said = json.loads(unescape(found[1]))
-    assert said["width"] == width
-    assert said["scroll"] == width
-    assert said["wide"] == []
-    assert said["fetched"] == []
-    assert said["grown"] == 0  # the readout moves nothing
-    assert said["overflow"] == "visible"  # dots at the edges are whole
-    assert said["smallest"] >= 12
-    assert said["back"] == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
-    assert said["readout"].startswith("step 100\n1.05 r, training\n")  # 10 / sqrt(100) + 0.05
