@@ -115,11 +115,11 @@ def main(settings: GenerateConfig) -> int:
             trained, prompts, settings.lang, settings.max_tokens, settings.sampling, settings.num_samples,
             settings.stop_at_eos, settings.batch_texts, settings.stops,
         ):  # fmt: skip
-            if flag.is_set:
+            if stopped := flag.is_set:  # asked once: it may be set at any moment
                 for text in texts:
                     text.end()
             printer.show(texts)
-            if flag.is_set:
+            if stopped:
                 break
     seconds = time.perf_counter() - start
     tokens = sum(len(text.tokens) for text in texts)
