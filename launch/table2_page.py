@@ -229,8 +229,9 @@ def sections(found: Mapping[str, Any]) -> list[Section]:
 
 def shown(key: str, samples: Sequence[Mapping[str, Any]]) -> Table:
     """Translations of a row."""
-    titles = ["step", "direction", "source", "translation", "reference"]
-    return Table(key, titles, [[str(sample[title]) for title in titles] for sample in samples], words=True)
+    titles = ["source", "translation", "reference"]
+    rows = [[f"{one['step']:,}, {one['direction']}", *(str(one[title]) for title in titles)] for one in samples]
+    return Table(key, ["step, direction", *titles], rows, words=True, sentences=True)
 
 
 def _cells(key: str, row: Mapping[str, Any], names: Sequence[str]) -> list[str]:

@@ -161,7 +161,7 @@ SUMMARY: Sequence[tuple[str, Callable[[Run], str]]] = (
     ("steps", lambda run: f"{_last_step(run):,}"),
     ("tokens read", _tokens),
     ("parameters", _parameters),
-    ("lowest mean validation perplexity", _best),
+    ("mean perplexity of the best validation", _best),
     ("training time (steps only)", _hours),
     ("tokens/s, median", lambda run: digits(_median(run, "speed/tokens_per_second"), ",.0f")),
     ("model FLOPs utilisation (of the device's peak), median", _mfu),

@@ -5,6 +5,7 @@ A page is one file: style, drawings and script stand in it, and a content securi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -51,6 +52,7 @@ class Table:
         head: Titles of the columns; none for a table that needs none.
         rows: The cells, as many in each row as there are columns.
         words: Whether the cells are text; otherwise they are figures, which stand to the right.
+        sentences: Whether they are text to be read: columns stay wide where the screen is not.
         note: Below the table, in text and Markdown.
     """
 
@@ -59,12 +61,13 @@ class Table:
     rows: Sequence[Sequence[str | Cell]]
     words: bool = False
     note: str = ""
+    sentences: bool = False
 
     def html(self) -> str:
         """The table in a box that scrolls by itself, reachable by keyboard."""
-        head = "".join(f'<th scope="col">{escape(title)}</th>' for title in self.head)
+        head = "".join(f'<th scope="col">{_head(title)}</th>' for title in self.head)
         rows = "".join(f"<tr>{''.join(_cells(row))}</tr>" for row in self.rows)
-        kind = ' class="words"' if self.words else ""
+        kind = ' class="words sentences"' if self.sentences else ' class="words"' if self.words else ""
         label = escape(self.caption or ", ".join(self.head))
         caption = f'<p class="muted">{escape(self.caption)}</p>' if self.caption else ""  # does not scroll
         return (
@@ -91,6 +94,11 @@ class Table:
             for line in lines
         ]  # fmt: skip
         return "\n".join(["  ".join(line).rstrip() for line in lines] + ([self.note] if self.note else []))
+
+
+def _head(title: str) -> str:
+    """A column's title, which may break behind the parts of a metric's name and not in a direction's."""
+    return re.sub(r"(?<=[._/])(?=\w)", "<wbr>", escape(title)).replace("-", "-&#8288;")
 
 
 def _cells(row: Sequence[str | Cell]) -> Iterable[str]:

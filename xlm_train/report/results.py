@@ -87,7 +87,7 @@ def samples(runs: Sequence[Run]) -> list[Block]:
             step, shown = run.samples[place]
             caption = f"{run.name}, step {step:,}" if len(runs) > 1 else f"Step {step:,}"
             rows = [[str(sample.get(key, NONE)) for key in head] for sample in shown]
-            blocks += [Table(caption, head, rows, words=True)] if rows else []
+            blocks += [Table(caption, head, rows, words=True, sentences=True)] if rows else []
     head = ["language", "prompt", "text"]
     rows_of = [(run, [str(one.get(key, NONE)) for key in head]) for run in runs for one in run.generated[:MOST_OPEN]]
     return [*blocks, _listed("Texts continued by xlm-generate", head, rows_of, words=True)] if rows_of else blocks

@@ -112,11 +112,12 @@ def _mark(mark: Mark, across: Axis) -> str:
 
 def _legend(figure: Figure) -> str:
     shapes = {"start": "M10 0V12", "skip": "M10 4V12"}
-    parts = []
+    parts: list[str] = []
     for curve, points in figure.drawn if len(figure.drawn) > 1 else ():
         line = f'<path class="{"dashed" if curve.dots else "line"} k{curve.colour}" d="M0 6H20"/>' if curve.line else ""
         dot = f'<path class="dots k{curve.colour}" d="M10 6h0"/>' if curve.dotted(len(points.x)) else ""
-        parts.append(_key(line + dot, curve.label))
+        if (key := _key(line + dot, curve.label)) not in parts:  # curves that are of one kind
+            parts.append(key)
     for kind in figure.mark_counts:
         shape = f'<path class="mark {kind} k{MARK_COLOURS[kind]}" d="{shapes.get(kind, "M10 6h0")}"/>'
         parts.append(_key(shape, MARKS[kind]))

@@ -11,10 +11,10 @@ from typing import Any
 from urllib.parse import quote
 
 from xlm_train.report.content import Section
-from xlm_train.report.html import Cell, Paragraph, Table
+from xlm_train.report.html import PALETTE, Cell, Paragraph, Table
 from xlm_train.report.png import draw
 from xlm_train.report.reading import Run, read_run
-from xlm_train.report.sweep_figures import MOST_CURVES, figures, job_curves
+from xlm_train.report.sweep_figures import figures, job_curves
 from xlm_train.report.sweep_rows import (
     DONE,
     SEED,
@@ -170,8 +170,12 @@ def _markdown(name: str, rows: Sequence[Row], links: dict[int, str]) -> str:
 
 def _page(folder: Path, rows: Sequence[Row], runs: Sequence[Run], links: dict[int, str]) -> str:
     """The sweep's page: what is in table.md, and all figures."""
-    run_of = {id(row): run for row, run in zip(rows, runs, strict=True)}
-    drawn = [row for row in _best_first(rows) if run_of[id(row)].columns][:MOST_CURVES]
+    run_of = {row.run: run for row, run in zip(rows, runs, strict=True)}
+    reported = [row for row in _best_first(rows) if run_of[row.run].columns]
+    groups = by_seed(reported)
+    if len(groups) == 1:  # nothing but the seed was varied
+        groups = [[row] for row in reported]
+    drawn = groups[: len(PALETTE)]
     best, over_seeds = _best_first(rows)[0], seeds(rows)
     texts = [Paragraph(f"{_done(rows)}.")]
     if best.status in DONE and best.varied and not over_seeds:
@@ -179,12 +183,12 @@ def _page(folder: Path, rows: Sequence[Row], runs: Sequence[Run], links: dict[in
     texts += [Paragraph(f"Failed: {text}", warning=True) for text in _failures(rows)]
     plots = figures(rows) if any(row.perplexity is not None for row in rows) and rows[0].varied else []
     note = []
-    if len(drawn) < len(rows):
-        note = [Paragraph(f"Of the {len(rows)} jobs the best {len(drawn)} that have reported metrics.")]
+    if len(drawn) < len(groups):
+        note = [Paragraph(f"The best {len(drawn)} of {len(groups)}.")]
     sections = [
         Section("", [*texts, *over_seeds, *plots[:1]]),
         Section("Jobs", [table(rows, links)]),
         Section("By what was varied", plots[1:]),
-        Section("Curves", [*note, *job_curves(drawn, [run_of[id(row)] for row in drawn])]),
+        Section("Curves", [*note, *job_curves(drawn, run_of)]),
     ]
     return as_html(f"Sweep {folder.name}", [section for section in sections if section.blocks])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -12,9 +12,8 @@ from xlm_train.report.html import PALETTE
 from xlm_train.report.reading import Run
 from xlm_train.report.sweep_rows import SEED, Row, as_number, averaged, by_seed, keys_of, label_of, short
 
-GREY = len(PALETTE) - 1
+GREY, OCHRE = len(PALETTE) - 1, 4  # in the palette
 MOST_LINES = 6  # of a panel
-MOST_CURVES = 12  # of jobs over one another
 LEAST_APART = 1 / 8  # of a panel's width: labels of values that are nearer would run into each other
 WIDE_SPREAD = 10  # highest to lowest perplexity: from there the axis is logarithmic
 TITLE = "Best validation perplexity"
@@ -51,7 +50,7 @@ def figures(rows: Sequence[Row]) -> list[Figure]:
     counts = {key: len({_value(row, key) for row in shown}) for key in keys}
     means = [(row, row.perplexity) for row in shown if row.perplexity is not None]
     jobs = [(row, row.perplexity) for row in rows if row.perplexity is not None]
-    each = [Line("each seed", jobs, GREY, connected=False)] if seeds else []
+    each = [Line("each seed", jobs, OCHRE, connected=False)] if seeds else []
     if len(keys) == 1:
         connected = keys != [SEED]
         languages = sorted({lang for row, _ in means for lang in row.perplexities})
@@ -78,26 +77,26 @@ def figures(rows: Sequence[Row]) -> list[Figure]:
     return found
 
 
-def job_curves(rows: Sequence[Row], runs: Sequence[Run]) -> list[Figure]:
-    """The curves of jobs over one another; those that differ by the seed alone have one colour.
+def job_curves(groups: Sequence[Sequence[Row]], runs: Mapping[str, Run]) -> list[Figure]:
+    """The curves of jobs over one another.
 
     Args:
-        rows: The jobs.
-        runs: Theirs.
+        groups: Jobs, those of a group in one colour under one label; as many groups as there are colours at most.
+        runs: Theirs, by their names.
     """
-    scales = scales_of(runs)
-    hues = {id(row): hue for hue, group in enumerate(by_seed(rows)) for row in group}
+    jobs = [(hue, row, runs[row.run]) for hue, group in enumerate(groups) for row in group]
+    scales = scales_of([run for _, _, run in jobs])
     found = []
     for title, unit, metric, log in METRICS:
         curves = [
             Curve(
-                label_of(row),
+                label_of(row) if len(groups[hue]) == 1 else label_of(averaged(groups[hue])),
                 [step * scale for step in run.columns[metric].steps],
                 run.columns[metric].values,
-                hues[id(row)] % len(PALETTE),
+                hue,
                 dots=metric.startswith("val/"),
             )
-            for row, run, scale in zip(rows, runs, scales, strict=True)
+            for (hue, row, run), scale in zip(jobs, scales, strict=True)
             if metric in run.columns
         ]
         found.append(Figure(title, unit, curves, x_label="tokens" if set(scales) != {1} else "step", log=log))

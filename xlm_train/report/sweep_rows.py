@@ -154,8 +154,12 @@ def short(value: str) -> str:
 
 
 def label_of(row: Row) -> str:
-    """What a job varies, in words."""
-    return ", ".join(f"{key}={short(value)}" for key, value in row.varied.items()) or row.run
+    """What a job varies, in few words: a key by its last part, where no other ends so."""
+    leaves = [key.rpartition(".")[2] for key in row.varied]
+    names = [leaf if leaves.count(leaf) == 1 else key for key, leaf in zip(row.varied, leaves, strict=True)]
+    return (
+        ", ".join(f"{name}={short(value)}" for name, value in zip(names, row.varied.values(), strict=True)) or row.run
+    )
 
 
 def as_number(text: str) -> float | None:

@@ -36,14 +36,15 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         lines = [json.loads(line) for line in body.splitlines()]
         self.server.asked.append((self.path, lines[0]))
-        answer: dict[str, Any] = {"url": "http://hub/ann/model", "errors": [], "warnings": []}
+        url = f"http://{self.headers['Host']}/ann/model"
+        answer: dict[str, Any] = {"url": url, "errors": [], "warnings": []}
         if "/preupload/" in self.path:
             names = [file["path"] for file in lines[0]["files"]]
             answer = {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]}
         elif "/commit/" in self.path:
             sent = [line["value"] for line in lines if line["key"] == "file"]
             self.server.files |= {one["path"]: base64.b64decode(one["content"]) for one in sent}
-            answer = {"commitUrl": "http://hub/ann/model/commit/c0ffee", "commitOid": "c0ffee"}
+            answer = {"commitUrl": f"{url}/commit/c0ffee", "commitOid": "c0ffee"}
         self.send_response(403 if self.server.refuses else 200)
         self.send_header("Content-Type", "application/json")
         self.end_headers()
@@ -80,7 +81,7 @@ def test_the_folder_is_sent_whole(run_command: Run, imported: Path, hub: Hub, tm
     out = tmp_path / "out"
     status, told, err = run_command("export", f"checkpoint={imported}", f"out={out}", "push_to_hub=ann/model")
     assert status == 0, err
-    assert told.splitlines()[-1] == "sent: http://hub/ann/model/commit/c0ffee"
+    assert told.splitlines()[-1] == f"sent: http://127.0.0.1:{hub.server_port}/ann/model/commit/c0ffee"
     assert hub.files == tree(out)
     path, made = hub.asked[0]
     assert (path, made["name"], made["organization"]) == ("/api/repos/create", "model", "ann")

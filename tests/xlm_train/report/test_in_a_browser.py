@@ -16,6 +16,7 @@ import pytest
 
 from data_prep import report as corpus_report
 from data_prep.binarise import Binarised
+from data_prep.statistics import percentiles
 from tests.conftest import REPOSITORY
 from tests.launch.test_table2 import FOUND
 from tests.xlm_train.report.test_report import lines_of, written
@@ -113,7 +114,7 @@ def test_the_page_of_a_corpus(browser: str, tmp_path: Path) -> None:
         "unknown_rate": 0.0,
         "length": {},
     }
-    part |= {"duplicates": 0, "duplicates_exact": True, "empty": 0, "dropped": {}}
+    part |= {"length": percentiles(lengths), "duplicates": 0, "duplicates_exact": True, "empty": 0, "dropped": {}}
     manifest: dict[str, Any] = {"splits": {"train": {"de": part}}, "warnings": ["w" * 300], "lineage": "f" * 64}
     manifest |= {"vocabulary": {"entries": 99}, "codes": {"merges": 60}}
     page = corpus_report.page(manifest, {("train", "de"): Binarised([], lengths)})

@@ -26,14 +26,18 @@ def card(exported: Path) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.parametrize(("language", "prompt"), [("de", "Es war einmal"), ("en", "It was"), ("en", "The king")])
-def test_the_card_s_class_generates_as_we_do(card: dict[str, Any], imported: Path, language: str, prompt: str) -> None:
-    (ours,) = continue_texts(open_checkpoint(imported, "cpu"), [prompt], language, 20)
+@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize(("language", "prompt"), [("de", "Es war einmal"), ("en", "It was")])
+def test_the_card_s_class_generates_as_we_do(
+    card: dict[str, Any], imported: Path, language: str, prompt: str, ends: bool
+) -> None:
+    (ours,) = continue_texts(open_checkpoint(imported, "cpu"), [prompt], language, 20, stop_at_eos=ends)
     model = card["model"]
     model.config.lang_id = card["tokenizer"].lang2id[language]
+    model.generation_config.eos_token_id = 1 if ends else None
     found = model.generate(torch.tensor([ours.ids]), max_new_tokens=20)
     assert found[0].tolist() == [*ours.ids, *ours.tokens]
-    assert len(ours.tokens) > 3
+    assert ours.finished == ends == (len(ours.tokens) < 20)
 
 
 def test_the_card_s_example_prints_a_continuation(card: dict[str, Any]) -> None:
