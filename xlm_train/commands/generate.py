@@ -80,7 +80,7 @@ class GenerateConfig:
     [
         "xlm-generate checkpoint=FILE lang=de prompt='Es war einmal'",
         "xlm-generate checkpoint=FILE lang=en prompt='The king' temperature=0.8 top_p=0.9 num_samples=3 seed=1",
-        "xlm-generate checkpoint=FILE lang=en prompt='The king' stop=[',',';'] logprobs=true",
+        "xlm-generate checkpoint=FILE lang=en prompt='The king' stop=. logprobs=true",
         "xlm-generate checkpoint=FILE lang=en prompts_file=prompts.txt out=texts.jsonl",
         "echo 'The king' | xlm-generate checkpoint=runs/first lang=en prompts_file=-",
     ],

@@ -97,8 +97,8 @@ class Table:
 
 
 def _head(title: str) -> str:
-    """A column's title, which may break behind the parts of a metric's name and not in a direction's."""
-    return re.sub(r"(?<=[._/])(?=\w)", "<wbr>", escape(title)).replace("-", "-&#8288;")
+    """A column's title, which may break between words and behind the parts of a metric's name, but not in a direction's."""
+    return re.sub(r"(?<=[._/ ])(?=\w)", "<wbr>", escape(title))
 
 
 def _cells(row: Sequence[str | Cell]) -> Iterable[str]:

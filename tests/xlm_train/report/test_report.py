@@ -70,11 +70,15 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
         self.inside: list[str] = []
+        self.begun = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        self.inside.append(tag)
+        if tag == "wbr":  # the word goes on
+            self.begun = self.words.pop()
+        else:
+            self.inside.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         while self.inside and self.inside.pop() != tag:
@@ -82,7 +86,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not {"script", "style"} & set(self.inside[-1:]):
-            self.words.append(data)
+            self.words.append(self.begun + data)
+            self.begun = ""
 
     @property
     def text(self) -> str:
