@@ -80,7 +80,9 @@ def main() -> None:
             f"prompt={prompt}",
             "max_tokens=30",
             "temperature=0.7",
+            f"out={run_folder / f'generated.{language}.jsonl'}",
         )
+    run("xlm-report", "run_name=demo", f"paths.runs={run_folder.parent}")  # again, with the scores and the texts
 
     print(f"\n{'=' * 100}\nDone in {duration(time.monotonic() - start)}.\n")
     summary(read_json(evaluation), run_folder)

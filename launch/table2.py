@@ -241,7 +241,7 @@ def main() -> int:
             words = [f"checkpoint={best}", f"data.path={corpus}", "split=test", f"out={score}", f"device={device}"]
             commands.run(["xlm-eval", *words])
     write_page(out, collect(corpus, runs, scores, models))
-    print(f"\ntable2: {out}/table2.md, {out}/table2.json, {out}/table2.png")
+    print(f"\ntable2: {out}/table2.html, {out}/table2.md, {out}/table2.json, {out}/table2.png")
     return status
 
 

@@ -15,9 +15,11 @@ from xlm_train.data.corpus import Corpus
 from xlm_train.evaluation.bleu import tokenised_bleu, undo_bpe
 from xlm_train.evaluation.parallel import ParallelText
 from xlm_train.model.pretrained import open_checkpoint
+from xlm_train.report.content import Section
 from xlm_train.report.figures import Curve, Figure
-from xlm_train.report.html import Table
+from xlm_train.report.html import PALETTE, Paragraph, Table
 from xlm_train.report.png import draw
+from xlm_train.report.writing import as_html, as_markdown
 from xlm_train.runtime.files import atomic_write, read_json, write_json
 from xlm_train.text.reader import TextReader
 from xlm_train.text.tokenise import Tokeniser
@@ -177,16 +179,19 @@ def retrieval(checkpoint: Path, text: ParallelText) -> dict[str, float]:
 
 
 def write_page(out: Path, found: Mapping[str, Any]) -> None:
-    """Write table2.json, table2.md and, where there are curves, table2.png."""
+    """Write table2.json, the page as table2.html and table2.md and, where there are curves, table2.png."""
     write_json(out / "table2.json", found)
-    with atomic_write(out / "table2.md") as file:
-        file.write(page(found).encode())
+    title, content = "Table 2 in miniature", sections(found)
+    pages = {"table2.html": as_html(title, content), "table2.md": as_markdown(title, content, "table2.png")}
+    for name, text in pages.items():
+        with atomic_write(out / name) as file:
+            file.write(text.encode())
     if figures := curves(found):
         draw(figures, out / "table2.png")
 
 
-def page(found: Mapping[str, Any]) -> str:
-    """The page in Markdown."""
+def sections(found: Mapping[str, Any]) -> list[Section]:
+    """What the page says."""
     names = sorted(found["without_a_model"])
     heads = ["encoder / decoder", "seed", "steps", "state"]
     heads += [f"{kind} {name}" for name in names for kind in ("BLEU", "sacrebleu", "chrF", "rare words %")]
@@ -197,35 +202,36 @@ def page(found: Mapping[str, Any]) -> str:
             cells.append(
                 [system, "", "", "", *(cell for name in names for cell in (_number(values[name]), "", "", ""))]
             )
-    paper = [[key.replace("/", " / "), *map(str, values)] for key, values in PAPER.items()]
-    parts = [
-        "# Table 2 in miniature",
+    intro = (
         f"{found['corpus']['test_pairs']:,} test pairs, corpus {found['corpus']['lineage'][:12]}. BLEU is of tokenised lower-cased text, as"
         " the original's; sacrebleu's BLEU and chrF are of running text, with half the width of their 95 % interval. Rows that have"
-        " not ended say so, and have no result.",
-        Table("", heads, cells).markdown(),
-        "The paper's table (newstest2016, 1,024 wide, 6 layers), recollected and unverified but for 34.3:",
-        Table("", ["encoder / decoder", "en-de", "de-en"], paper).markdown(),
-    ]
-    if equal := equal_time(found, names):
-        parts += ["The same at equal training time, on the validation set:", equal.markdown()]
+        " not ended say so, and have no result."
+    )
+    paper = [[key.replace("/", " / "), *map(str, values)] for key, values in PAPER.items()]
+    recollected = Paragraph("newstest2016, 1,024 wide, 6 layers; recollected and unverified but for 34.3")
+    equal, retrieved = equal_time(found, names), []
     if found["retrieval"]:
         lines = [
             [kind, f"{values['step']:,}", *(_number(values[name]) for name in names)]
             for kind, values in found["retrieval"].items()
         ]
-        parts += [
-            "Sentence retrieval of the pretrained encoders, % of the test sentences:",
-            Table("", ["", "step", *names], lines).markdown(),
-        ]
-    for key, row in found["rows"].items():
-        if row["samples"]:
-            lines = [
-                [str(s["step"]), s["direction"], s["source"], s["translation"], s["reference"]] for s in row["samples"]
-            ]
-            titles = ["step", "direction", "source", "translation", "reference"]
-            parts += [f"Translations of {key}:", Table("", titles, lines, words=True).markdown()]
-    return "\n\n".join(parts) + "\n"
+        retrieved.append(Table("", ["", "step", *names], lines))
+    content = [
+        Section("", [Paragraph(intro), Table("", heads, cells)]),
+        Section("BLEU on the validation set by update", curves(found)),
+        Section("At equal training time, on the validation set", [] if equal is None else [equal]),
+        Section("The paper's table", [recollected, Table("", ["encoder / decoder", "en-de", "de-en"], paper)]),
+        Section("Sentence retrieval by the pretrained encoders, % of the test sentences", retrieved),
+        Section("Translations", [shown(key, row["samples"]) for key, row in found["rows"].items() if row["samples"]]),
+    ]
+    return [section for section in content if section.blocks]
+
+
+def shown(key: str, samples: Sequence[Mapping[str, Any]]) -> Table:
+    """Translations of a row."""
+    titles = ["source", "translation", "reference"]
+    rows = [[f"{one['step']:,}, {one['direction']}", *(str(one[title]) for title in titles)] for one in samples]
+    return Table(key, ["step, direction", *titles], rows, words=True, sentences=True)
 
 
 def _cells(key: str, row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
@@ -273,14 +279,16 @@ def equal_time(found: Mapping[str, Any], names: Sequence[str]) -> Table | None:
 
 
 def curves(found: Mapping[str, Any]) -> list[Figure]:
-    """BLEU on the validation set against updates, a figure a direction."""
+    """A figure a direction; from the ninth row on colours come again, dashed."""
     figures = []
     for name in sorted(found["without_a_model"]):
         lines = []
-        for hue, (key, row) in enumerate(found["rows"].items()):
+        for number, (key, row) in enumerate(found["rows"].items()):
             if points := row["curve"]["points"]:
                 column = row["curve"]["columns"].index(f"BLEU {name}")
-                lines.append(Curve(key, [point[0] for point in points], [point[column] for point in points], hue))
+                again, hue = divmod(number, len(PALETTE))
+                steps, values = zip(*((point[0], point[column]) for point in points), strict=True)
+                lines.append(Curve(key, steps, values, hue, dots=again > 0))
         if lines:
-            figures.append(Figure("", f"BLEU {name}, validation", lines, [], "steps"))
+            figures.append(Figure(name, "BLEU", lines, [], "steps"))
     return figures

@@ -127,7 +127,7 @@ def assemble(
     doubts = advice(config.resolved, data.tokens_per_step) + cannot_begin(data.order.streams, start.parents)
     for line in (*data.order.batches(), *map("warning: {}".format, doubts)):
         log(line)
-    run.folder.begin()
+    run.folder.begin(corpus.manifest)
 
     parts = {name: instantiate(entry, _convert_="all") for name, entry in config.callbacks.items() if entry}
     alike = [config.resolved, corpus.lineage, start.sha256, sorted(run.folder.excluded)]  # what all processes must have

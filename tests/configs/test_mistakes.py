@@ -190,7 +190,7 @@ def test_checkpoints_that_were_deleted_do_not_start_a_run_again(tmp_path: Path) 
 
     folder = opened(width=1)
     folder.prepare()
-    folder.begin()
+    folder.begin({})
     folder.release()
     opened(width=2)  # nothing was trained: nothing is lost
     (folder.checkpoints / "step-00000007.pt").touch()
@@ -212,7 +212,7 @@ def test_a_run_that_was_to_save_no_checkpoints_has_lost_none(tmp_path: Path) -> 
 
     folder = opened()
     folder.prepare()
-    folder.begin()
+    folder.begin({})
     folder.release()
     folder.write_status("finished", step=7)
     opened()  # from step 0, as the first time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 from xml.etree import ElementTree
@@ -120,11 +121,28 @@ def test_the_page_shows_every_number_and_no_markup_of_the_text() -> None:
         "a &lt; b",
         "&lt;b&gt;.txt",
         "feed",
-        "from 1: 5",
-        "from 8: 3",
-        "from 640: 2",
+        "sentences, 12 lengths to a bar",
     ):
         assert expected in html
     assert "<b>" not in html
+    assert bars_of(html) == {0: 8, 696: 2}
+    heights = html.partition('<div class="ys"')[2].partition("</div>")[0]
+    assert re.findall(r">([\d,.]+)<", heights) == ["0", "2.5", "5", "7.5"]
     for drawing in re.findall(r"<svg.*?</svg>", html, re.DOTALL):
         ElementTree.fromstring(drawing)
+
+
+def bars_of(html: str) -> dict[int, int]:
+    """Bars of the first histogram that are not empty: where they begin, and their sentences."""
+    (curve,) = json.loads(re.findall(r'<script type="application/json">(.*?)</script>', html)[0])["curves"]
+    return {x: y for x, y in zip(curve["x"], curve["y"], strict=True) if y}
+
+
+def test_a_histogram_is_highest_where_most_sentences_are() -> None:
+    """Lengths on a linear axis, each bar of as many; a long tail does not squeeze the others."""
+    lengths = np.bincount([10] * 200 + [20] * 400 + [30] * 390 + [60_000] * 10)
+    figure = report._histogram("train.de", lengths)
+    (curve,) = figure.curves
+    assert dict(zip(curve.x, curve.y, strict=True))[20] == max(curve.y) == 400
+    assert (figure.across.low, figure.across.high, figure.across.log) == (0, 31, False)
+    assert report._histogram("empty", np.zeros(5, dtype=np.int64)).curves[0].y == [0]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -20,8 +24,9 @@ from xlm_train.commands.sweep import best_perplexity, sweep_of
 from xlm_train.config.overrides import config_folder
 from xlm_train.config.train import problems_of
 from xlm_train.report import sweep as sweep_table
+from xlm_train.report import sweep_figures
 from xlm_train.report.png import draw
-from xlm_train.report.sweep import Row
+from xlm_train.report.sweep_rows import Row
 from xlm_train.runtime.errors import ConfigError
 from xlm_train.training.loggers import read_metrics
 
@@ -76,6 +81,22 @@ def test_a_failing_job_leaves_its_reason_and_the_others_run(words: list[str], tm
     assert (folder / "sweep.png").read_bytes().startswith(PNG)
     assert result.stdout.splitlines()[0].split()[:2] == ["optimizer.lr", "status"]
     assert f"{jobs['sweep,optimizer.lr=0.002']['perplexity']:,.5g}" in (folder / "table.md").read_text()
+    assert links_of(folder) == {str(tmp_path / f"sweep,optimizer.lr={rate}/report.html") for rate in ("0.001", "0.002")}
+
+    moved = tmp_path.with_name(f"{tmp_path.name}_moved")
+    tmp_path.rename(moved)
+    start = json.loads((moved / "sweeps/sweep/start.json").read_text())["start"]
+    sweep_table.conclude(moved / "sweeps/sweep", start)
+    assert jobs_of(moved) == jobs
+    assert len(links_of(moved / "sweeps/sweep")) == 2
+
+
+def links_of(folder: Path) -> set[str]:
+    """Files that a sweep's page links to."""
+    found = re.findall(r'<a href="(.*?)"', (folder / "sweep.html").read_text())
+    files = {(folder / unquote(unescape(link))).resolve() for link in found}
+    assert all(file.is_file() for file in files)
+    return {str(file) for file in files}
 
 
 @pytest.mark.slow
@@ -358,6 +379,38 @@ def test_jobs_that_translate_are_compared_by_bleu() -> None:
     assert [line[4:8] for line in table.rows] == [["9", "8", "10", "30"], ["5", "4", "6", "20"]]
 
 
+def test_seeds_show_mean_and_deviation() -> None:
+    """Over jobs that differ by the seed alone and are done; the best mean first."""
+    rows = [
+        row(y, lr=lr, seed=str(n))
+        for lr, ys in (("1e-3", [30, 33, 36]), ("1e-4", [20, 24, None]))
+        for n, y in enumerate(ys)
+    ]
+    (table,) = sweep_table.seeds(rows)
+    assert table.head == ["lr", "seeds", "val/ppl", "val/ppl_de", "val/ppl_en", "train/loss"]
+    assert table.rows == [
+        ["1e-4", "2 of 3", "22 ± 2.8", "23 ± 2.8", "21 ± 2.8", "3 ± 0"],
+        ["1e-3", "3", "33 ± 3", "34 ± 3", "32 ± 3", "3 ± 0"],
+    ]
+    assert stdev([20, 24]) == pytest.approx(2.83, abs=0.01)
+    assert sweep_table.seeds([row(30.0, lr="1"), row(20.0, lr="2")]) == []
+
+
+def test_seeds_are_dots_around_their_mean() -> None:
+    rows = [row(10.0 * n + seed, lr=f"1e-{n}", seed=str(seed)) for n in (1, 2) for seed in (0, 1, 5)]
+    (figure,) = sweep_figures.figures(rows)
+    curves = {curve.label: curve for curve in figure.curves}
+    assert list(curves) == ["mean", "de", "en", "each seed"]
+    assert dict(zip(curves["mean"].x, curves["mean"].y, strict=True)) == {
+        0.1: mean([10, 11, 15]),
+        0.01: mean([20, 21, 25]),
+    }
+    assert len(curves["each seed"].x) == 6
+    assert not curves["each seed"].line
+    (alone,) = sweep_figures.figures([row(10.0, seed="1"), row(11.0, seed="2")])
+    assert not any(curve.line for curve in alone.curves)  # nothing lies between two seeds
+
+
 @pytest.mark.parametrize("keys", [1, 2, 3])
 def test_the_plot_of_one_key_and_of_several(keys: int, tmp_path: Path) -> None:
     names = ["optimizer.lr", "schedule", "data.slots"][:keys]
@@ -367,7 +420,7 @@ def test_the_plot_of_one_key_and_of_several(keys: int, tmp_path: Path) -> None:
         for schedule in (["cosine", "constant"] if keys > 1 else [""])
         for slots in (["2", "4"] if keys > 2 else [""])
     ]
-    figures = sweep_table.figures(rows)
+    figures = sweep_figures.figures(rows)
     labels = [[curve.label for curve in figure.curves] for figure in figures]
     assert (
         labels
@@ -388,7 +441,7 @@ def test_the_plot_of_one_key_and_of_several(keys: int, tmp_path: Path) -> None:
 def test_labels_of_a_search_do_not_overlap() -> None:
     """Rates that a search chose lie close together: then the axis has round ticks."""
     rows = [row(20.0 + n, **{"optimizer.lr": f"{rate:.17g}"}) for n, rate in enumerate([1e-4, 1.02e-4, 1.05e-4, 1e-2])]
-    (figure,) = sweep_table.figures(rows)
+    (figure,) = sweep_figures.figures(rows)
     assert [words for _, words in figure.labels_across] == ["1e-4", "1e-3", "0.01"]
-    (figure,) = sweep_table.figures([rows[0], rows[3]])
+    (figure,) = sweep_figures.figures([rows[0], rows[3]])
     assert [words for _, words in figure.labels_across] == ["0.0001", "0.01"]

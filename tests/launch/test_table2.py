@@ -129,6 +129,18 @@ def test_the_page(page: ModuleType, tmp_path: Path) -> None:
     assert not any(row[0] == "clm / clm,0" for row in rows)
 
 
+def test_the_page_of_all_rows_in_a_browser_and_as_a_picture(page: ModuleType, tmp_path: Path) -> None:
+    """Nine rows and the supervised one are more than there are colours."""
+    names = [*(f"{row},0" for row in page.PAPER), "supervised"]
+    sample = {"step": 20, "direction": "de-en", "source": "<i>", "translation": "a b", "reference": "b"}
+    row = a_row("finished", [20, 30.0, 2.0, 1.0], [40, 90.0, 4.0, 3.0], bleu=3.25) | {"samples": [sample]}
+    page.write_page(tmp_path, FOUND | {"rows": dict.fromkeys(names, row)})
+    text = (tmp_path / "table2.html").read_text("utf-8")
+    assert all(text.count(f"</svg>{name}</span>") == 2 for name in names)  # in both figures' legends
+    assert "&lt;i&gt;" in text
+    assert (tmp_path / "table2.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_dictionary_finds_the_words(page: ModuleType) -> None:
     pairs = [("das haus", "the house"), ("das buch", "the book"), ("ein buch", "a book"), ("ein haus", "a house")]
     found = page.dictionary([(source.split(), target.split()) for source, target in pairs])

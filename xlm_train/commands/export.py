@@ -35,6 +35,8 @@ class ExportConfig:
     lang: str | None
     sample: dict[str, str]
     evaluation: str | None
+    push_to_hub: str | None
+    dry_run: bool
     card: CardFields
 
     def __post_init__(self) -> None:
@@ -53,6 +55,7 @@ class ExportConfig:
             problems.append("data.path: a corpus can only be exported with format=xlm")
         if self.lang is not None and self.format == "xlm":
             problems.append(f"lang={self.lang}: of pipelines of transformers (format=hf)")
+        problems += self._push_problems()
         if self.checkpoint is not None:
             problems += checkpoint_problems(self.checkpoint)
         files = {"codes": self.codes, "evaluation": self.evaluation}
@@ -63,6 +66,19 @@ class ExportConfig:
             if file is not None and not Path(file).is_file()
         ]
 
+    def _push_problems(self) -> list[str]:
+        from xlm_train.interop.hub import problems_of
+        from xlm_train.runtime.storage import is_url
+
+        if self.push_to_hub is None:
+            return ["dry_run=true lists what push_to_hub=OWNER/NAME would send: give that too"] if self.dry_run else []
+        problems = problems_of(self.push_to_hub, self.dry_run)
+        if self.format == "xlm":
+            problems.append("push_to_hub: sends folders for transformers (format=hf)")
+        if is_url(self.out):
+            problems.append(f"push_to_hub: sends a folder of this machine, not out={self.out}")
+        return problems
+
 
 @command(
     "export",
@@ -71,6 +87,7 @@ class ExportConfig:
     [
         "xlm-export checkpoint=FILE out=DIR",
         "xlm-export checkpoint=FILE out=DIR sample.en=TEXT sample.de=TEXT card.license=mit card.authors='Ann Example'",
+        "xlm-export checkpoint=FILE out=DIR push_to_hub=OWNER/NAME dry_run=true",
         "xlm-export checkpoint=FILE out=DIR format=xlm",
         "xlm-export data.path=CORPUS out=DIR format=xlm",
     ],
@@ -80,6 +97,7 @@ class ExportConfig:
 def main(settings: ExportConfig) -> int:
     """Export, upload where `out` is a URL, and print what there is now. Returns the exit status."""
     from xlm_train.interop.export import summary
+    from xlm_train.interop.hub import listing, push
     from xlm_train.interop.transformers.folder import RECORD
     from xlm_train.runtime.storage import uploaded
 
@@ -88,6 +106,10 @@ def main(settings: ExportConfig) -> int:
     for warning in record["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     show(summary(settings.out, record))
+    if settings.push_to_hub is not None and settings.dry_run:
+        show(listing(out, settings.push_to_hub))
+    elif settings.push_to_hub is not None:
+        show(f"sent: {push(out, settings.push_to_hub)}")
     return 0
 
 

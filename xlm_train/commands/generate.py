@@ -5,13 +5,21 @@ from __future__ import annotations
 import functools
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from xlm_train.config.command import command
 from xlm_train.config.schema import Count, Device, Threads, checkpoint_problems, free_text, out_problems, read_config
-from xlm_train.model.decoding import Sampling, continue_texts, write_continuations
+from xlm_train.model.decoding import Sampling
 from xlm_train.runtime.console import counted, show
+from xlm_train.runtime.errors import EXIT_INTERRUPTED
+from xlm_train.runtime.processes import StopFlag
+
+if TYPE_CHECKING:
+    from xlm_train.model.continuation import Continuation
+
+ANSWER = b"\nstopping after this word, with all texts so far; Ctrl-C again aborts at once\n"
 
 
 @dataclass
@@ -29,6 +37,8 @@ class GenerateConfig:
     top_p: float
     seed: int
     stop_at_eos: bool
+    stop: str | list[str] | None
+    logprobs: bool
     batch_texts: Count
     out: str | None
     bptt: int | None
@@ -45,6 +55,11 @@ class GenerateConfig:
         """How the next word is chosen."""
         return Sampling(self.temperature, self.top_k, self.top_p, self.seed)
 
+    @property
+    def stops(self) -> list[str]:
+        """The stop strings."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
     def problems(self) -> list[str]:
         """List what is wrong with the values, as far as the beginnings of files tell."""
         from xlm_train.text.reader import file_problems
@@ -52,6 +67,8 @@ class GenerateConfig:
         problems = self.sampling.problems() + out_problems(self.out) + checkpoint_problems(self.checkpoint)
         if self.prompts_file is not None:
             problems += [f"prompts_file={problem}" for problem in file_problems(self.prompts_file)]
+        if "" in self.stops:
+            problems.append("stop='': every text would end before it begins; give a letter at least, or stop=null")
         if (self.prompt is None) == (self.prompts_file is None):
             problems.append("give prompt='...' or prompts_file=FILE, one of them")
         if self.num_samples > 1 and self.temperature == 0:
@@ -67,6 +84,7 @@ class GenerateConfig:
     [
         "xlm-generate checkpoint=FILE lang=de prompt='Es war einmal'",
         "xlm-generate checkpoint=FILE lang=en prompt='The king' temperature=0.8 top_p=0.9 num_samples=3 seed=1",
+        "xlm-generate checkpoint=FILE lang=en prompt='The king' stop=. logprobs=true",
         "xlm-generate checkpoint=FILE lang=en prompts_file=prompts.txt out=texts.jsonl",
         "echo 'The king' | xlm-generate checkpoint=runs/first lang=en prompts_file=-",
     ],
@@ -74,9 +92,10 @@ class GenerateConfig:
     texts=("prompt",),
 )
 def main(settings: GenerateConfig) -> int:
-    """Continue each prompt, print and write. Returns the exit status."""
+    """Continue each prompt, print as words come, and write. Returns the exit status."""
     import torch
 
+    from xlm_train.model.continuation import continue_by_words, write_continuations
     from xlm_train.model.pretrained import open_checkpoint
     from xlm_train.text.reader import read_lines
 
@@ -93,24 +112,59 @@ def main(settings: GenerateConfig) -> int:
         if unknown := trained.text.encode(prompt.split("\n"), settings.lang).unknown:
             pieces = " ".join(sorted(unknown))
             print(f"warning: prompt {number}: not in the model's vocabulary, read as <unk>: {pieces}", file=sys.stderr)
-    start, done = time.perf_counter(), []
-    for continuation in continue_texts(
-        trained, prompts, settings.lang, settings.max_tokens, settings.sampling, settings.num_samples,
-        settings.stop_at_eos, settings.batch_texts,
-    ):  # fmt: skip
-        done.append(continuation)
-        if not show(continuation.text) and settings.out is None:
-            break  # nobody reads on
+    start, printer, flag = time.perf_counter(), Printer(settings.logprobs), StopFlag(ANSWER)
+    texts: list[Continuation] = []
+    with flag.installed():
+        for texts in continue_by_words(
+            trained, prompts, settings.lang, settings.max_tokens, settings.sampling, settings.num_samples,
+            settings.stop_at_eos, settings.batch_texts, settings.stops,
+        ):  # fmt: skip
+            if stopped := flag.is_set:  # asked once: it may be set at any moment
+                for text in texts:
+                    text.end()
+            is_read = printer.show(texts)
+            if stopped or (not is_read and settings.out is None):
+                break
     seconds = time.perf_counter() - start
-    tokens = sum(len(continuation.tokens) for continuation in done)
+    tokens = sum(len(text.tokens) for text in texts)
     print(
-        f"{counted(len(done), 'text')}, {tokens:,} tokens in {seconds:.1f} s: {tokens / seconds:,.0f} tokens/s",
+        f"{counted(len(texts), 'text')}, {tokens:,} tokens in {seconds:.1f} s: {tokens / seconds:,.0f} tokens/s",
         file=sys.stderr,
     )
     if settings.out is not None:
-        write_continuations(settings.out, done)
+        write_continuations(settings.out, texts, settings.logprobs)
         print(f"written to {settings.out}", file=sys.stderr)
-    return 0
+    return EXIT_INTERRUPTED if flag.is_set else 0
+
+
+class Printer:
+    """Prints texts that grow, one after another: of the first that has not ended as much as is final.
+
+    Args:
+        logprobs: Behind each text, on standard error, the log-probabilities of its new tokens.
+    """
+
+    def __init__(self, logprobs: bool) -> None:
+        self.logprobs = logprobs
+        self._done = 0  # texts that are printed whole
+        self._letters = 0  # of the next one
+
+    def show(self, texts: Sequence[Continuation]) -> bool:
+        """Print what is new. Returns False where nobody reads it any more."""
+        for text in texts[self._done :]:
+            now = text.text
+            if not show(now[self._letters :], end="\n" if text.ended else ""):
+                return False
+            self._letters = len(now)
+            if not text.ended:
+                break
+            if self.logprobs:
+                each = "  ".join(
+                    f"{piece} {value:.2f}" for piece, value in zip(text.pieces, text.logprobs, strict=True)
+                )
+                print(f"log-probabilities: {each}; in all {sum(text.logprobs):.2f}", file=sys.stderr, flush=True)
+            self._done, self._letters = self._done + 1, 0
+        return True
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 Jobs may run in this process (Hydra's basic launcher), in others (joblib) or on other hosts (submitit): the process that
 was started and its jobs know of each other through files alone, in RUNS/sweeps/NAME:
 
-    start.json                          what tells this start's jobs from an earlier one's
-    stop                                is there once a signal has asked the sweep to leave; jobs look for it
-    jobs/JOB.json                       what a job varied and how it ended
-    table.md, sweep.json, sweep.png     the result (xlm_train/report/sweep.py)
+    start.json                                     what tells this start's jobs from an earlier one's
+    stop                                           is there once a signal has asked the sweep to leave; jobs look for it
+    jobs/JOB.json                                  what a job varied, where its run is from here, and how it ended
+    sweep.html, table.md, sweep.json, sweep.png    the result (xlm_train/report/sweep.py)
 
 The same command again does only what is not finished. An Optuna search works likewise, without a database: it is seeded,
 finished jobs answer from their folders, so it asks for the same jobs again and goes on where it was.
@@ -257,11 +257,12 @@ def run_job(main: Callable[[DictConfig], int | None], config: DictConfig, flag: 
     folder, suffix = Path(hydra.sweep.dir), job_suffix()
     start = read_json(folder / "start.json")
     overrides = [word for word in hydra.overrides.task if not word.startswith("run_name=")]
+    run = Path(config.paths.runs) / f"{config.run_name}{suffix}"
     record: dict[str, Any] = {
         "start": start["start"],
         "job": hydra.job.num,
         "varied": dict(word.lstrip("+~").partition("=")[::2] for word in _varied()),
-        "run": str(Path(config.paths.runs) / f"{config.run_name}{suffix}"),
+        "run": os.path.relpath(run, folder),  # both may be moved together
         "command": shlex.join(["xlm-train", *start["flags"], *overrides, f"run_name={config.run_name}{suffix}"]),
     }
     file = folder / "jobs" / f"{suffix.lstrip(',') or 'job'}.json"
@@ -271,9 +272,9 @@ def run_job(main: Callable[[DictConfig], int | None], config: DictConfig, flag: 
     write_json(file, {**record, "status": "running", "exit_status": EXIT_FAILED})  # until it says otherwise itself
     print(f"xlm-train: job {hydra.job.num}: {' '.join(_varied()) or config.run_name}", file=sys.stderr, flush=True)
     with _listening(folder / "stop", flag):
-        outcome = _outcome(main, config, Path(record["run"]))
+        outcome = _outcome(main, config, run)
     write_json(file, {**record, **outcome})
-    return best_perplexity(Path(record["run"])) if outcome["status"] in DONE else float("inf")
+    return best_perplexity(run) if outcome["status"] in DONE else float("inf")
 
 
 @contextlib.contextmanager

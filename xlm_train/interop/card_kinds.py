@@ -12,6 +12,9 @@ from xlm_train.text.vocabulary import MASK, SPECIALS
 EXAMPLES = {"de": "Es war einmal", "en": "Wikipedia was used to"}
 GAPS = {"de": "Es war {mask} ein König .", "en": "It was {mask} of them ."}
 OTHER_LANGUAGE = "12 : 3 = 4"
+CAUSAL_CLASS = """class CausalXLM(XLMWithLMHeadModel):
+    def prepare_inputs_for_generation(self, input_ids, **kwargs):
+        return {"input_ids": input_ids, "langs": torch.full_like(input_ids, self.config.lang_id)}"""
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,10 @@ class Kind:
         trap: What not to do.
         uses: What it is for.
         objective: What it was trained to predict.
-        tag: Of the hub, like the next two.
-        task: Also the hub's pipeline.
+        tag: Of the hub, like the next three.
+        task: What evaluations are of.
         task_name: For people.
+        pipeline: The one of transformers that works on the folder; None where none does.
         scores: How the figures of an evaluation are to be read.
     """
 
@@ -44,6 +48,7 @@ class Kind:
     tag: str
     task: str
     task_name: str
+    pipeline: str | None
     scores: str
 
 
@@ -78,14 +83,26 @@ scores = model(input_ids, langs=langs).logits
 **Exact token ids.** transformers' `encode()` applies English rules to every language and begins a text with `<s>`,
 where training texts begin with `</s>`. Lines that it encodes differently from the training's preparation:""",
         ends="[:-1]",
-        trap="""**Do not use `model.generate()`.** For XLM it puts a mask token after the text and predicts what follows *that*.
-`xlm-generate` of this project continues text properly. A loss from `labels=input_ids` is not shifted: shift the labels
-yourself.""",
+        trap=f"""**Continuing text.** `generate()` as it comes, and so `pipeline("text-generation")`, puts a mask token after the text and
+predicts what follows *that*. With this class it continues the text, sampling and beams included:
+
+```python
+{CAUSAL_CLASS}
+
+model = CausalXLM.from_pretrained("FOLDER")
+model.config.lang_id = tokenizer.lang2id["{language}"]
+prompt = tokenizer.encode("{example_of(language)}", add_special_tokens=False)
+ids = torch.tensor([[tokenizer.sep_token_id, *prompt]])  # </s> first
+print(tokenizer.decode(model.generate(ids, max_new_tokens=20)[0], skip_special_tokens=True))
+```
+
+One text at a time: padding would shift its positions. A loss from `labels=input_ids` is not shifted: shift the labels yourself.""",
         uses="Scoring and continuing text",
         objective="each token from those before it in its window (cross-entropy)",
         tag="causal-lm",
         task="text-generation",
         task_name="Causal language modelling",
+        pipeline=None,
         scores="a split is read as one stream in windows, as the original evaluates."
         " Perplexities per token compare only under the same vocabulary; per word and per character they compare"
         " between vocabularies.",
@@ -138,6 +155,7 @@ makes no sense.""",
         tag="masked-lm",
         task="fill-mask",
         task_name="Masked language modelling",
+        pipeline="fill-mask",
         scores=f"a split is read as one stream in windows, 15 % of whose words are hidden by fixed masks ({mask}) and predicted"
         " from all others, as the original evaluates. These perplexities are of the hidden words alone: they compare with"
         " other masked models of the same vocabulary, not with causal ones.",

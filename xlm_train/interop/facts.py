@@ -131,11 +131,12 @@ def gather(
         UserError: If `evaluation` is not a result of xlm-eval for this checkpoint.
     """
     facts = Facts(content, fields, content["sha256"], n_parameters)
-    path = (facts.config.get("data") or {}).get("path")
-    manifest = _json_if_there(Path(path) / "manifest.json") if path else None
-    if manifest is not None and manifest.get("lineage") == content["lineage"].get("corpus"):
-        facts.manifest = manifest
     run = checkpoint.resolve().parent.parent
+    path = (facts.config.get("data") or {}).get("path")
+    for file in (run / "corpus.json", *([Path(path) / "manifest.json"] if path else [])):
+        manifest = _json_if_there(file)
+        if manifest is not None and manifest.get("lineage") == content["lineage"].get("corpus"):
+            facts.manifest = manifest
     if (run / "config.yaml").is_file():
         from xlm_train.training.loggers import read_metrics  # with Lightning, which the card's fields do without
 

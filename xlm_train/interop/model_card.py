@@ -160,9 +160,10 @@ def metadata(facts: Facts) -> dict[str, Any]:
     found: dict[str, Any] = {
         "language": list(facts.languages),
         "library_name": "transformers",
-        "pipeline_tag": kind.task,
         "tags": ["xlm", kind.tag, "cross-lingual"],
     }
+    if kind.pipeline:
+        found["pipeline_tag"] = kind.pipeline
     if facts.fields.license:
         found["license"] = facts.fields.license
     if facts.energy and facts.energy.get("co2_kg") is not None:

@@ -1,21 +1,17 @@
-"""Continuing a text word by word, with a key-value cache, several texts at once."""
+"""Choosing the next words of texts, with a key-value cache, several texts at once."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-
-from xlm_train.runtime.files import atomic_write
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from xlm_train.model.pretrained import TrainedModel
     from xlm_train.model.transformer import XLM
 
 
@@ -53,27 +49,6 @@ class Sampling:
         if self.seed < 0:
             problems.append(f"seed={self.seed}: must not be negative")
         return problems
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """One continued text.
-
-    Args:
-        prompt: As it was given.
-        language: Its code.
-        sample: Number among the samples of this prompt.
-        text: The prompt as it was given, and its continuation, detokenised.
-        tokens: The new ids.
-        finished: It ended itself, with an eos.
-    """
-
-    prompt: str
-    language: str
-    sample: int
-    text: str
-    tokens: list[int]
-    finished: bool
 
 
 def window_start(length: int, context: int) -> int:
@@ -148,18 +123,32 @@ class CachedTexts:
             layer[:, rows] = new
 
 
-def generate(
+class Word(NamedTuple):
+    """A word that was chosen.
+
+    Args:
+        row: Number of its text.
+        token: Its id.
+        logprob: Natural logarithm of its probability as the model has it, whatever the sampling makes of that.
+    """
+
+    row: int
+    token: int
+    logprob: float
+
+
+def next_words(
     model: XLM,
     prompts: Sequence[Sequence[int]],
     language: int,
     max_tokens: int,
     context: int,
+    has_ended: Callable[[int], bool],
     sampling: Sampling | None = None,
     sample_numbers: Sequence[int] | None = None,
-    stop_at_eos: bool = True,
     banned: Sequence[int] = (),
-) -> list[list[int]]:
-    """Continue prompts, all of them together.
+) -> Iterator[list[Word]]:
+    """Continue prompts, all of them together, a word at a time.
 
     What a prompt gives does not depend on the others beside it, but for rounding.
 
@@ -169,39 +158,41 @@ def generate(
         language: The model's id of it.
         max_tokens: New tokens of each prompt, at most.
         context: Tokens read at most to predict one.
+        has_ended: Tells, after each word, whether the text of a row gets no more.
         sampling: Default greedy.
         sample_numbers: One a prompt: tells several samples of one prompt apart.
-        stop_at_eos: A text ends with the first eos (which is returned too).
         banned: Ids that are never chosen.
 
-    Returns:
-        The new tokens of each prompt.
+    Yields:
+        The next word of each text that goes on.
     """
     import torch
-
-    from xlm_train.text.vocabulary import EOS
 
     sampling = Sampling() if sampling is None else sampling
     numbers = [0] * len(prompts) if sample_numbers is None else sample_numbers
     noise = [text_noise(sampling.seed, prompt, number) for prompt, number in zip(prompts, numbers, strict=True)]
     texts = [list(prompt) for prompt in prompts]
     active = list(range(len(prompts)))
-    with torch.inference_mode():
-        model.eval()
-        reader = CachedTexts(model, language, len(prompts), context, max(len(text) for text in texts) + max_tokens)
-        for count in range(1, max_tokens + 1):
-            logits = reader.next_logits([texts[row] for row in active])
-            logits[:, banned] = float("-inf")
+    model.eval()
+    reader = CachedTexts(model, language, len(prompts), context, max(len(text) for text in texts) + max_tokens)
+    for count in range(1, max_tokens + 1):
+        with torch.inference_mode():  # not while the caller has a word
+            logits = reader.next_logits([texts[row] for row in active]).float()
+            totals = logits.logsumexp(dim=1)
+            logits[:, list(banned)] = float("-inf")
             uniform = torch.tensor([noise[row].random() for row in active], dtype=torch.float64, device=logits.device)
-            for row, token in zip(active, choose(logits, sampling, uniform).tolist(), strict=True):
-                texts[row].append(token)
-            going = [place for place, row in enumerate(active) if not (stop_at_eos and texts[row][-1] == EOS)]
-            if not going or count == max_tokens:
-                break
-            if len(going) < len(active):
-                reader.keep(going)
-                active = [active[place] for place in going]
-    return [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
+            chosen = choose(logits, sampling, uniform)
+            logprobs = logits.gather(1, chosen[:, None])[:, 0] - totals
+        words = [Word(*word) for word in zip(active, chosen.tolist(), logprobs.tolist(), strict=True)]
+        for row, token, _ in words:
+            texts[row].append(token)
+        yield words
+        going = [place for place, row in enumerate(active) if not has_ended(row)]
+        if not going or count == max_tokens:
+            return
+        if len(going) < len(active):
+            reader.keep(going)
+            active = [active[place] for place in going]
 
 
 def choose(logits_BV: Tensor, sampling: Sampling, uniform_B: Tensor) -> Tensor:
@@ -249,68 +240,3 @@ def text_noise(seed: int, prompt: Sequence[int], sample: int) -> np.random.Gener
     """Random numbers of one text: they depend on the prompt itself, not on its place in a file or a batch."""
     digest = hashlib.blake2b(np.asarray(prompt, dtype="<i8").tobytes(), digest_size=16).digest()
     return np.random.default_rng([seed, sample, int.from_bytes(digest, "little")])
-
-
-def continue_texts(
-    trained: TrainedModel,
-    prompts: Sequence[str],
-    language: str,
-    max_tokens: int = 100,
-    sampling: Sampling | None = None,
-    num_samples: int = 1,
-    stop_at_eos: bool = True,
-    batch_texts: int = 32,
-) -> Iterator[Continuation]:
-    """Continue raw texts, in their order.
-
-    A prompt is tokenised and cut like the training text; a newline in it ends a sentence (an eos), so a prompt that
-    ends in one asks for the next sentence. Special words other than eos are never generated.
-
-    Args:
-        trained: The opened checkpoint.
-        prompts: Raw text.
-        language: Its code.
-        max_tokens: New tokens of each text, at most.
-        sampling: Default greedy.
-        num_samples: Continuations of each prompt.
-        stop_at_eos: A text ends with the first eos.
-        batch_texts: Texts that are continued together.
-
-    Raises:
-        ConfigError: The checkpoint does not know the language.
-    """
-    from xlm_train.text.vocabulary import EOS, SPECIALS
-
-    number = trained.text.language(language)
-    banned = [i for i in range(len(SPECIALS)) if i != EOS]
-    jobs = []
-    for prompt in prompts:
-        # a text begins with eos; the last line goes on, so it does not end in one
-        ids = [EOS, *trained.text.encode(prompt.split("\n"), language).ids[:-1].tolist()]
-        jobs += [(prompt, ids, sample) for sample in range(num_samples)]
-    for start in range(0, len(jobs), batch_texts):
-        batch = jobs[start : start + batch_texts]
-        new = generate(
-            trained.model,
-            [ids for _, ids, _ in batch],
-            number,
-            max_tokens,
-            trained.context,
-            sampling,
-            [sample for _, _, sample in batch],
-            stop_at_eos,
-            banned,
-        )
-        for (prompt, ids, sample), tokens in zip(batch, new, strict=True):
-            finished = stop_at_eos and tokens[-1] == EOS
-            text = trained.text.decode(ids[1:] + (tokens[:-1] if finished else tokens), language)
-            if text.startswith(known := trained.text.decode(ids[1:], language)):
-                text = prompt.rstrip(" ") + text[len(known) :]  # the prompt as it was given
-            yield Continuation(prompt, language, sample, text, tokens, finished)
-
-
-def write_continuations(path: str, continuations: Sequence[Continuation]) -> None:
-    """One JSON object a line: prompt, language, sample, text, tokens, finished."""
-    with atomic_write(path) as file:
-        for continuation in continuations:
-            file.write(json.dumps(asdict(continuation), ensure_ascii=False).encode() + b"\n")

@@ -25,7 +25,7 @@ def write_report(run: Path, compare: Sequence[Path] = ()) -> None:
     from xlm_train.report.curves import figures
     from xlm_train.report.png import draw
     from xlm_train.report.reading import read_run
-    from xlm_train.report.writing import as_html, as_markdown
+    from xlm_train.report.writing import as_html, as_markdown, title_of
     from xlm_train.runtime.files import atomic_write
 
     runs = [read_run(path) for path in (run, *compare)]
@@ -34,8 +34,9 @@ def write_report(run: Path, compare: Sequence[Path] = ()) -> None:
     except OSError as error:
         raise UserError(f"{run / 'plots'}: cannot be made: {error.strerror}") from error
     draw(figures(runs), run / "plots" / "curves.png")
-    content = sections(runs)
-    for name, text in (("report.html", as_html(runs, content)), ("report.md", as_markdown(runs, content))):
+    title, content = title_of(runs), sections(runs)
+    pages = {"report.html": as_html(title, content), "report.md": as_markdown(title, content, "plots/curves.png")}
+    for name, text in pages.items():
         with atomic_write(run / name) as file:
             file.write(text.encode())
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from xlm_train.report.curves import figures
+from xlm_train.report.curves import figures, lead_of
 from xlm_train.report.figures import Figure
 from xlm_train.report.html import Block, Cell, Folded, Paragraph, Table
 from xlm_train.report.masking import models_of, points_of
@@ -56,9 +56,11 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     Returns:
         The sections in reading order. The first has no title.
     """
+    curves = figures(runs)
+    lead = lead_of(curves)
     found = [
-        Section("", [*_states(runs), *_problems(runs), _summary(runs)]),
-        Section("Curves", _curves(runs)),
+        Section("", [*_states(runs), *_problems(runs), *_remarks(runs, curves), _summary(runs), *lead]),
+        Section("Curves", [figure for figure in curves if figure not in lead]),
         Section("Results", [*by_language(runs), *translations(runs), *evaluations(runs)]),
         Section("Validation", validations(runs)),
         Section("Samples", samples(runs)),
@@ -159,7 +161,7 @@ SUMMARY: Sequence[tuple[str, Callable[[Run], str]]] = (
     ("steps", lambda run: f"{_last_step(run):,}"),
     ("tokens read", _tokens),
     ("parameters", _parameters),
-    ("lowest mean validation perplexity", _best),
+    ("mean perplexity of the best validation", _best),
     ("training time (steps only)", _hours),
     ("tokens/s, median", lambda run: digits(_median(run, "speed/tokens_per_second"), ",.0f")),
     ("model FLOPs utilisation (of the device's peak), median", _mfu),
@@ -175,14 +177,15 @@ def _summary(runs: Sequence[Run]) -> Table:
     return _by_run(runs, rows, "")
 
 
-def _curves(runs: Sequence[Run]) -> list[Block | Figure]:
-    found: list[Block | Figure] = list(figures(runs))
-    if any(isinstance(figure, Figure) and figure.x_label == "tokens" for figure in found):
-        found.insert(0, Paragraph("The runs' steps are of different sizes: the curves are drawn over the tokens read."))
+def _remarks(runs: Sequence[Run], curves: Sequence[Figure]) -> list[Paragraph]:
+    """What to know before reading the curves."""
+    found = []
     if len({run.masked for run in runs}) > 1:
         names = ", ".join(run.name for run in runs if run.masked)
         text = f"Losses and perplexities of {names} are of hidden words, seen from both sides: they do not compare with the others'."
-        found.insert(0, Paragraph(text, warning=True))
+        found.append(Paragraph(text, warning=True))
+    if any(figure.x_label == "tokens" for figure in curves):
+        found.append(Paragraph("The runs' steps are of different sizes: the curves are drawn over the tokens read."))
     return found
 
 

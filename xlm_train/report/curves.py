@@ -21,7 +21,7 @@ SPREAD = 20.0  # a highest value so many times the median is shown on a logarith
 
 def figures(runs: Sequence[Run]) -> list[Figure]:
     """The figures of a report; those that no run has values for are left out."""
-    scales = _scales(runs)
+    scales = scales_of(runs)
     x_label = "tokens" if set(scales) != {1} else "step"
     marks = [mark for i, run in enumerate(runs) for mark in _marks(run, scales[i], _hue(i) if len(runs) > 1 else None)]
     found = []
@@ -45,6 +45,11 @@ def figures(runs: Sequence[Run]) -> list[Figure]:
     return [figure for figure in found if figure.drawn]
 
 
+def lead_of(curves: Sequence[Figure]) -> list[Figure]:
+    """The figure that tells most, for a report's beginning: none where there are no curves."""
+    return [figure for title in ("BLEU", "Perplexity", "") for figure in curves if figure.title.startswith(title)][:1]
+
+
 def perplexity(loss: float) -> float:
     """The perplexity of a mean loss in nats per token, bounded so that no loss is too large for it."""
     return math.exp(min(loss, 700.0))
@@ -54,7 +59,7 @@ def _hue(number: int) -> int:
     return number % len(PALETTE)
 
 
-def _scales(runs: Sequence[Run]) -> list[int]:
+def scales_of(runs: Sequence[Run]) -> list[int]:
     """What steps are multiplied with: runs with steps of different sizes compare by tokens."""
     sizes = [run.tokens_per_step for run in runs]
     known = [size for size in sizes if size is not None]

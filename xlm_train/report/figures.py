@@ -69,6 +69,7 @@ class Curve:
         colour: Its number in the palette.
         dots: Few points, each of which counts: they are marked, on a dashed line.
         line: Whether the points are connected.
+        bars: Instead of a line, bars of this width in the unit of x, from each x on.
     """
 
     label: str
@@ -77,10 +78,11 @@ class Curve:
     colour: int = 0
     dots: bool = False
     line: bool = True
+    bars: float | None = None
 
     def dotted(self, n_points: int) -> bool:
         """Whether each of the points that are drawn gets a dot."""
-        return not self.line or n_points == 1 or (self.dots and n_points <= MOST_DOTS)
+        return self.bars is None and (not self.line or n_points == 1 or (self.dots and n_points <= MOST_DOTS))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ A page is one file: style, drawings and script stand in it, and a content securi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -25,10 +26,21 @@ PALETTE = (
 
 @dataclass(frozen=True)
 class Cell:
-    """A table's cell. tone: "good" or "bad" colours what the text says as well; "" does not."""
+    """A table's cell.
+
+    Args:
+        text: What it says.
+        tone: "good" or "bad" colours that as well; "" does not.
+        link: Address of a page that tells more, relative to this one.
+    """
 
     text: str
     tone: str = ""
+    link: str = ""
+
+    def html(self) -> str:
+        """The text, as a link where there is one."""
+        return f'<a href="{escape(self.link)}">{escape(self.text)}</a>' if self.link else escape(self.text)
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,7 @@ class Table:
         head: Titles of the columns; none for a table that needs none.
         rows: The cells, as many in each row as there are columns.
         words: Whether the cells are text; otherwise they are figures, which stand to the right.
+        sentences: Whether they are text to be read: columns stay wide where the screen is not.
         note: Below the table, in text and Markdown.
     """
 
@@ -48,12 +61,13 @@ class Table:
     rows: Sequence[Sequence[str | Cell]]
     words: bool = False
     note: str = ""
+    sentences: bool = False
 
     def html(self) -> str:
         """The table in a box that scrolls by itself, reachable by keyboard."""
-        head = "".join(f'<th scope="col">{escape(title)}</th>' for title in self.head)
+        head = "".join(f'<th scope="col">{_head(title)}</th>' for title in self.head)
         rows = "".join(f"<tr>{''.join(_cells(row))}</tr>" for row in self.rows)
-        kind = ' class="words"' if self.words else ""
+        kind = ' class="words sentences"' if self.sentences else ' class="words"' if self.words else ""
         label = escape(self.caption or ", ".join(self.head))
         caption = f'<p class="muted">{escape(self.caption)}</p>' if self.caption else ""  # does not scroll
         return (
@@ -82,12 +96,17 @@ class Table:
         return "\n".join(["  ".join(line).rstrip() for line in lines] + ([self.note] if self.note else []))
 
 
+def _head(title: str) -> str:
+    """A column's title, which may break between words and behind the parts of a metric's name, but not in a direction's."""
+    return re.sub(r"(?<=[._/ ])(?=\w)", "<wbr>", escape(title))
+
+
 def _cells(row: Sequence[str | Cell]) -> Iterable[str]:
     for number, value in enumerate(row):
         cell = value if isinstance(value, Cell) else Cell(value)
         tone = f' class="{cell.tone}"' if cell.tone else ""
         name = 'th scope="row"' if number == 0 else "td"
-        yield f"<{name}{tone}>{escape(cell.text)}</{name[:2]}>"
+        yield f"<{name}{tone}>{cell.html()}</{name[:2]}>"
 
 
 def _text(value: str | Cell) -> str:
@@ -95,7 +114,8 @@ def _text(value: str | Cell) -> str:
 
 
 def _plain(value: str | Cell) -> str:
-    return markdown_text(_text(value)).replace("|", "\\|")
+    text = markdown_text(_text(value)).replace("|", "\\|")
+    return f"[{text}]({value.link})" if isinstance(value, Cell) and value.link else text
 
 
 @dataclass(frozen=True)

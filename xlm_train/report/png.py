@@ -52,6 +52,9 @@ def _draw(axes: Axes, figure: Figure) -> None:
         axes.set_yscale("log")
     for curve, points in figure.drawn:
         colour = PALETTE[curve.colour][0]
+        if curve.bars is not None:
+            axes.bar(points.x, points.mean, width=0.9 * curve.bars, align="edge", color=colour, label=curve.label)
+            continue
         if (points.high > points.low).any():
             axes.fill_between(points.x, points.low, points.high, color=colour, alpha=0.28, linewidth=0)
         axes.plot(

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -61,11 +61,12 @@ class Run:
         columns: The metrics by name.
         events: events.jsonl: of each at least "event" and "step".
         samples: samples.jsonl: step and translations of each validation that shows some.
+        generated: What `xlm-generate` left beside the run, in files called generated*.jsonl.
         checkpoints: The files of the checkpoints folder.
         newest_sha256: The checksum that the newest of them ends with, as hex.
         parent_sha256: The same of the checkpoint that the run was started from.
         evaluations: What `xlm-eval` left beside the run.
-        manifest: The corpus's, where it still lies where the config says.
+        manifest: The corpus's: the run's copy, else where the config says.
         last_report: When the last metrics were written, in seconds since 1970.
         problems: What is missing or damaged, in words.
     """
@@ -78,6 +79,7 @@ class Run:
     columns: dict[str, Column] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
     samples: list[tuple[int, list[Mapping[str, Any]]]] = field(default_factory=list)
+    generated: list[Mapping[str, Any]] = field(default_factory=list)
     checkpoints: list[CheckpointFile] = field(default_factory=list)
     newest_sha256: str | None = None
     parent_sha256: str | None = None
@@ -268,15 +270,17 @@ def read_run(path: Path) -> Run:
         for line in _read_lines(path / "samples.jsonl", run.problems)
         if isinstance(line.get("samples"), list)
     ]
+    for file in sorted(path.glob("generated*.jsonl")):
+        run.generated += _read_lines(file, run.problems, wanted=lambda line: isinstance(line.get("text"), str))
     _read_checkpoints(run)
     for file in [path / "evaluation.json", *sorted((path / "checkpoints").glob("*.json"))]:
         result = _read_object(file, run.problems)
         if isinstance(result.get("languages", result.get("directions")), dict):
             run.evaluations.append(result)
     corpus = run.setting("data.path")
-    if isinstance(corpus, str) and (Path(corpus) / "manifest.json").is_file():
-        manifest = _read_object(Path(corpus) / "manifest.json", run.problems)
-        if manifest.get("lineage") == run.config.get("corpus_lineage"):
+    for file in [path / "corpus.json", *([Path(corpus) / "manifest.json"] if isinstance(corpus, str) else [])]:
+        manifest = {} if run.manifest else _read_object(file, run.problems)
+        if manifest and manifest.get("lineage") == run.config.get("corpus_lineage"):
             run.manifest = manifest
     return run
 
@@ -314,8 +318,14 @@ def _read_object(file: Path, problems: list[str], expected: bool = False) -> dic
     return found
 
 
-def _read_lines(file: Path, problems: list[str], expected: bool = False) -> Iterator[Mapping[str, Any]]:
-    """The JSON objects with a step of a file, line by line; a last line that is being written is left out silently."""
+def _has_step(line: Mapping[str, Any]) -> bool:
+    return isinstance(line.get("step"), int) and 0 <= line["step"] < 2**53
+
+
+def _read_lines(
+    file: Path, problems: list[str], expected: bool = False, wanted: Callable[[Mapping[str, Any]], bool] = _has_step
+) -> Iterator[Mapping[str, Any]]:
+    """The wanted JSON objects of a file, line by line; a last line that is being written is left out silently."""
     if not file.is_file():
         if expected:
             problems.append(f"{file.name} is not there")
@@ -329,7 +339,7 @@ def _read_lines(file: Path, problems: list[str], expected: bool = False) -> Iter
                 except ValueError:
                     damaged += text.endswith(b"\n")
                     continue
-                if isinstance(found, dict) and isinstance(found.get("step"), int) and 0 <= found["step"] < 2**53:
+                if isinstance(found, dict) and wanted(found):
                     yield found
                 else:
                     damaged += 1
@@ -369,7 +379,10 @@ def _read_checkpoints(run: Run) -> None:
         if run.newest_sha256 is None:
             run.problems.append(f"checkpoints/{newest.name} does not end as a checkpoint: it is damaged")
     parent = run.config.get("init_from")
-    if isinstance(parent, str) and (file := checkpoint_file.of_run(parent)).is_file():
+    starts = [event["parents"] for event in run.events if event["event"] == "start" and event.get("parents")]
+    if starts and isinstance(starts[0], list):
+        run.parent_sha256 = str(starts[0][-1])
+    elif isinstance(parent, str) and (file := checkpoint_file.of_run(parent)).is_file():
         run.parent_sha256 = checkpoint_file.peek(file)
 
 

@@ -79,7 +79,7 @@ def translations(runs: Sequence[Run]) -> list[Block]:
 
 
 def samples(runs: Sequence[Run]) -> list[Block]:
-    """The translations that the first, a middle and the last validation showed."""
+    """The translations that the first, a middle and the last validation showed; texts that xlm-generate continued."""
     blocks: list[Block] = []
     head = ["direction", "source", "translation", "reference"]
     for run in runs:
@@ -87,12 +87,18 @@ def samples(runs: Sequence[Run]) -> list[Block]:
             step, shown = run.samples[place]
             caption = f"{run.name}, step {step:,}" if len(runs) > 1 else f"Step {step:,}"
             rows = [[str(sample.get(key, NONE)) for key in head] for sample in shown]
-            blocks += [Table(caption, head, rows, words=True)] if rows else []
-    return blocks
+            blocks += [Table(caption, head, rows, words=True, sentences=True)] if rows else []
+    head = ["language", "prompt", "text"]
+    rows_of = [(run, [str(one.get(key, NONE)) for key in head]) for run in runs for one in run.generated[:MOST_OPEN]]
+    return [*blocks, _listed("Texts continued by xlm-generate", head, rows_of, words=True)] if rows_of else blocks
 
 
 def evaluations(runs: Sequence[Run]) -> list[Block]:
     """Per language: what `xlm-eval` has measured of the run's checkpoints."""
+    keys = {"perplexity": "perplexity", "accuracy": "accuracy, %", "bits_per_character": "bits per character"}
+    baselines = {f"{kind}_perplexity": f"{kind}'s perplexity" for kind in ("unigram", "bigram")}
+    measured = [scores for run in runs for result in run.evaluations for scores in result.get("languages", {}).values()]
+    keys |= {key: title for key, title in baselines.items() if any(isinstance(s, dict) and key in s for s in measured)}
     rows = []
     for run in runs:
         for result in run.evaluations:
@@ -100,12 +106,10 @@ def evaluations(runs: Sequence[Run]) -> list[Block]:
             step = checkpoint.get("step") if isinstance(checkpoint, dict) else None
             for lang, scores in [*result.get("languages", {}).items(), ("mean", result.get("mean"))]:
                 if isinstance(scores, dict):
-                    measured = (
-                        digits(figure_of(scores, key)) for key in ("perplexity", "accuracy", "bits_per_character")
-                    )
                     of_step = f"{step:,}" if isinstance(step, int) else NONE
-                    rows.append((run, [str(result.get("split", "text")), of_step, str(lang), *measured]))
-    head = ["split", "checkpoint's step", "language", "perplexity", "accuracy, %", "bits per character"]
+                    figures = [digits(figure_of(scores, key)) for key in keys]
+                    rows.append((run, [str(result.get("split", "text")), of_step, str(lang), *figures]))
+    head = ["split", "checkpoint's step", "language", *keys.values()]
     found: list[Block] = [_listed("Results of xlm-eval found beside the run", head, rows)] if rows else []
     return [*found, *_evaluated_translations(runs)]
 

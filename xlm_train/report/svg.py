@@ -49,13 +49,25 @@ def _values(figure: Figure) -> str:
     curves = [
         {
             "label": curve.label,
-            "x": [round(float(v)) for v in points.x],
+            "x": [_place(float(v)) for v in points.x],
             "y": [float(f"{v:.4g}") for v in points.mean],
         }
         for curve, points in figure.drawn
     ]
-    values = {"x": figure.x_label, "range": [figure.across.low, figure.across.high], "curves": curves}
+    across = figure.across
+    values = {
+        "x": figure.x_label,
+        "range": [across.low, across.high],
+        "log": across.log,
+        "names": [[_place(place), name] for place, name in figure.x_ticks],
+        "curves": curves,
+    }
     return json.dumps(values, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _place(x: float) -> float:
+    """A place on the axis as the readout says it: steps are whole."""
+    return round(x) if abs(x) >= 100 else float(f"{x:.4g}")
 
 
 def _x(axis: Axis, value: float) -> str:
@@ -79,6 +91,10 @@ def _line(curve: Curve, points: Reduced, across: Axis, up: Axis) -> list[str]:
         upper = [f"{_x(across, x)} {_y(up, y)}" for x, y in zip(points.x, points.high, strict=True)]
         lower = [f"{_x(across, x)} {_y(up, y)}" for x, y in zip(points.x, points.low, strict=True)]
         parts.append(f'<path class="band k{curve.colour}" d="M{"L".join([*upper, *reversed(lower)])}Z"/>')
+    if curve.bars is not None:
+        sides = [(_x(across, x), _x(across, x + 0.9 * curve.bars)) for x in points.x]  # a little apart
+        bars = (f"M{a} {SIDE}V{_y(up, y)}H{b}V{SIDE}Z" for (a, b), y in zip(sides, points.mean, strict=True))
+        return [f'<path class="bars k{curve.colour}" d="{"".join(bars)}"/>']
     places = [f"{_x(across, x)} {_y(up, y)}" for x, y in zip(points.x, points.mean, strict=True)]
     if curve.line:
         kind = "dashed" if curve.dots else "line"
@@ -96,11 +112,12 @@ def _mark(mark: Mark, across: Axis) -> str:
 
 def _legend(figure: Figure) -> str:
     shapes = {"start": "M10 0V12", "skip": "M10 4V12"}
-    parts = []
+    parts: list[str] = []
     for curve, points in figure.drawn if len(figure.drawn) > 1 else ():
         line = f'<path class="{"dashed" if curve.dots else "line"} k{curve.colour}" d="M0 6H20"/>' if curve.line else ""
         dot = f'<path class="dots k{curve.colour}" d="M10 6h0"/>' if curve.dotted(len(points.x)) else ""
-        parts.append(_key(line + dot, curve.label))
+        if (key := _key(line + dot, curve.label)) not in parts:  # curves that are of one kind
+            parts.append(key)
     for kind in figure.mark_counts:
         shape = f'<path class="mark {kind} k{MARK_COLOURS[kind]}" d="{shapes.get(kind, "M10 6h0")}"/>'
         parts.append(_key(shape, MARKS[kind]))

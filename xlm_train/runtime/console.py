@@ -21,8 +21,12 @@ def log(text: str) -> None:
             print(text, file=sys.stderr, flush=True)
 
 
-def show(text: str) -> bool:
-    """Print a result to standard output.
+def show(text: str, end: str = "\n") -> bool:
+    """Print a result, or a part of one, to standard output.
+
+    Args:
+        text: What is printed.
+        end: What comes behind it.
 
     Returns:
         False where nobody reads it any more (`| head`): what is shown later is for nobody, and files are still written.
@@ -31,7 +35,7 @@ def show(text: str) -> bool:
         UserError: It cannot be written, as on a full disk.
     """
     try:
-        print(text, flush=True)
+        print(text, end=end, flush=True)
     except BrokenPipeError:
         _close_standard_output()
         return False

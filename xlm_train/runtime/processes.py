@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from types import FrameType
 
 from xlm_train.runtime.errors import ConfigError
@@ -53,10 +54,14 @@ class StopFlag:
     """Remembers in `is_set` whether one of SIGNALS has arrived since `install`.
 
     The first SIGINT is answered on standard error by the first process; a second one raises KeyboardInterrupt.
+
+    Args:
+        answer: To the first SIGINT.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, answer: bytes = ANSWER) -> None:
         self.is_set = False
+        self._answer = answer
         self._interrupted = False
 
     def install(self) -> None:
@@ -64,6 +69,17 @@ class StopFlag:
         for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
                 signal.signal(number, self._received)
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle the signals within a block."""
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        self.install()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._interrupted:
@@ -73,7 +89,7 @@ class StopFlag:
             self._interrupted = True
             if is_first_process():
                 with contextlib.suppress(OSError):  # `2>&1 | tee LOG`: the same Ctrl-C has ended tee
-                    os.write(2, ANSWER)  # a handler may interrupt a print, in which another print fails
+                    os.write(2, self._answer)  # a handler may interrupt a print, in which another print fails
 
 
 def require_processes(devices: int, nodes: int) -> None:

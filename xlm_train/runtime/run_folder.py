@@ -14,7 +14,7 @@ import secrets
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -235,8 +235,12 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
-    def begin(self) -> None:
-        """Log what has changed since the last start, and write this start's config and environment."""
+    def begin(self, corpus: Mapping[str, Any]) -> None:
+        """Log what has changed since the last start, and write this start's config and environment.
+
+        Args:
+            corpus: what is known of the corpus; a report tells of it wherever run and corpus are by then.
+        """
         for change in self.changes:
             log(f"changed since the last start: {change}")
         if not is_first_process():
@@ -244,6 +248,7 @@ class RunFolder:
         with atomic_write(self.config_file) as file:
             file.write(OmegaConf.to_yaml(OmegaConf.create(self.config)).encode())
         write_json(self.path / "environment.json", environment())
+        write_json(self.path / "corpus.json", corpus)
         self.write_status("running")
 
     def write_status(self, status: str, **details: Any) -> None:

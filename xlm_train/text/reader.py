@@ -11,8 +11,8 @@ from typing import Any
 
 from xlm_train.runtime.errors import CheckpointError, ConfigError, TextError
 from xlm_train.text.bpe import BpeEncoder, EncodedLines, decode
-from xlm_train.text.bpe_codes import BpeCodes
-from xlm_train.text.detokenise import DETOKENISED, detokenise
+from xlm_train.text.bpe_codes import CONTINUED, BpeCodes
+from xlm_train.text.detokenise import DETOKENISED, spaced
 from xlm_train.text.files import ReadStats, TextFile
 from xlm_train.text.lines import DroppedLines, cut
 from xlm_train.text.tokenise import Tokeniser
@@ -77,19 +77,61 @@ class TextReader:
 
         By our own rules for German and English, by sacremoses' for other languages.
         """
-        sentences: list[list[str]] = [[]]
+        text = GrowingText(self, language)
         for token in ids:
-            if token == EOS:
-                sentences.append([])
-            else:
-                sentences[-1].append(self.vocabulary.words[token])
-        if language in DETOKENISED:
-            join = detokenise
-        else:
-            from sacremoses import MosesDetokenizer
+            text.add(token)
+        return text.read(whole=True)
 
-            join = functools.partial(MosesDetokenizer(lang=language).detokenize, unescape=False)
-        return "\n".join(join(decode(" ".join(pieces)).split(" ")) if pieces else "" for pieces in sentences)
+
+class GrowingText:
+    """Text of ids that come one by one: pieces joined, words detokenised, a newline at every eos.
+
+    Args:
+        reader: Whose ids they are.
+        language: Their code.
+        ids: Those that stand before; they are not shown.
+    """
+
+    def __init__(self, reader: TextReader, language: str, ids: Sequence[int] = ()) -> None:
+        self._words = reader.vocabulary.words
+        self._language = language
+        self._sentences = ""  # those that have ended
+        self._pieces: list[str] = []  # of the sentence that has not
+        self._hidden = 0  # its words that stood before
+        for token in ids:
+            self.add(token)
+        self._sentences, self._hidden = "", len(self._parted(whole=True))
+
+    def add(self, token: int) -> None:
+        """Append an id."""
+        if token == EOS:
+            self._sentences += f"{self._sentence(whole=True)}\n"
+            self._pieces, self._hidden = [], 0
+        else:
+            self._pieces.append(self._words[token])
+
+    def read(self, whole: bool) -> str:
+        """The text as it is now; or, where it is not the whole, as much of it as no further id changes.
+
+        That is whole sentences where sacremoses joins the words, whose rules look ahead.
+        """
+        return self._sentences + self._sentence(whole)
+
+    def _parted(self, whole: bool) -> list[str]:
+        """Words of the sentence that has not ended, without one that may go on."""
+        words = decode(" ".join(self._pieces)).split(" ") if self._pieces else []
+        return words[:-1] if words and not whole and self._pieces[-1].endswith(CONTINUED) else words
+
+    def _sentence(self, whole: bool) -> str:
+        words = self._parted(whole)
+        if self._language in DETOKENISED:
+            return "".join(spaced(words, whole)[self._hidden :])
+        if not whole:
+            return ""
+        from sacremoses import MosesDetokenizer
+
+        join = functools.partial(MosesDetokenizer(lang=self._language).detokenize, unescape=False)
+        return str(join(words)[len(join(words[: self._hidden])) :])
 
 
 def file_problems(path: str | Path) -> list[str]:

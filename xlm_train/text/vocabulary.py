@@ -21,6 +21,7 @@ from xlm_train.runtime.files import atomic_write
 BOS, EOS, PAD, UNK = 0, 1, 2, 3
 SPECIALS = ("<s>", "</s>", "<pad>", "<unk>", *(f"<special{i}>" for i in range(10)))
 MASK = 5  # <special1>: stands for a hidden word
+NEVER_WRITTEN = tuple(number for number in range(len(SPECIALS)) if number != EOS)  # by a model that continues a text
 
 LINE_END = "\n"
 """What `split_lines` puts after the words of each line. No word can be it."""

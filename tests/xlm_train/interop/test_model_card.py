@@ -119,7 +119,7 @@ def test_no_path_of_the_machine_is_told(run: Path, tmp_path: Path) -> None:
 
 def test_what_is_not_known_is_said(imported: Path) -> None:
     body, head = card_of(imported)
-    assert head.keys() == {"language", "library_name", "pipeline_tag", "tags"}
+    assert head.keys() == {"language", "library_name", "tags"}  # no pipeline: that of causal models generates wrongly
     assert "imported from `checkpoint.pth`, not trained by this project" in body
     for what in (
         "Developed by",
@@ -165,7 +165,7 @@ def test_the_exported_card(exported: Path) -> None:
     assert head["license"] == "mit"
     assert "# small\n" in card
     assert "- de: 380 of 1,941 lines (19.6 %)" in card
-    assert "Do not use `model.generate()`" in card
+    assert "pipeline_tag" not in head
 
 
 def test_stated_figures_stand_above_estimates_and_name_their_source(run: Path) -> None:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.conftest import process_environment
 from xlm_train.commands.generate import main
-from xlm_train.model.decoding import CachedTexts, Sampling, choose, continue_texts, generate, window_start
-from xlm_train.model.pretrained import open_checkpoint
+from xlm_train.model.continuation import Continuation, continue_by_words, continue_texts
+from xlm_train.model.decoding import CachedTexts, Sampling, choose, next_words, window_start
+from xlm_train.model.pretrained import TrainedModel, open_checkpoint
 from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import ConfigError
@@ -48,6 +54,24 @@ def greedy(model: XLM, prompt: list[int], language: int, n: int, context: int) -
     for _ in range(n):
         text.append(int(next_logits(model, text, language, context).argmax()))
     return text[len(prompt) :]
+
+
+def generate(
+    model: XLM, prompts: list[list[int]], language: int, max_tokens: int, context: int, sampling: Sampling | None = None,
+    sample_numbers: list[int] | None = None, stop_at_eos: bool = True, banned: Sequence[int] = (),
+) -> list[list[int]]:  # fmt: skip
+    """The new tokens of each prompt."""
+    texts: list[list[int]] = [[] for _ in prompts]
+
+    def has_ended(row: int) -> bool:
+        return stop_at_eos and texts[row][-1] == EOS
+
+    for words in next_words(
+        model, prompts, language, max_tokens, context, has_ended, sampling, sample_numbers, banned
+    ):  # fmt: skip
+        for row, token, _ in words:
+            texts[row].append(token)
+    return texts
 
 
 @pytest.mark.parametrize("context", [1, 2, 7, 12, 31])
@@ -169,7 +193,9 @@ def test_texts_begin_with_their_prompts_and_come_in_order(text_checkpoint: Path)
     trained = open_checkpoint(text_checkpoint, "cpu")
     prompts = ["Es war einmal", "", "Der König sagte: „Ja!“", "Ein Satz.\nNoch einer"]
     sampling = Sampling(temperature=1.0, seed=3)
-    found = list(continue_texts(trained, prompts, "de", 6, sampling, num_samples=2, stop_at_eos=False, batch_texts=3))
+    found = continue_texts(
+        trained, prompts, "de", 6, sampling=sampling, num_samples=2, stop_at_eos=False, batch_texts=3
+    )
     assert [(c.prompt, c.sample) for c in found] == [(prompt, sample) for prompt in prompts for sample in (0, 1)]
     beginnings = ["Es war einmal ", "", "Der König sagte: „Ja!“", "Ein Satz.\n"]
     for continuation, beginning in zip(found[::2], beginnings, strict=True):
@@ -181,6 +207,85 @@ def test_texts_begin_with_their_prompts_and_come_in_order(text_checkpoint: Path)
     ids = [EOS, *trained.text.encode(["Es war einmal"], "de").ids.tolist()[:-1]]
     alone = generate(trained.model, [ids], 0, 6, 63, sampling, stop_at_eos=False, banned=[0, *range(2, 14)])
     assert found[0].tokens == alone[0]
+
+
+@pytest.fixture(scope="module")
+def spoken(text_checkpoint: Path) -> TrainedModel:
+    return open_checkpoint(text_checkpoint, "cpu")
+
+
+def continued(spoken: TrainedModel, prompt: str, line: str, stop: Sequence[str] = ()) -> tuple[Continuation, list[str]]:
+    """A continuation by the words of a line, and its text after each of them."""
+    text, shown = Continuation(spoken, prompt, "en", stop=stop), []
+    for token in spoken.text.encode([line], "en").ids.tolist():
+        if not text.ended:
+            text.add(token, -1.0, stop_at_eos=True)
+            shown.append(text.text)
+    text.end()
+    return text, [*shown, text.text]
+
+
+LINES = ['"No," she said, "it\'s late."', "a 'little' one", "it (and that) ends; x", 'he said: "Go!" and went']
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_what_was_printed_does_not_change(spoken: TrainedModel, line: str) -> None:
+    text, shown = continued(spoken, "The king: ", line)
+    assert text.text == f"The king: {line}"
+    assert all(after.startswith(before) for before, after in pairwise(shown))
+    assert shown[0].startswith("The king:")
+    assert len(set(shown)) > 2  # as words come, not at the end
+
+
+def test_a_piece_of_a_word_waits_for_the_rest(spoken: TrainedModel) -> None:
+    pieces = spoken.text.encode(["unbelievable"], "en").ids.tolist()[:-1]
+    assert len(pieces) > 1
+    text = Continuation(spoken, "An", "en")
+    for token in pieces[:-1]:
+        text.add(token, 0.0, stop_at_eos=True)
+        assert text.text == "An"
+    text.add(pieces[-1], 0.0, stop_at_eos=True)
+    assert text.text == "An unbelievable"
+
+
+def test_a_quotation_mark_of_the_prompt_stays_as_it_is(spoken: TrainedModel) -> None:
+    """By itself the prompt's mark would close, with the next word it opens."""
+    assert continued(spoken, 'He said "', "Yes")[0].text == 'He said "Yes'
+
+
+def test_a_text_ends_before_a_stop_string(spoken: TrainedModel) -> None:
+    line = "the one, the other; and that."
+    text, shown = continued(spoken, "The king, ", line, stop=["; ", "er; a"])
+    assert text.finished
+    assert text.text == "The king, the one, the oth"
+    assert all(text.text.startswith(one) for one in shown)  # no letter of the stop string was shown before
+    assert len(text.tokens) < len(spoken.text.encode([line], "en").ids)
+    assert not continued(spoken, "The king, ", line, stop=["king,"])[0].text.endswith(
+        "king,"
+    )  # of the prompt: does not count
+    text, _ = continued(spoken, "The", 'king "', stop=['"'])  # only the end tells that it closes
+    assert (text.text, text.finished) == ("The king", True)
+
+
+def test_log_probabilities_are_the_model_s_own(spoken: TrainedModel) -> None:
+    """Of the words that were drawn, as the plain model scores them, whatever the temperature."""
+    sampling = Sampling(temperature=0.5, top_k=20, seed=1)
+    texts = continue_texts(spoken, ["Es war", "Ja"], "de", 8, sampling=sampling, stop_at_eos=False)
+    for text in texts:
+        read = torch.tensor([[*text.ids, *text.tokens]])
+        with torch.no_grad():
+            scores = spoken.model.logits(spoken.model(read, langs=0))[0].log_softmax(dim=1)
+        expected = [float(scores[len(text.ids) - 1 + n, token]) for n, token in enumerate(text.tokens)]
+        assert text.logprobs == pytest.approx(expected, abs=1e-4)
+        assert len(text.pieces) == len(text.logprobs) == 8
+
+
+def test_texts_grow_together_and_are_those_of_the_end(spoken: TrainedModel) -> None:
+    steps = [[text.text for text in texts] for texts in continue_by_words(
+        spoken, ["Es", "Ja", "Nein"], "de", 5, Sampling(1.0), stop_at_eos=False, batch_texts=2)]  # fmt: skip
+    assert [len(step) for step in steps] == [2] * 5 + [3] * 5
+    for before, after in pairwise(steps):
+        assert all(new.startswith(old) for old, new in zip(before, after, strict=False))
 
 
 def test_text_of_ids_reverses_preparation(text_checkpoint: Path) -> None:
@@ -236,6 +341,53 @@ def test_a_prompt_is_taken_as_it_stands(
     assert written["text"].startswith(written["prompt"])
 
 
+def test_log_probabilities_and_stop_strings_by_command(
+    text_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "texts.jsonl"
+    arguments = [f"checkpoint={text_checkpoint}", "lang=en", "prompt=The king", f"out={out}", "max_tokens=6"]
+    assert run(monkeypatch, *arguments, "logprobs=true") == 0
+    written = json.loads(out.read_text())
+    assert len(written["logprobs"]) == len(written["pieces"]) == len(written["tokens"])
+    assert f"in all {sum(written['logprobs']):.2f}" in capsys.readouterr().err
+    new = written["text"].removeprefix("The king")
+    (stop, *_) = re.findall("[a-z]{2}", new)
+    assert run(monkeypatch, *arguments, f"stop=[{stop},qqq]") == 0
+    stopped = json.loads(out.read_text())
+    assert stopped["text"] == "The king" + new.partition(stop)[0]
+    assert stopped["finished"]
+    assert "logprobs" not in stopped
+    assert run(monkeypatch, *arguments, "stop=") == 2
+    assert "stop='': every text would end" in capsys.readouterr().err
+
+
+def test_a_signal_keeps_what_there_is(text_checkpoint: Path, tmp_path: Path) -> None:
+    """Two texts of a batch, of which a word at least was printed; then the same words are in the file."""
+    out = tmp_path / "texts.jsonl"
+    words = [f"checkpoint={text_checkpoint}", "lang=en", "prompt=The king", "max_tokens=1000000", f"out={out}"]
+    words += ["num_samples=2", "temperature=1", "stop_at_eos=false"]
+    with (
+        open(tmp_path / "told", "w") as told,
+        subprocess.Popen(
+            [sys.executable, "-m", "xlm_train.commands.generate", *words],
+            stdout=subprocess.PIPE, stderr=told, env=process_environment(), text=True,
+        ) as process,
+    ):  # fmt: skip
+        assert process.stdout is not None
+        printed = process.stdout.read(60)
+        process.send_signal(signal.SIGINT)
+        printed += process.stdout.read()
+    errors = (tmp_path / "told").read_text()
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert printed.startswith("The king ")
+    written = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert "".join(f"{one['text']}\n" for one in written) == printed
+    assert [one["sample"] for one in written] == [0, 1]
+    assert {len(one["tokens"]) for one in written} == {len(written[0]["tokens"])}
+    assert not any(one["finished"] for one in written)
+
+
 def test_prompts_from_standard_input(
     text_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -289,7 +441,7 @@ def test_unknown_language_is_refused_with_the_list(
     assert run(monkeypatch, f"checkpoint='{text_checkpoint}'", "lang=fr", "prompt=Il") == 2
     assert f"lang=fr: {text_checkpoint} knows the languages de, en" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="de, en"):
-        list(continue_texts(open_checkpoint(text_checkpoint, "cpu"), ["Il"], "fr"))
+        continue_texts(open_checkpoint(text_checkpoint, "cpu"), ["Il"], "fr")
 
 
 def test_a_checkpoint_without_codes_says_so(

@@ -7,10 +7,8 @@ import math
 import random
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
-from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -26,11 +24,11 @@ from xlm_train.report import html as page
 from xlm_train.report import recipe, write_report
 from xlm_train.report.content import sections
 from xlm_train.report.curves import figures
-from xlm_train.report.figures import Axis, number, reduce
+from xlm_train.report.figures import Axis, Curve, Figure, number, reduce
 from xlm_train.report.reading import find_runs, read_run
 from xlm_train.report.results import thinned
 from xlm_train.report.svg import figure_html
-from xlm_train.report.writing import as_html, as_markdown
+from xlm_train.report.writing import as_html, as_markdown, title_of
 from xlm_train.runtime.errors import UserError
 
 HOSTILE = "<script>alert('x')</script>|</title>\"&amp;"
@@ -61,7 +59,7 @@ def lines_of(steps: int, every: int, tokens: int = 1000, validate: int = 0) -> l
 def written(*folders: Path) -> str:
     """The page of a run; others beside it. Without the picture, which takes most of the time."""
     runs = [read_run(folder) for folder in folders]
-    return as_html(runs, sections(runs))
+    return as_html(title_of(runs), sections(runs))
 
 
 class Page(HTMLParser):
@@ -72,11 +70,15 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
         self.inside: list[str] = []
+        self.begun = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        self.inside.append(tag)
+        if tag == "wbr":  # the word goes on
+            self.begun = self.words.pop()
+        else:
+            self.inside.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         while self.inside and self.inside.pop() != tag:
@@ -84,7 +86,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not {"script", "style"} & set(self.inside[-1:]):
-            self.words.append(data)
+            self.words.append(self.begun + data)
+            self.begun = ""
 
     @property
     def text(self) -> str:
@@ -168,11 +171,11 @@ def test_names_and_values_are_text_not_markup(make_run: Callable[..., Path]) -> 
     )
     (folder / "energy.json").write_text(json.dumps({"energy_kwh": 1.0, "method": HOSTILE, "region": HOSTILE}))
     runs = [read_run(folder)]
-    text = as_html(runs, sections(runs))
+    text = as_html(title_of(runs), sections(runs))
     assert "<script>alert" not in text
     assert [attributes for tag, attributes in Page(text).tags if tag == "script"].count({}) == 1  # ours
     assert Page(text).text.count(HOSTILE) > 8  # shown as it is
-    for line in as_markdown(runs, sections(runs)).splitlines():
+    for line in as_markdown(title_of(runs), sections(runs), "plots/curves.png").splitlines():
         assert not re.search(r"(?<!\\)<", line)
         if line.startswith("| "):
             assert re.search(r"(?<!\\)\|$", line)
@@ -334,8 +337,8 @@ def test_no_damage_stops_the_report(make_run: Callable[..., Path]) -> None:
             )
             file.write_bytes(draw.choice(damage))
         runs = [read_run(folder), read_run(folder)]
-        assert as_html(runs, sections(runs)).endswith("</html>\n")
-        as_markdown(runs, sections(runs))
+        assert as_html(title_of(runs), sections(runs)).endswith("</html>\n")
+        as_markdown(title_of(runs), sections(runs), "plots/curves.png")
 
 
 def test_several_runs_side_by_side(make_run: Callable[..., Path]) -> None:
@@ -421,6 +424,73 @@ def test_the_best_validation_is_the_monitor_s(make_run: Callable[..., Path]) -> 
     assert "40 (best)" in page
 
 
+def test_scores_baselines_and_texts_found_beside_the_run(make_run: Callable[..., Path]) -> None:
+    """As `make demo` leaves them after the training, and writes the report again."""
+    folder = make_run("r", lines_of(20, 5, validate=10))
+    scores = {"perplexity": 98.76, "accuracy": 21.0, "unigram_perplexity": 432.1, "bigram_perplexity": 210.9}
+    result = {"split": "test", "checkpoint": {"step": 20}, "languages": {"de": scores, "en": {"perplexity": 87.65}}}
+    (folder / "evaluation.json").write_text(json.dumps(result))
+    text = Page(written(folder)).text
+    assert re.search(
+        r"unigram's perplexity\n+bigram's perplexity\n+test\n+20\n+de\n+98\.76\n+21\n+-\n+432\.1\n+210\.9\n", text
+    )
+    assert "Samples" not in text
+    for language in ("de", "en"):
+        line = {"prompt": f"<{language}>", "language": language, "text": f"<{language}> and more", "tokens": [1]}
+        (folder / f"generated.{language}.jsonl").write_text(json.dumps(line) + "\n[]\n")
+    text = Page(written(folder)).text
+    assert re.search(
+        r"Samples\n+Texts continued by xlm-generate\n+language\n+prompt\n+text\n+de\n+<de>\n+<de> and more\n", text
+    )
+    assert "<en> and more" in text
+    assert "generated.en.jsonl: 1 line damaged and left out" in text
+
+
+def test_a_run_that_was_moved_tells_as_much(trained: Path, corpus_folder: Path, tmp_path: Path) -> None:
+    """To where there is neither its corpus nor the checkpoint that it began with."""
+
+    def told(folder: Path) -> str:
+        text = Page(written(folder)).text
+        return text[: text.index("Written ")]
+
+    before = told(trained)
+    manifest = json.loads((corpus_folder / "manifest.json").read_text())
+    assert f"{manifest['vocabulary']['entries']:,}" in before
+    moved = tmp_path / "elsewhere" / trained.name
+    shutil.copytree(trained, moved, symlinks=True)
+    config = (moved / "config.yaml").read_text()
+    (moved / "config.yaml").write_text(config.replace(str(corpus_folder), "/not/here"))
+    assert told(moved).replace(str(corpus_folder), "/not/here") == before.replace(str(corpus_folder), "/not/here")
+
+
+def test_the_parent_is_known_without_its_file(make_run: Callable[..., Path]) -> None:
+    events = [{"step": 0, "event": "start", "parents": ["aaaa", "bbbb"]}, {"step": 10, "event": "start", "parents": []}]
+    text = written(make_run("r", lines_of(20, 5), "init_from=/not/here.pt", events=events))
+    assert "/not/here.pt, content sha256 bbbb" in text
+
+
+def test_bars_stand_on_the_axis_and_say_their_values() -> None:
+    bars = Curve("sentences", [0, 5, 10], [2, 8, 4], bars=5)
+    drawn = figure_html(Figure("train.de", "sentences", [bars], x_axis=Axis(0, 15), from_zero=True), "x")
+    path = re.search(r'<path class="bars k0" d="(.*?)"', drawn)
+    assert path
+    sides = re.findall(r"M(\S+) 1000V(\S+)H(\S+)V1000Z", path[1])
+    assert [(float(left), float(right)) for left, _, right in sides] == [(0, 300), (333.3, 633.3), (666.7, 966.7)]
+    top = 8 * 1.06  # of the axis
+    assert [float(height) for _, height, _ in sides] == pytest.approx(
+        [1000 * (1 - y / top) for y in (2, 8, 4)], abs=0.1
+    )
+
+
+def test_the_readout_knows_logarithmic_axes_and_words() -> None:
+    """Its values as JSON: small ones are not rounded away, and words stand for their places."""
+    rates = Curve("each job", [1e-4, 3.14159e-4, 1e-2], [30, 20, 25])
+    figure = Figure("t", "", [rates], x_axis=Axis(1e-4, 1e-2, log=True), x_ticks=[(1e-4, "low"), (1e-2, "high")])
+    data = json.loads(re.findall(r'<script type="application/json">(.*?)</script>', figure_html(figure, "x"))[0])
+    assert data["curves"][0]["x"] == [1e-4, 3.142e-4, 1e-2]
+    assert (data["log"], data["names"]) == (True, [[1e-4, "low"], [1e-2, "high"]])
+
+
 def test_the_published_size_follows_from_the_recipe(make_run: Callable[..., Path], tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
@@ -502,66 +572,3 @@ def test_markdown_cells_stay_cells() -> None:
     assert words.markdown() == "T:\n\n|  |  |\n| --- | --- |\n| x | y |\n| long | z |\n\nn"
     assert words.text() == "x     y\nlong  z\nn"
     assert page.Table("", ["a", "bcd"], [["xyz", "1"]]).text() == "a    bcd\nxyz    1"
-
-
-PROBE = """
-addEventListener("load", () => {
-  const svg = document.querySelector(".area > svg"), box = svg.getBoundingClientRect();
-  const height = document.documentElement.scrollHeight;
-  svg.dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + box.width / 2, clientY: box.top + 5}));
-  const wide = [...document.querySelectorAll("body *")].filter((e) => !e.closest(".scroll, pre, svg, details:not([open])") &&
-    e.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map((e) => e.tagName + "." + e.className);
-  const small = [...document.querySelectorAll("figure span, td, th, p")].map((e) => parseFloat(getComputedStyle(e).fontSize));
-  parent.postMessage({
-    grown: document.documentElement.scrollHeight - height, overflow: getComputedStyle(svg).overflow,
-    width: document.documentElement.clientWidth, scroll: document.documentElement.scrollWidth, wide,
-    back: getComputedStyle(document.body).backgroundColor, smallest: Math.min(...small),
-    readout: document.querySelector(".readout").textContent, fetched: performance.getEntriesByType("resource").map((e) => e.name),
-  }, "*");
-});
-"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> str:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-    if found is None:
-        pytest.skip("no Chromium on PATH: the page's look is not tested here (Debian's package chromium has it)")
-    return found
-
-
-@pytest.mark.parametrize(("width", "dark"), [(375, False), (375, True), (1280, False)])
-def test_the_page_in_a_real_browser(
-    browser: str, make_run: Callable[..., Path], tmp_path: Path, width: int, dark: bool
-) -> None:
-    """In a copy of the page, within a frame of the wanted width: nothing wider than the screen, nothing fetched, the script runs."""
-    events = [{"step": 100, "time": 1.0, "event": "start", "devices": ["x" * 90], "changes": ["y" * 200]}]
-    long = "a_very_long_run_name_without_any_space_" * 3
-    folders = [make_run(name, lines_of(200, 5, validate=20), events=events) for name in ("r", long)]
-    text = written(*folders)
-    (tmp_path / "copy.html").write_text(text.replace("</body>", f"<script>{PROBE}</script></body>"))
-    (tmp_path / "frame.html").write_text(
-        f'<iframe src="copy.html" style="border:0;width:{width}px;height:900px"></iframe><pre id="said"></pre><script>'
-        'addEventListener("message", (e) => { document.getElementById("said").textContent = JSON.stringify(e.data) })</script>'
-    )
-    options = "--headless --hide-scrollbars --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
-    options += (
-        f" --disable-component-update --window-size=1400,1000 --blink-settings=preferredColorScheme={0 if dark else 1}"
-    )
-    options += f" --user-data-dir={tmp_path / 'profile'} --virtual-time-budget=3000 --dump-dom"
-    result = subprocess.run(
-        [browser, *options.split(), (tmp_path / "frame.html").as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    found = re.search(r'<pre id="said">(.+?)</pre>', result.stdout)
-    assert found, result.stderr[-2000:]
-    said = json.loads(unescape(found[1]))
-    assert said["width"] == width
-    assert said["scroll"] == width
-    assert said["wide"] == []
-    assert said["fetched"] == []
-    assert said["grown"] == 0  # the readout moves nothing
-    assert said["overflow"] == "visible"  # dots at the edges are whole
-    assert said["smallest"] >= 12
-    assert said["back"] == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
-    assert said["readout"].startswith("step 100\n1.05 r, training\n")  # 10 / sqrt(100) + 0.05

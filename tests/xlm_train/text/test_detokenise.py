@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from xlm_train.text.detokenise import detokenise
+from xlm_train.text.detokenise import detokenise, spaced
 from xlm_train.text.tokenise import Tokeniser
 
 TEXT = REPOSITORY / "tests/text"
@@ -39,6 +39,22 @@ def test_real_lines_come_back(language: str, least: float, by_sacremoses: float)
     pairs = zip(words[few], wanted[few], strict=True)
     theirs = sum(moses.detokenize(some, unescape=False) == line for some, line in pairs) / len(words[few])
     assert theirs == pytest.approx(by_sacremoses, abs=0.02)  # what it would be without
+
+
+@pytest.mark.parametrize("language", ["de", "en"])
+def test_what_a_beginning_shows_stays(language: str) -> None:
+    """Of each beginning of a real line, what is said to be final is the beginning of the line; most of it is final at once."""
+    lines = [line for file in sorted(TEXT.glob(f"*.{language}.gz")) for line in lines_of(file, 250)]
+    marked = [line for file in sorted(TEXT.glob(f"*.{language}.gz")) for line in lines_of(file, 2500) if '"' in line]
+    shown = seen = 0
+    for line in Tokeniser(language).tokenise([*lines, *marked[:300]]):
+        words = line.split()
+        whole = spaced(words)
+        for count in range(1, len(words)):
+            final = spaced(words[:count], whole=False)
+            assert final == whole[: len(final)], (line, count)
+            shown, seen = shown + len(final), seen + count
+    assert shown > 0.8 * seen
 
 
 @pytest.mark.parametrize(

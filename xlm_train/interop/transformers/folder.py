@@ -25,7 +25,7 @@ from xlm_train.runtime.errors import CheckpointError
 from xlm_train.runtime.files import read_json, sha256_of, write_json
 from xlm_train.text.bpe import BpeCodes
 from xlm_train.text.reader import TextReader
-from xlm_train.text.vocabulary import BOS, EOS, MASK, PAD, SPECIALS, UNK, Vocabulary, read_text
+from xlm_train.text.vocabulary import BOS, EOS, MASK, NEVER_WRITTEN, PAD, SPECIALS, UNK, Vocabulary, read_text
 
 RECORD = "export.json"
 RECORD_FORMAT = "xlm_train.export"
@@ -90,7 +90,7 @@ def write(folder: Path, content: Mapping[str, Any], lang: str | None = None) -> 
         # a pipeline's texts then begin as those of the training; older versions would also add embeddings of token types
         tokenizer |= {"bos_token": SPECIALS[EOS], "model_input_names": ["input_ids", "attention_mask"]}
     write_json(folder / "config.json", config)
-    write_json(folder / "generation_config.json", {"_from_model_config": True, **_token_ids("bos", "eos", "pad")})
+    write_json(folder / "generation_config.json", _token_ids("bos", "eos", "pad") | {"suppress_tokens": NEVER_WRITTEN})
     write_json(folder / "tokenizer_config.json", tokenizer)
     write_json(folder / "vocab.json", spelled.ids)
     for name, written in (("merges.txt", codes), ("codes", codes), ("vocab", vocabulary)):
