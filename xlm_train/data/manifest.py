@@ -147,7 +147,7 @@ def verify_stored(url: str) -> str | None:
     def problem(name: str) -> str | None:
         try:
             with StoredObject(f"{url.rstrip('/')}/{name}").open() as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+                found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         except MissingObject as error:
             return str(error)
         return (
