@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 from xlm_train.runtime.storage import BLOCK, MissingObject, Store
 
@@ -47,7 +47,7 @@ class StoredObject:
         store, name = self._place()
         return store.stamp(name)
 
-    def open(self, mode: str = "rb") -> BinaryIO:
+    def open(self, mode: str = "rb") -> io.BufferedReader:
         """Open it for reading; nothing is kept but the block at hand."""
         return io.BufferedReader(_Reading(*self._place(), size=self.stamp()[0]), FIRST_BLOCK)
 
