@@ -612,7 +612,7 @@ def test_an_output_that_cannot_be_made_is_an_error(tmp_path: Path, texts: dict[s
     (tmp_path / "file").touch()
     assert "is a file; name a folder" in problems(tmp_path / "file", texts)
     assert "cannot be made" in problems(tmp_path / "file" / "below", texts)
-    with pytest.raises(UserError, match="out=/proc/corpus: cannot be made or written to"):
+    with pytest.raises(UserError, match="out=/proc/corpus: cannot be made: /proc is not writable"):
         run(Path("/proc/corpus"), texts, check_disk=False)
 
 

@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import json
 import os
+import pkgutil
 import resource
 import selectors
 import signal
@@ -18,6 +19,8 @@ import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import data_prep
+import xlm_train
 from tests.conftest import process_environment
 from tests.mistakes.table import BEGINNINGS
 
@@ -91,8 +94,9 @@ def serve() -> None:
     """Answer requests until there are no more."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    for module in (*MODULES.values(), "xlm_train.train", "xlm_train.model.translator", "xlm_train.interop.import_"):
-        importlib.import_module(module)
+    for package in (xlm_train, data_prep):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
     from hydra._internal.hydra import Hydra
 
     from xlm_train.config.overrides import check_overrides
