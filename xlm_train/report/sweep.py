@@ -60,7 +60,7 @@ def conclude(folder: Path, start: str) -> list[int]:
     links = {id(row): link for row, run in zip(rows, runs, strict=True) if (link := _link(folder, run))}
     for name, text in (
         ("table.md", _markdown(folder.name, rows, links)),
-        ("sweep.html", _page(folder, rows, runs, links)),
+        ("sweep.html", page(folder, rows, runs, links)),
     ):
         with atomic_write(folder / name) as file:
             file.write(text.encode())
@@ -169,7 +169,7 @@ def _markdown(name: str, rows: Sequence[Row], links: dict[int, str]) -> str:
     return "\n\n".join([*parts, *(["Failed:", "\n".join(failures)] if failures else [])]) + "\n"
 
 
-def _page(folder: Path, rows: Sequence[Row], runs: Sequence[Run], links: dict[int, str]) -> str:
+def page(folder: Path, rows: Sequence[Row], runs: Sequence[Run], links: dict[int, str]) -> str:
     """The sweep's page: what is in table.md, and all figures."""
     run_of = {row.run: run for row, run in zip(rows, runs, strict=True)}
     reported = [row for row in _best_first(rows) if run_of[row.run].columns]

@@ -97,8 +97,8 @@ def test_the_page_of_a_sweep(browser: str, make_run: Callable[..., Path], tmp_pa
         row_of({"varied": {"optimizer.lr": rate, "seed": seed}, "status": "finished", "command": "x"}, run)
         for (rate, seed), run in zip(jobs, runs, strict=True)
     ]
-    page = sweep._page(tmp_path, rows, runs, {id(rows[0]): "r/report.html"})
-    said = measured(browser, page, tmp_path, 375)
+    text = sweep.page(tmp_path, rows, runs, {id(rows[0]): "r/report.html"})
+    said = measured(browser, text, tmp_path, 375)
     assert said["readout"].startswith("optimizer.lr 0.001\n")
 
 
