@@ -180,8 +180,8 @@ def masked_sums(
     lengths_B = None if lengths_B is None else lengths_B.to(device)
     positions_BT = None if positions_BT is None else positions_BT.to(device)
     seen_BT = tokens_BT.masked_fill(chosen_BT, MASK).to(device)
-    hidden = model(seen_BT, langs, lengths_B, causal=False, positions_BT=positions_BT).flatten(0, 1)
-    losses, correct = predict(model, hidden.index_select(0, chosen), targets)
+    hidden = model(seen_BT, langs, lengths_B, causal=False, positions_BT=positions_BT, chosen_N=chosen)
+    losses, correct = predict(model, hidden, targets)
     return torch.stack([losses.double().sum(), correct.sum().double(), losses.new_tensor(len(losses)).double()])
 
 

@@ -60,7 +60,8 @@ def flops_per_token(
     Every product costs twice as much backward as forward (one for the inputs, one for the weights). In a causal model
     a query meets (positions + 1) / 2 keys on average, and the kernels leave the others out. Embeddings are
     looked up, not multiplied. The output softmax covers the padding rows of the vocabulary too; its gradient is
-    formed once, so it is never recomputed. Not counted: norms, GELU, dropout, the softmax itself, the update (about
+    formed once, so it is never recomputed. Of a masked model's last block, what comes behind its attention is computed at the
+    predicted positions alone. Not counted: norms, GELU, dropout, the softmax itself, the update (about
     1 % at width 1024).
 
     Args:
@@ -71,12 +72,13 @@ def flops_per_token(
     """
     D, L = shape.dim, shape.n_layers
     keys = (positions + 1) / 2 if mask_share is None else positions
+    wanted = 1 if mask_share is None else mask_share  # of the last block's outputs
     forward = {
         "embedding look-up": 0,
-        "attention projections": L * 2 * 4 * D * D,
+        "attention projections": 2 * (4 * L - 1 + wanted) * D * D,
         "attention scores": L * 2 * 2 * D * keys,  # queries with keys, weights with values
-        "feed-forward": L * 2 * 2 * D * shape.ffn_dim,
-        "output softmax": 2 * shape.n_rows * D * (1 if mask_share is None else mask_share),
+        "feed-forward": 2 * 2 * (L - 1 + wanted) * D * shape.ffn_dim,
+        "output softmax": 2 * shape.n_rows * D * wanted,
     }
     in_blocks = {"attention projections", "attention scores", "feed-forward"}
     return {

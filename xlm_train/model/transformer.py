@@ -51,14 +51,22 @@ class Attention(nn.Module):
         self.qkv = ops.Linear(shape.dim, 3 * shape.dim)
         self.out = ops.Linear(shape.dim, shape.dim)
 
-    def forward(self, x_BTD: Tensor, causal: bool, visible: Tensor | None = None, store: Store | None = None) -> Tensor:
-        """What each position takes from those it sees, (B, T, D).
+    def forward(
+        self,
+        x_BTD: Tensor,
+        causal: bool,
+        visible: Tensor | None = None,
+        store: Store | None = None,
+        chosen_N: Tensor | None = None,
+    ) -> Tensor:
+        """What each position takes from those it sees, (B, T, D); of the chosen ones alone (N, D).
 
         Args:
             x_BTD: Input.
             causal: Position p sees 0..p; then `visible` and `store` are not used.
             visible: Otherwise, which keys a query sees: booleans broadcastable to (B, H, T, keys); None: all.
             store: Takes the keys and values of these positions and returns those to be seen.
+            chosen_N: Flat positions b * T + t; None: all.
         """
         B, T, D = x_BTD.shape
         qkv_BT3HE = self.qkv(x_BTD).view(B, T, 3, self.n_heads, D // self.n_heads)
@@ -68,7 +76,8 @@ class Attention(nn.Module):
         else:
             q, k, v = qkv_BT3HE.permute(2, 0, 3, 1, 4)
             context_BTHE = F.scaled_dot_product_attention(q, *store(k, v), visible, dropout).transpose(1, 2)
-        return self.out(context_BTHE.reshape(B, T, D))
+        context_BTD = context_BTHE.reshape(B, T, D)
+        return self.out(context_BTD if chosen_N is None else context_BTD.flatten(0, 1).index_select(0, chosen_N))
 
 
 class SourceAttention(nn.Module):
@@ -133,9 +142,12 @@ class Block(nn.Module):
         visible: Tensor | None = None,
         store: Store | None = None,
         source: SourceKeys | None = None,
+        chosen_N: Tensor | None = None,
     ) -> Tensor:
-        """(B, T, D); arguments as `Attention.forward`. Without a source its attention is left out."""
-        attended = self.attention(x_BTD, causal, visible, store)
+        """(B, T, D), or (N, D); arguments as `Attention.forward`. Without a source its attention is left out."""
+        attended = self.attention(x_BTD, causal, visible, store, chosen_N)
+        if chosen_N is not None:
+            x_BTD = x_BTD.flatten(0, 1).index_select(0, chosen_N)
         x_BTD = self.norm1(x_BTD + self.ops.dropout(attended, self.dropout, self.training))
         if source is not None:
             taken = self.source_attention(x_BTD, source)
@@ -194,8 +206,9 @@ class XLM(nn.Module):
         cache: KeyValueCache | AlignedCache | None = None,
         words_BTD: Tensor | None = None,
         source: Sequence[SourceKeys] | None = None,
+        chosen_N: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, D) of the last layer.
+        """Hidden states (B, T, D) of the last layer; of the chosen positions alone (N, D).
 
         Args:
             tokens_BT: Token ids.
@@ -207,6 +220,8 @@ class XLM(nn.Module):
             cache: The new tokens stand at `positions_BT` and see everything of their row at positions up to their own.
             words_BTD: The tokens' embeddings, where they have been looked up.
             source: What each block reads of the source.
+            chosen_N: Flat positions b * T + t that are wanted, none of them padding: after its attention the last block computes
+                no others. None: all.
 
         Raises:
             ValueError: Without `langs` where the model has language embeddings; without `positions_BT` with a cache.
@@ -226,11 +241,14 @@ class XLM(nn.Module):
                 raise ValueError("with a cache, positions_BT says where the new tokens stand")
             visible, causal = cache.visible(positions_BT), False
             stores = [cache.store(layer, positions_BT) for layer in range(len(self.blocks))]
-        for block, store, keys in zip(self._runnable_blocks(), stores, self._layers_of(source), strict=True):
+        *blocks, last = zip(self._runnable_blocks(), stores, self._layers_of(source), strict=True)
+        for block, store, keys in blocks:
             x_BTD = block(x_BTD, causal, visible, store, keys)
             if keep_BT1 is not None:
                 x_BTD = x_BTD * keep_BT1
-        return x_BTD
+        block, store, keys = last
+        x_BTD = block(x_BTD, causal, visible, store, keys, chosen_N)
+        return x_BTD if keep_BT1 is None or chosen_N is not None else x_BTD * keep_BT1
 
     def _embed(self, words_BTD: Tensor, langs: Tensor | int | None, positions_BT: Tensor | None = None) -> Tensor:
         """The first block's input: words, positions and languages, summed, normalised, dropped out."""
@@ -315,8 +333,8 @@ class XLM(nn.Module):
     ) -> Tensor:
         """Mean cross-entropy in nats at the chosen positions, each seeing its whole row.
 
-        Only the chosen rows reach the softmax layer, and the embedding's gradient is formed once, as in
-        `next_token_loss`.
+        Only the chosen rows leave the last block's attention and reach the softmax layer, and the embedding's gradient is formed
+        once, as in `next_token_loss`.
 
         Args:
             tokens_BT: Token ids, the chosen ones replaced.
@@ -330,8 +348,10 @@ class XLM(nn.Module):
             A float32 scalar.
         """
         words_BTD, output_weight = self.ops.tied_lookup(self.embeddings.weight, tokens_BT, PAD)
-        hidden_BTD = self(tokens_BT, langs, lengths_B, causal=False, positions_BT=positions_BT, words_BTD=words_BTD)
-        return self._loss(hidden_BTD.flatten(0, 1).index_select(0, chosen_N), output_weight, targets_N)
+        hidden_ND = self(
+            tokens_BT, langs, lengths_B, causal=False, positions_BT=positions_BT, words_BTD=words_BTD, chosen_N=chosen_N
+        )
+        return self._loss(hidden_ND, output_weight, targets_N)
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from xlm_train.objectives.masked import MaskedBatch, MaskedLM
 from xlm_train.objectives.mixture import Mixture
 from xlm_train.runtime.errors import ConfigError
 from xlm_train.text.vocabulary import MASK
+from xlm_train.training.loss_buffer import mean
 from xlm_train.training.module import LanguageModel
 from xlm_train.training.optim import OriginalAdam
 
@@ -90,7 +91,7 @@ class Recorder(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: LanguageModel, *_: object) -> None:  # type: ignore[override]
         module.reduce_losses()
         (row,) = module.state.losses.take()
-        self.rows.append((row.losses[0], row.grad_norm))
+        self.rows.append((mean([row]), row.grad_norm))
 
 
 def test_30_updates_of_mlm_and_tlm(
