@@ -244,7 +244,9 @@ def roof(streams: int, objective: str = "clm", onednn: bool = False, bfloat16: b
     dtype = torch.bfloat16 if bfloat16 else torch.float32
     (T, predictions, seen), E = sizes(streams, objective), DIM // N_HEADS
     layer = [(DIM, 3 * DIM), (DIM, DIM), (DIM, FFN_DIM), (FFN_DIM, DIM)]
-    linears = [(streams * T, *shape, N_LAYERS) for shape in layer] + [(predictions, DIM, SHAPE.n_rows, 1)]
+    # of the last block only what is predicted from is needed behind the attention
+    linears = [(streams * T, *layer[0], N_LAYERS), *((streams * T, *shape, N_LAYERS - 1) for shape in layer[1:])]
+    linears += [(predictions, *shape, 1) for shape in (*layer[1:], (DIM, SHAPE.n_rows))]
     matrices = [
         (torch.randn(N, fan_in).to(dtype), torch.randn(fan_out, fan_in).to(dtype), torch.randn(N, fan_out).to(dtype), repeat)
         for N, fan_in, fan_out, repeat in linears
@@ -270,8 +272,9 @@ def roof(streams: int, objective: str = "clm", onednn: bool = False, bfloat16: b
 def flops(streams: int, objective: str) -> float:
     """Floating-point operations of the roof's products."""
     T, predictions, seen = sizes(streams, objective)
-    blocks = N_LAYERS * DIM * (4 * DIM + 2 * FFN_DIM) * streams * T + predictions * DIM * SHAPE.n_rows
-    return 6.0 * blocks + 12.0 * seen * N_LAYERS * streams * T * T * DIM
+    rows = (N_LAYERS - 1) * streams * T + predictions  # behind the attention
+    linears = N_LAYERS * 3 * DIM**2 * streams * T + rows * DIM * (DIM + 2 * FFN_DIM) + predictions * DIM * SHAPE.n_rows
+    return 6.0 * linears + 12.0 * seen * N_LAYERS * streams * T * T * DIM
 
 
 def variants_of(streams: int, objective: str) -> list[Variant]:
