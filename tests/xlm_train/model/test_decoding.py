@@ -357,7 +357,7 @@ def test_log_probabilities_and_stop_strings_by_command(
     assert stopped["text"] == "The king" + new.partition(stop)[0]
     assert stopped["finished"]
     assert "logprobs" not in stopped
-    assert run(monkeypatch, *arguments, "stop=") == 2
+    assert run(monkeypatch, *arguments, "stop=[a,'']") == 2
     assert "stop='': every text would end" in capsys.readouterr().err
 
 
