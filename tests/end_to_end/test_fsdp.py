@@ -53,4 +53,4 @@ def test_what_cannot_be_divided_is_refused(
 
     translation = ["objective=mt", "data.max_len=62", "data.tokens_per_slot=500"]
     mt = OmegaConf.create(compose("train", *words, f"data.path={paired_corpus}", *translation))
-    assert any("trainer.sharding=fsdp: divides language models only" in problem for problem in problems_of(mt))
+    assert "trainer.sharding=fsdp: divides language models only" in "\n".join(problems_of(mt, of_corpus=True))
