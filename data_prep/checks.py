@@ -15,11 +15,10 @@ from data_prep.sources.jsonl import JsonLines
 from data_prep.sources.pairs import AlignedInputs, PairSource, as_file, pair_sources_of
 from data_prep.sources.parquet import ParquetFile
 from xlm_train.config.schema import Rule, near, unwritable
-from xlm_train.config.storage import url_problems
 from xlm_train.data.manifest import LANGUAGE, SPLITS, languages_of
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import UserError
-from xlm_train.runtime.storage import cached, is_url
+from xlm_train.runtime.storage import cached, is_url, url_problems
 from xlm_train.text.bpe_codes import BpeCodes, as_piece, read_limit
 from xlm_train.text.files import Place, Source, TextFile
 from xlm_train.text.vocabulary import SPECIALS, Vocabulary

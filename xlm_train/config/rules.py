@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from xlm_train.config.schema import Rule
-from xlm_train.config.storage import url_problems
 from xlm_train.runtime.device import cpu_multiplies_bfloat16
-from xlm_train.runtime.storage import is_url
+from xlm_train.runtime.storage import is_url, url_problems
 
 
 def _gpus(accelerator: str) -> int:

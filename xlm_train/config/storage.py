@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -26,18 +26,6 @@ class StorageConfig:
         if self.url is None:
             return None
         return MirrorSettings(self.url, self.max_behind, self.lease_seconds, self.wait_seconds)
-
-
-def url_problems(key: str, url: str, writes: bool = False) -> Iterator[str]:
-    """Tell what is wrong with a URL; one that holds a password is not repeated.
-
-    Args:
-        key: Under which the config has it.
-        url: May be no URL.
-        writes: Whether something is to be stored there.
-    """
-    if (why := url_problem(url, writes)) is not None:
-        yield f"{key}: {why}" if "@" in url else f"{key}={url}: {why}"
 
 
 def with_local_runs(config: dict[str, Any]) -> dict[str, Any]:

@@ -33,8 +33,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from xlm_train.runtime.errors import CheckpointError
 from xlm_train.runtime.files import atomic_write
 
@@ -111,6 +109,8 @@ def save_into(file: Any, content: Any, pickle_protocol: int = 2) -> _HashingWrit
     Raises:
         OSError: the file cannot be written.
     """
+    import torch  # takes seconds, and most who look at run folders read no checkpoint
+
     writer = _HashingWriter(file)
     try:
         torch.save(content, writer, pickle_protocol=pickle_protocol)  # type: ignore[arg-type]
@@ -200,6 +200,8 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, damaged, unsafe, or of a version that this program does not read.
     """
+    import torch
+
     digest = checksum(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -71,6 +71,18 @@ def url_problem(url: str, writes: bool = False) -> str | None:
     return None
 
 
+def url_problems(key: str, url: str, writes: bool = False) -> Iterator[str]:
+    """Tell what is wrong with a URL; one that holds a password is not repeated.
+
+    Args:
+        key: Under which the config has it.
+        url: May be no URL.
+        writes: Whether something is to be stored there.
+    """
+    if (why := url_problem(url, writes)) is not None:
+        yield f"{key}: {why}" if "@" in url else f"{key}={url}: {why}"
+
+
 def cache_folder() -> Path:
     """Where this machine keeps what it fetches: $XLM_TRAIN_CACHE, or ~/.cache/xlm_train."""
     return Path(os.environ.get("XLM_TRAIN_CACHE") or Path.home() / ".cache" / "xlm_train").absolute()

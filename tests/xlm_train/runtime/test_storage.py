@@ -14,13 +14,13 @@ import pytest
 from tests.conftest import command
 from tests.s3_server import S3Server
 from xlm_train.commands.verify import verify
-from xlm_train.config.storage import url_problems, with_local_runs
+from xlm_train.config.storage import with_local_runs
 from xlm_train.data.corpus import Corpus
 from xlm_train.runtime.errors import CheckpointError, ConfigError, CorpusError, StorageError
 from xlm_train.runtime.files import sha256_of
 from xlm_train.runtime.lease import Lease
 from xlm_train.runtime.run_store import Manifest
-from xlm_train.runtime.storage import DamagedObject, Store, uploaded, url_problem
+from xlm_train.runtime.storage import DamagedObject, Store, uploaded, url_problem, url_problems
 
 
 @pytest.fixture
