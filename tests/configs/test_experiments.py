@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from tests.conftest import REPOSITORY, train_here
+from xlm_train.config.train import problems_of
 from xlm_train.model.transformer import XLM, ModelShape, count_parameters
 
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "configs/experiment").glob("*.yaml"))
@@ -35,6 +37,16 @@ def test_runs(
     config = compose("train", f"experiment={name}", f"data.path={corpus}", f"paths.runs={tmp_path}", *SMALL)
     assert train_here(config) == 0
     assert (tmp_path / config["run_name"] / "checkpoints/step-00000002.pt").is_file()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_settings_fit_each_other_as_shipped(
+    name: str, compose: Callable[..., dict[str, Any]], corpus_folder: Path
+) -> None:
+    """Nothing is made smaller here; only what needs the machines that an experiment was written for."""
+    here = ["trainer.accelerator=cpu", "trainer.devices=1", "trainer.nodes=1", "trainer.precision=32-true"]
+    config = compose("train", f"experiment={name}", f"data.path={corpus_folder}", *here)
+    assert problems_of(OmegaConf.create(config)) == []
 
 
 @pytest.mark.parametrize("logger", ["local", "tensorboard"])
