@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +126,18 @@ class GrowingText:
         words = self._parted(whole)
         if self._language in DETOKENISED:
             return "".join(spaced(words, whole)[self._hidden :])
-        if not whole:
+        if not whole or not words:
             return ""
-        from sacremoses import MosesDetokenizer
+        join = _joiner(self._language)
+        return join(words)[len(join(words[: self._hidden])) if self._hidden else 0 :]
 
-        join = functools.partial(MosesDetokenizer(lang=self._language).detokenize, unescape=False)
-        return str(join(words)[len(join(words[: self._hidden])) :])
+
+@functools.cache
+def _joiner(language: str) -> Callable[[list[str]], str]:
+    """Sacremoses' rules of a language."""
+    from sacremoses import MosesDetokenizer
+
+    return functools.partial(MosesDetokenizer(lang=language).detokenize, unescape=False)
 
 
 def file_problems(path: str | Path) -> list[str]:
