@@ -113,8 +113,8 @@ def uploaded(out: str, last: str) -> Iterator[Path]:
     if not is_url(out):
         yield Path(out)
         return
-    if why := url_problem(out, writes=True):
-        raise StorageError(f"out: {why}" if "@" in out else f"out={out}: {why}")
+    if problems := [*url_problems("out", out, writes=True)]:
+        raise StorageError(problems)
     store = Store(out)
     if store.names(""):
         raise StorageError(f"out={out}: is not empty; give another folder")
