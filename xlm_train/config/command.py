@@ -119,6 +119,7 @@ def command(
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
             words = check_overrides(config_name, quote_text(arguments, texts), read, texts)
             if multirun is not None and asks_for_multirun(words):
+                begin_work()
                 return multirun.start(words, start)
             start(words)  # Hydra drops what the task returns
             return status[0]

@@ -32,12 +32,20 @@ class EntryPoint:
     def __call__(self) -> None:
         """Run it."""
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, _leave)
+            signal.signal(signal.SIGINT, interrupt)
         self.main()
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
-    """Exit without an exception: one that is raised in the middle of an import may come to nothing, or to a traceback."""
+_work_has_begun = False
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Handle SIGINT: exit at once until `begin_work`, raise KeyboardInterrupt from then on.
+
+    An exception in the middle of an import, or of reading a config, may come to nothing or to a traceback.
+    """
+    if _work_has_begun:
+        raise KeyboardInterrupt
     with contextlib.suppress(OSError):  # where nobody reads it
         os.write(2, f"{os.path.basename(sys.argv[0])}: interrupted\n".encode())  # noqa: PTH119 (loads no pathlib)
     os._exit(EXIT_INTERRUPTED)
@@ -45,5 +53,5 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def begin_work() -> None:
     """Let Ctrl-C raise KeyboardInterrupt again: from here on there may be something to clean up."""
-    if signal.getsignal(signal.SIGINT) is _leave:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    global _work_has_begun
+    _work_has_begun = True

@@ -7,7 +7,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from xlm_train.runtime.errors import ConfigError
@@ -53,7 +53,7 @@ ANSWER = b"\nleaving after this step, with a checkpoint; Ctrl-C again aborts at 
 class StopFlag:
     """Remembers in `is_set` whether one of SIGNALS has arrived since `install`.
 
-    The first SIGINT is answered on standard error by the first process; a second one raises KeyboardInterrupt.
+    The first SIGINT is answered on standard error by the first process; a second one does what it did before `install`.
 
     Args:
         answer: To the first SIGINT.
@@ -63,9 +63,12 @@ class StopFlag:
         self.is_set = False
         self._answer = answer
         self._interrupted = False
+        self._insist: Callable[[int, FrameType | None], object] = signal.default_int_handler
 
     def install(self) -> None:
         """Handle the signals from here until the process ends: one at the very end must not kill it either."""
+        if callable(handler := signal.getsignal(signal.SIGINT)) and handler != self._received:
+            self._insist = handler
         for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
                 signal.signal(number, self._received)
@@ -83,7 +86,7 @@ class StopFlag:
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._interrupted:
-            raise KeyboardInterrupt
+            self._insist(number, frame)
         self.is_set = True
         if number == signal.SIGINT:
             self._interrupted = True
