@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,8 +110,8 @@ def test_flags_for_settings_are_answered() -> None:
     with pytest.raises(ConfigError) as error:
         check_overrides("train", ["--seed", "5", "--optimizer.lr=1e-3"])
     assert error.value.problems == [
-        "--seed: settings are written key=value, without dashes",
-        "--optimizer.lr=1e-3: settings are written key=value, without dashes",
+        "--seed: settings are written key=value, without dashes, as seed=5",
+        "--optimizer.lr=1e-3: settings are written key=value, without dashes, as optimizer.lr=1e-3",
     ]
     assert check_overrides("train", ["--config-dir=.", "-m", "seed=1,2"])[-1] == "seed=1,2"
 
@@ -198,10 +199,19 @@ def test_checkpoints_that_were_deleted_do_not_start_a_run_again(tmp_path: Path) 
     opened(width=1).write_status("running")  # a start that dies before its first checkpoint
     (folder.checkpoints / "step-00000007.pt").unlink()
     for width in (1, 2):
-        with pytest.raises(ConfigError, match=r"run_name=lost: .* step 7, but .* holds no checkpoint: bring them back"):
+        with pytest.raises(ConfigError, match=r"run_name=lost: .* step 7, but .* holds no step-.*: bring them back"):
             opened(width=width)
     (folder.path / "status.json").unlink()
     opened(width=2)
+
+
+def test_an_aborted_run_says_so(tmp_path: Path) -> None:
+    from xlm_train.runtime.run_folder import RunFolder
+
+    folder = RunFolder(tmp_path, "aborted", {}, "hash", ())
+    with pytest.raises(KeyboardInterrupt), folder.held(lambda error: False):
+        raise KeyboardInterrupt
+    assert json.loads((tmp_path / "aborted/status.json").read_text())["error"] == "aborted"
 
 
 def test_a_run_that_was_to_save_no_checkpoints_has_lost_none(tmp_path: Path) -> None:

@@ -392,6 +392,8 @@ def test_seeds_show_mean_and_deviation() -> None:
         ["1e-4", "2 of 3", "22 ± 2.8", "23 ± 2.8", "21 ± 2.8", "3 ± 0"],
         ["1e-3", "3", "33 ± 3", "34 ± 3", "32 ± 3", "3 ± 0"],
     ]
+    (table,) = sweep_table.seeds([row(y, lr="1", seed=str(n)) for n, y in enumerate((12_300, 12_600))])
+    assert table.rows[0][2] == "12,450 ± 210"
     assert stdev([20, 24]) == pytest.approx(2.83, abs=0.01)
     assert sweep_table.seeds([row(30.0, lr="1"), row(20.0, lr="2")]) == []
 

@@ -19,9 +19,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from omegaconf import OmegaConf
 
 from tests.conftest import command, process_environment, train_here
 from tests.end_to_end.worlds import assert_same, assert_same_run, last
+from xlm_train.config.given_shape import take_shape
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import ConfigError, UserError
 from xlm_train.training.loggers import read_metrics
@@ -248,6 +251,7 @@ def test_a_diverging_run_stops_and_keeps_its_checkpoint(smoke: Callable[..., Pat
         )
     status = json.loads((tmp_path / "diverged/status.json").read_text())
     assert status["status"] == "failed"
+    assert status["step"] == checkpoint_file.step_of(checkpoint_file.in_folder(tmp_path / "diverged/checkpoints")[0])
     for path in checkpoint_file.in_folder(tmp_path / "diverged/checkpoints"):
         assert all(torch.isfinite(value).all() for value in checkpoint_file.load(path)["model"].values())
 
@@ -270,6 +274,23 @@ def test_a_new_run_from_another_ones_weights(smoke: Callable[..., Path]) -> None
     assert last(goes_on)["progress"]["updates"] == 11
     with pytest.raises(UserError, match=r"set model\.dim=32"):
         smoke("other", f"init_from={weights}", "model.dim=64")
+
+
+def test_a_run_from_another_ones_weights_takes_its_shape(
+    smoke: Callable[..., Path], compose: Compose, corpus_folder: Path, tmp_path: Path
+) -> None:
+    first = smoke("first", "trainer.max_steps=1")
+    words = [f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "run_name=larger", "data.bptt=32"]
+    words += ["experiment=demo", f"init_from={first}", "trainer.max_steps=1", "data.slots=2"]
+    said = command("xlm_train.commands.train", *words).stderr
+    assert f"model as in {first}: dim=32, n_layers=2, n_heads=2, ffn_dim=128, max_positions=64\n" in said
+    assert last(tmp_path / "larger")["shape"]["dim"] == 32
+    assert yaml.safe_load((tmp_path / "larger/config.yaml").read_text())["model"]["dim"] == 32  # so the same goes on
+    shutil.rmtree(first)  # which the run needs no more
+    for more, width, depth in (([], 32, 2), (["model.dim=64"], 64, 2), (["model=mini"], 128, 3)):
+        config = OmegaConf.create(compose("train", *words, *more))
+        take_shape(config, [*words, *more])
+        assert (config.model.dim, config.model.n_layers) == (width, depth)
 
 
 def test_verify_says_what_is_in_a_folder(smoke: Callable[..., Path]) -> None:

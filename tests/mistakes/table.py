@@ -66,7 +66,10 @@ EVERYWHERE = [
 FLAGS = [
     *of(
         TRAIN,
-        ("--seed 5", "--seed: settings are written key=value, without dashes"),
+        ("--seed 5", "--seed: settings are written key=value, without dashes, as seed=5"),
+        ("--seed=5", "--seed=5: settings are written key=value, without dashes, as seed=5"),
+        ("resume=true", "resume=true: there is no 'resume'; here: the same run_name resumes"),
+        ("trainer.strategy=ddp", "there is no 'trainer.strategy'; here: trainer.sharding"),
         ("-m --cfg job", "-m and --cfg: give one of them"),
         ("--resolve", "--resolve: belongs to --cfg job"),
         ("--cfg everything", "--cfg everything: must be one of job, hydra, all"),
@@ -96,6 +99,8 @@ TRAINING = [
         ("trainer.max_steps=null", "say how long to train"),
         ("optimizer.lr=nan", "optimizer.lr=nan: must be finite"),
         ("optimizer.lr=0", "optimizer.lr=0: must be positive: with 0 nothing is learned"),
+        ("optimizer.eps=[a]", "optimizer.eps=['a']: must be a number"),
+        ("optimizer.eps=0", "optimizer.eps=0: must be positive: gradients of 0 would be divided by 0"),
         ("optimizer.betas=[0.9]", "optimizer.betas=[0.9]: must be a list of 2 numbers, as [0.9,0.999]"),
         ("schedule.warmup_updates=-5", "schedule.warmup_updates=-5: must not be negative"),
         ("callbacks.metrics.every_n_steps=0", "callbacks.metrics.every_n_steps=0: must be at least 1"),
@@ -346,6 +351,9 @@ PLANS = [
         ("trainer.precision=[a]", "trainer.precision=['a']: must be text"),
         ("out=5", "out=5: must be text or null"),
         ("out=", "out has no value"),
+    ),
+    Mistake(
+        f"{PLAN} cluster.memory_gb=1", "this run does not fit, whatever the size of a slot: a smaller model", status=71
     ),
     Mistake(f"{PLAN} out=new", "cannot be written: File too large", file_bytes=100),
     Mistake(PLAN, "standard output: cannot be written: No space left", stdout="/dev/full"),

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.config.command import command
+from xlm_train.config.command import command, typed_overrides
 from xlm_train.runtime.console import show
-from xlm_train.runtime.errors import ConfigError, UserError
+from xlm_train.runtime.errors import ConfigError, OutOfMemory, UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
 def read(config: DictConfig) -> dict[str, Any]:
     """Check the config and resolve it."""
+    from xlm_train.config.given_shape import take_shape
     from xlm_train.config.train import resolved_config
     from xlm_train.plan.settings import problems_of_plan
 
+    take_shape(config, typed_overrides())
     if problems := problems_of_plan(config):
         raise ConfigError(problems)
     return resolved_config(config)
@@ -35,7 +37,7 @@ def read(config: DictConfig) -> dict[str, Any]:
     read=read,
 )
 def main(resolved: dict[str, Any]) -> int:
-    """Plan, print and write. Returns the exit status."""
+    """Plan, print and write. Returns the exit status. Raises OutOfMemory where the run does not fit, with what would."""
     from xlm_train.data.corpus import Corpus
     from xlm_train.plan.estimate import make_plan
     from xlm_train.plan.page import as_markdown, as_text
@@ -45,6 +47,8 @@ def main(resolved: dict[str, Any]) -> int:
     show(as_text(plan))
     if resolved["out"] is not None:
         _write(Path(resolved["out"]), plan, as_markdown(plan))
+    if not plan["memory"]["fits"]:
+        raise OutOfMemory(f"this run {plan['notes'][0]}")
     return 0
 
 

@@ -206,6 +206,7 @@ def _problems_of(
     jobs: Sequence[tuple[str, ...]], config_name: str, common: Sequence[str], config_dir: str | None, trains_here: bool
 ) -> list[str]:
     """What is wrong with any of the jobs, each problem once."""
+    from xlm_train.config.given_shape import take_shape
     from xlm_train.config.train import problems_of
 
     problems: dict[str, None] = {}
@@ -214,6 +215,7 @@ def _problems_of(
         try:
             config = compose(config_name, [*common, *job], config_dir)
             config.run_name = f"{config.run_name}{_suffix(job)}"
+            take_shape(config, [*common, *job])
             problems |= dict.fromkeys(problems_of(config, of_corpus=True) if trains_here else [])
         except UserError as error:
             problems |= dict.fromkeys(error.problems)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from xlm_train.commands import sweep, worker
-from xlm_train.config.command import Multirun, command, is_multirun_job
+from xlm_train.config.command import Multirun, command, is_multirun_job, typed_overrides
 from xlm_train.runtime.console import log
 from xlm_train.runtime.cores import cores_of_others
 from xlm_train.runtime.device import limit_openmp_spin
@@ -35,12 +35,15 @@ def read(config: DictConfig) -> TrainConfig | str:
     """Check the config; a job of a sweep gets a run of its own. A folder to verify needs no more than its name."""
     from omegaconf import OmegaConf
 
+    from xlm_train.config.given_shape import take_shape
     from xlm_train.config.train import read_train_config
 
     if config.verify is not None:
         return str(config.verify)
     if (suffix := sweep.job_suffix()) and not OmegaConf.is_missing(config, "run_name"):
         config.run_name = f"{config.run_name}{suffix}"
+    if (taken := take_shape(config, typed_overrides())) is not None:
+        log(taken)
     return read_train_config(config)
 
 

@@ -114,9 +114,11 @@ def main(settings: TranslateConfig) -> int:
         # what comes through standard input may be another text each time
         key = repr((translator.sha256, given or time.time(), settings.src, settings.tgt, search, settings.batch_tokens))
         out = ResumableLines(settings.out, key)
-    progress = Progress("translate", None, {"lines": 0}, shown=out is not None)
+    is_known = out is not None and (settings.text is not None or settings.file is not None)
+    size = sum(map(len, lines_of(settings))) if is_known else None  # in bytes, which the work follows
+    progress = Progress("translate", size, {"lines": 0}, shown=out is not None)
     number = 0 if out is None else out.done
-    progress.skip(number, number)
+    progress.skip(sum(map(len, itertools.islice(lines_of(settings), number))), number)
     lines = as_text(itertools.islice(lines_of(settings), number, None), number + 1)
     while block := list(itertools.islice(lines, settings.block_lines)):
         found = translator.translate(block, settings.src, settings.tgt, search, settings.batch_tokens)
@@ -124,7 +126,7 @@ def main(settings: TranslateConfig) -> int:
             out.write(found)
         elif not show("\n".join(found)):
             break  # nobody reads on
-        progress.add(len(block), len(block))
+        progress.add(sum(len(line.encode()) for line in block), len(block))
     progress.end()
     if out is not None:
         out.finish()

@@ -147,6 +147,13 @@ def is_multirun_job() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
+def typed_overrides() -> list[str]:
+    """The overrides of this command, or of this job of its `-m`; none before Hydra has begun."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
 def asks_for_multirun(arguments: Sequence[str]) -> bool:
     """Tell whether a command line starts a `-m`, and does not only ask to see its config."""
     return ("-m" in arguments or "--multirun" in arguments) and not any(

@@ -254,11 +254,14 @@ def check_overrides(
 def _flag_problems(arguments: Sequence[str]) -> list[str]:
     """What is wrong with the flags of a command line: Hydra would say it with a traceback."""
     flags = [word.partition("=")[0] for word in arguments if word.startswith("-")]
-    problems = [
-        f"{word}: settings are written key=value, without dashes"
-        for word in arguments
-        if word.startswith("-") and word.partition("=")[0] not in FLAGS
-    ]
+    problems = []
+    for word, following in itertools.zip_longest(arguments, arguments[1:], fillvalue="-"):
+        if word.startswith("-") and word.partition("=")[0] not in FLAGS:
+            name, equals, value = word.lstrip("-").partition("=")
+            if not equals and not following.startswith("-") and "=" not in following:
+                equals, value = "=", following
+            example = f", as {name}{equals}{value}" if equals else ""
+            problems.append(f"{word}: settings are written key=value, without dashes{example}")
     modes = [names[0] for names in MODES if not {*names}.isdisjoint(flags)]
     if len(modes) > 1:
         problems.append(f"{' and '.join(modes)}: give one of them")

@@ -123,7 +123,7 @@ def optimizer_problems(good: Mapping[str, Any], unresolved: Mapping[str, Any], o
             own = {
                 name: value for name, value in entry.items() if not str(unresolved[section].get(name)).startswith("${")
             }
-            more += [*_tuple_problems(target, own, section), *_range_problems(target, own, section)]
+            more += [*_default_problems(target, own, section), *_range_problems(target, own, section)]
         problems += wrong + more
         if target is None or problems or UNKNOWN in entry.values() or (words and others):
             continue
@@ -135,15 +135,20 @@ def optimizer_problems(good: Mapping[str, Any], unresolved: Mapping[str, Any], o
     return problems
 
 
-def _tuple_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[str]:
-    """Compare lists with the tuples that are the signature's defaults, such as betas=(0.9, 0.999)."""
+def _default_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[str]:
+    """Compare values with the signature's defaults: numbers where one is, lists where a tuple is (betas=(0.9, 0.999))."""
     try:
         parameters = inspect.signature(target).parameters
     except (TypeError, ValueError):  # written in C
         return []
     given = [name for name, value in entry.items() if name in parameters and value is not UNKNOWN]
     defaults = {name: parameters[name].default for name in given}
-    return [
+    problems = [
+        f"{key}.{name}={entry[name]}: must be a number"
+        for name, default in defaults.items()
+        if isinstance(default, float) and isinstance(entry[name], list | dict)
+    ]
+    return problems + [
         f"{key}.{name}={entry[name]}: must be a list of {len(default)} numbers, as [{','.join(map(str, default))}]"
         for name, default in defaults.items()
         if isinstance(default, tuple)
@@ -161,10 +166,12 @@ def _range_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[str
     ours = target.__module__.startswith("xlm_train.")
     problems = [f"{key}.{name}={value}: must not be negative" for name, value in numbers.items() if ours and value < 0]
     rate = entry.get("lr", 1.0)
-    if isinstance(rate, list | dict | bool):
+    if isinstance(rate, bool):
         problems.append(f"{key}.lr={rate}: must be a number")
     elif numbers.get("lr") == 0 or (not ours and numbers.get("lr", 0) < 0):
         problems.append(f"{key}.lr={rate}: must be positive: with 0 nothing is learned")
+    if numbers.get("eps") == 0:
+        problems.append(f"{key}.eps={entry['eps']}: must be positive: gradients of 0 would be divided by 0")
     return problems
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from xlm_train.data.corpus import Corpus
 from xlm_train.evaluation.bleu import baselines
 from xlm_train.evaluation.pairs import BATCH_PAIRS, by_length
-from xlm_train.evaluation.perplexity import predict, untold, without_dropout
+from xlm_train.evaluation.perplexity import predict, without_dropout
 from xlm_train.model.seq2seq import Seq2Seq, pad, predictions
 from xlm_train.model.translation import Beam, translate
 from xlm_train.text.reader import TextReader
@@ -40,6 +40,7 @@ class ParallelText:
         name: Of the direction, as "de-en".
         batches: Of each the numbers of its pairs, by length, in the original's order.
         numbers: (n,) of all of them, in the corpus's order.
+        n_pieces: Of all their sources, both eos included: the work that translating them is.
         n_pairs: Of the split, those left out too.
         too_long: Pairs that were left out for their length.
 
@@ -67,6 +68,7 @@ class ParallelText:
         full, fitting = lengths.min(axis=1) > 2, lengths.max(axis=1) <= longest
         self.batches = by_length(lengths, full & fitting, batch_pairs)
         self.numbers = np.flatnonzero(full & fitting)
+        self.n_pieces = int(lengths[self.numbers, 0].sum())
         self.too_long = int((full & ~fitting).sum())
 
     def read(self, numbers: NDArray[np.int64]) -> tuple[list[list[int]], list[list[int]]]:
@@ -117,7 +119,7 @@ def translate_pairs(
     search: Beam | None = None,
     share: tuple[int, int] = (0, 1),
     device: torch.device | str = "cpu",
-    tell: Callable[[int], None] = untold,
+    tell: Callable[[int, int], None] = lambda pieces, pairs: None,
 ) -> tuple[Tensor, dict[int, list[int]]]:
     """Predict the targets' words, each from those before it; and translate the sources.
 
@@ -130,7 +132,7 @@ def translate_pairs(
         search: Default greedy.
         share: (r, n): batches r, r + n, r + 2 n ... are done here.
         device: Where the model is.
-        tell: Called with the number of pairs that have been done since its last call.
+        tell: Called with the pieces of the sources, both eos included, and the pairs done since its last call.
 
     Returns:
         A (3,) float64 tensor of cross-entropy in nats, correct predictions and predicted tokens, which processes merge by
@@ -147,7 +149,7 @@ def translate_pairs(
             limit = min(int(1.5 * max(map(len, sources)) + 10), model.shape.max_positions)
             made = translate(model, sources, *text.languages, limit, search)
             translations |= zip(batch.tolist(), made, strict=True)
-            tell(len(batch))
+            tell(sum(map(len, sources)), len(batch))
     return sums, translations
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -102,9 +101,8 @@ def _of_corpus(translator: Translator, corpus: Corpus, split: str, search: Beam 
             raise CorpusError(
                 f"{corpus.path}: {split}.{text.name}: no pair has words on both sides that the model can read"
             )
-        shown = Progress(text.name, len(text.numbers), SENTENCES, shown=progress)
-        tell = functools.partial(_tell, shown)
-        sums, made = translate_pairs(translator.model, text, search, device=translator.device, tell=tell)
+        shown = Progress(text.name, text.n_pieces, SENTENCES, shown=progress)  # long sentences come last
+        sums, made = translate_pairs(translator.model, text, search, device=translator.device, tell=shown.add)
         shown.end()
         score = Score.from_sums(sums)
         if not math.isfinite(score.total_loss):
@@ -144,11 +142,12 @@ def _of_files(
         raise TextError(f"{told} lines: each line must be the other file's line in translation")
     scored = {}
     for source, target in permutations(files):
-        shown, made = Progress(f"{source}-{target}", counts[0], SENTENCES, shown=progress), []
+        letters = sum(map(len, lines[source]))
+        shown, made = Progress(f"{source}-{target}", letters, SENTENCES, shown=progress), []
         for first in range(0, counts[0], BLOCK):
             block = lines[source][first : first + BLOCK]
             made += translator.translate(block, source, target, search, batch_tokens)
-            shown.add(len(block), len(block))
+            shown.add(sum(map(len, block)), len(block))
         shown.end()
         scores = {"sentences": len(made), **_detokenised(made, lines[target], lines[source])}
         scored[f"{source}-{target}"] = scores, made
@@ -167,10 +166,6 @@ def _write(out: Path, name: str, lines: Sequence[str]) -> str:
     with atomic_write(path) as file:
         file.write("".join(f"{line}\n" for line in lines).encode())
     return str(path)
-
-
-def _tell(shown: Progress, sentences: int) -> None:
-    shown.add(sentences, sentences)
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -8,6 +8,9 @@ from typing import Any
 
 from xlm_train.runtime.errors import ConfigError
 
+# Fields that may differ from those of a checkpoint whose weights are taken, or are said elsewhere.
+FREE = ("dropout", "attention_dropout", "n_words", "n_langs", "vocab_multiple")
+
 
 @dataclass(frozen=True)
 class ModelShape:

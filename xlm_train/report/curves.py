@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from xlm_train.report.figures import MARKS, Curve, Figure, Mark
-from xlm_train.report.html import PALETTE
+from xlm_train.report.html import GREY, PALETTE
 from xlm_train.report.reading import Column, Run
 
 # title, unit, metric, logarithmic, from zero; of what has one curve a run
@@ -36,7 +36,7 @@ def figures(runs: Sequence[Run]) -> list[Figure]:
     for title, unit, metric, log, from_zero in SINGLE:
         curves = [
             Curve(run.name if len(runs) > 1 else "all languages", _x(run.columns[metric], scale),
-                  run.columns[metric].values, _hue(i))
+                  run.columns[metric].values, _hue(i) if len(runs) > 1 else GREY)
             for i, (run, scale) in enumerate(zip(runs, scales, strict=True))
             if metric in run.columns
         ]  # fmt: skip

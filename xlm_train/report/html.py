@@ -22,6 +22,7 @@ PALETTE = (
     ("#0f766e", "#5fd3c4"),
     ("#5b6470", "#aab4c0"),
 )
+GREY = len(PALETTE) - 1  # of what stands beside languages or jobs: all of them together
 
 
 @dataclass(frozen=True)

@@ -204,11 +204,15 @@ def events(runs: Sequence[Run]) -> list[Block]:
 
 def _details(known: dict[str, Any]) -> str:
     words = [
-        f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}"
+        f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else _said(value)}"
         for key, value in known.items()
         if value not in (None, [], "")
     ]
     return "; ".join(words)[:600]
+
+
+def _said(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def checkpoints(runs: Sequence[Run]) -> list[Block]:

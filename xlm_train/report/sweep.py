@@ -141,7 +141,13 @@ def seeds(rows: Sequence[Row]) -> list[Table]:
 def _said(found: Spread | None) -> str:
     if found is None:
         return ""
-    return f"{found.mean:,.4g}" + ("" if found.deviation is None else f" ± {found.deviation:,.2g}")
+    return _rounded(found.mean, 4) + ("" if found.deviation is None else f" ± {_rounded(found.deviation, 2)}")
+
+
+def _rounded(value: float, digits: int) -> str:
+    """A number to so many digits, large ones written out: 120, not 1.2e+02."""
+    written = f"{value:.{digits}g}"
+    return f"{float(written):,.0f}" if "e+" in written and value < 1e9 else f"{float(written):,.{digits}g}"
 
 
 def _averages(rows: Sequence[Row]) -> dict[str, Any]:

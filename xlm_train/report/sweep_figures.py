@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from xlm_train.report.curves import scales_of
 from xlm_train.report.figures import Axis, Curve, Figure, Mark, roomy_axis
-from xlm_train.report.html import PALETTE
+from xlm_train.report.html import GREY, PALETTE
 from xlm_train.report.reading import Run
 from xlm_train.report.sweep_rows import SEED, Row, as_number, averaged, by_seed, keys_of, label_of, short
 
-GREY, OCHRE = len(PALETTE) - 1, 4  # in the palette
+OCHRE = 4  # in the palette
 MOST_LINES = 6  # of a panel
 LEAST_APART = 1 / 8  # of a panel's width: labels of values that are nearer would run into each other
 WIDE_SPREAD = 10  # highest to lowest perplexity: from there the axis is logarithmic

@@ -33,8 +33,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xlm_train.runtime.errors import CheckpointError
+from xlm_train.runtime.errors import CheckpointError, OutOfMemory
 from xlm_train.runtime.files import atomic_write
+from xlm_train.runtime.memory import is_out_of_memory
 
 FORMAT = "xlm_train.checkpoint"
 VERSION = 3
@@ -199,13 +200,19 @@ def read(path: str | Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: the file is missing, damaged, unsafe, or of a version that this program does not read.
+        OutOfMemory: it does not fit into memory.
     """
     import torch
 
     digest = checksum(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types here; all mean that the file is not a safe checkpoint
+    except Exception as error:  # torch raises many types here; all others mean that the file is not a safe checkpoint
+        if is_out_of_memory(error):
+            size = f"{Path(path).stat().st_size / 1e9:,.1f} GB"
+            raise OutOfMemory(
+                f"{path}: out of memory while its {size} were read: free some, or use another machine"
+            ) from error
         raise CheckpointError(
             f"{path}: cannot be loaded safely: {type(error).__name__}: {str(error).splitlines()[0]}"
         ) from error
@@ -219,6 +226,23 @@ def read(path: str | Path) -> dict[str, Any]:
         )
     content["sha256"] = digest
     return content
+
+
+def shape_of(path: str | Path) -> dict[str, Any]:
+    """Read the shape of the model in a checkpoint, without its weights; what is read is not verified.
+
+    Raises:
+        CheckpointError: the file is no checkpoint, or cannot be loaded.
+    """
+    import torch
+
+    if not is_checkpoint(path):
+        raise CheckpointError(f"{path}: does not end as a checkpoint of xlm_train")
+    try:
+        shape: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["shape"]
+    except Exception as error:
+        raise CheckpointError(f"{path}: cannot be loaded safely: {error}") from error
+    return shape
 
 
 def of_run(path: str | Path) -> Path:

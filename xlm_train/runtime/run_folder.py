@@ -138,8 +138,9 @@ class RunFolder:
         if step and not any(self.checkpoints.glob("step-*")):
             raise ConfigError(
                 f"run_name={self.path.name}: status.json says that this run has come to step {step:,}, but {self.checkpoints}"
-                f" holds no checkpoint: bring them back, choose another run_name, or remove {self.path / 'status.json'} to"
-                " start again from step 0 (metrics.jsonl is then written anew)"
+                " holds no step-*.pt: bring them back, choose another run_name (init_from=FILE takes weights that are"
+                f" elsewhere), or remove {self.path / 'status.json'} to start again from step 0 (metrics.jsonl is then"
+                " written anew)"
             )
 
     def _step_in_status(self) -> int:
@@ -288,7 +289,7 @@ class RunFolder:
             with contextlib.suppress(UserError, OSError):  # a full disk must not hide what went wrong
                 if is_first_process():
                     text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                    self.write_status("failed", error=text)
+                    self.write_status("failed", error="aborted" if isinstance(error, KeyboardInterrupt) else text)
             with contextlib.suppress(UserError, OSError):
                 if explain(error):
                     with atomic_write(self.path / "traceback.txt") as file:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from xlm_train.data.corpus import Corpus
 from xlm_train.model.seq2seq import SIDES, Seq2Seq, is_seq2seq, side_of
-from xlm_train.model.shape import ModelShape
+from xlm_train.model.shape import FREE, ModelShape
 from xlm_train.model.transformer import XLM
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.console import log
@@ -122,14 +122,6 @@ def _open(
 
 
 # -- translation models ------------------------------------------------------------------------------------------------
-
-FREE = (
-    "dropout",
-    "attention_dropout",
-    "n_words",
-    "n_langs",
-    "vocab_multiple",
-)  # of a shape: may differ, or said elsewhere
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,14 @@ def test_the_originals_evaluation(complete: Path, golden_pairs: Corpus, name: st
     printed = json.loads((folder / ("aebt_eval_scores_beam4.json" if beam else "aebt_eval_scores.json")).read_text())
     source, target = name.split("-")
     text = ParallelText(golden_pairs, "valid", (source, target), TextReader(golden_pairs.text), 512, batch_pairs=16)
-    parts = [translate_pairs(model, text, Beam(4) if beam else None, share=(rank, 3)) for rank in range(3)]
+    told: list[tuple[int, int]] = []
+    search = Beam(4) if beam else None
+    parts = [
+        translate_pairs(model, text, search, share=(rank, 3), tell=lambda *done: told.append(done)) for rank in range(3)
+    ]
+    sources = sum(len(ids) for ids in text.read(text.numbers)[0])
+    assert [sum(done) for done in zip(*told, strict=True)] == [sources, len(text.numbers)]
+    assert text.n_pieces == sources
     score = Score.from_sums(torch.stack([sums for sums, _ in parts]).sum(dim=0))
     assert score.perplexity == pytest.approx(printed[f"valid_{name}_mt_ppl"], rel=1e-6)
     assert score.accuracy == pytest.approx(printed[f"valid_{name}_mt_acc"], rel=1e-12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from xlm_train.model.seq2seq import Seq2Seq
 from xlm_train.model.transformer import ModelShape
 from xlm_train.model.translation import translate
 from xlm_train.model.translator import open_translator
+from xlm_train.runtime import console
 from xlm_train.runtime.files import ResumableLines
 
 EOS = 1
@@ -76,11 +78,14 @@ def test_command(
     source, out = tmp_path / "text.en", tmp_path / "text.de"
     source.write_bytes("\n".join(LINES).encode() + b"\n\xff\xfe broken\nlast without newline")
     arguments = (f"checkpoint={checkpoint}", "src=en", "tgt=de", "device=cpu")
+    monkeypatch.setattr(console, "EVERY_PLAIN", 0.0)
     assert run(monkeypatch, *arguments, f"file={source}", f"out={out}", "block_lines=3") == 0
     written = out.read_text(encoding="utf-8").split("\n")
     assert len(written) == len(LINES) + 3
     assert written[-1] == ""
-    assert "warning: line 9: is not UTF-8" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert "warning: line 9: is not UTF-8" in told
+    assert re.search(r"^translate +0%  \d+:\d\d left +3 lines", told, re.MULTILINE)  # the long line comes after them
     assert {path.name for path in tmp_path.iterdir()} == {"text.en", "text.de"}
     assert run(monkeypatch, *arguments, f"file={source}") == 0
     assert capfd.readouterr().out == out.read_text(encoding="utf-8")

@@ -25,6 +25,7 @@ from xlm_train.report import recipe, write_report
 from xlm_train.report.content import sections
 from xlm_train.report.curves import figures
 from xlm_train.report.figures import Axis, Curve, Figure, number, reduce
+from xlm_train.report.html import GREY
 from xlm_train.report.reading import find_runs, read_run
 from xlm_train.report.results import thinned
 from xlm_train.report.svg import figure_html
@@ -186,6 +187,7 @@ def test_restarts_and_incidents_are_marked_where_they_happened(make_run: Callabl
     events += [
         {"step": 150, "time": 1.0, "event": "rollback", "to": 140},
         {"step": 150, "time": 1.0, "event": "bad_batch"},
+        {"step": 160, "time": 1.0, "event": "busy_cores", "others": 1.6238755916848098},
     ]
     text = written(make_run("r", lines_of(200, 5), events=events))
     for drawing in re.findall(r"<svg [^>]*role=.img.*?</svg>", text, re.DOTALL):
@@ -193,6 +195,15 @@ def test_restarts_and_incidents_are_marked_where_they_happened(make_run: Callabl
         assert sorted(marks) == [("bad_batch", "750"), ("rollback", "750"), ("skip", "375"), ("start", "250")]
         assert "restart: 1" in drawing
     assert "to: 140" in text
+    assert "others: 1.62" in Page(text).words
+
+
+def test_what_is_of_all_languages_has_no_languages_colour(make_run: Callable[..., Path]) -> None:
+    shown = {
+        f.title: {curve.colour for curve in f.curves} for f in figures([read_run(make_run("r", lines_of(200, 5)))])
+    }
+    assert shown["Learning rate"] == shown["Throughput"] == {GREY}
+    assert GREY not in shown["Loss"]
 
 
 def test_long_curves_keep_their_lowest_and_highest() -> None:

@@ -71,7 +71,7 @@ class Checkpointing(StepCallback):
         state = module.state
         self.saved_step = state.step
         folder = trainer.run.folder.checkpoints
-        written = functools.partial(_written, trainer.run.folder, self.keep_last, state.best_step)
+        written = functools.partial(_written, trainer.run.folder, state.step, self.keep_last, state.best_step)
         trainer.save_checkpoint(folder / checkpoint_file.name_of(state.step), storage_options={"written": written})
         trainer.run.pause("saving", time.perf_counter() - begun)
 
@@ -84,16 +84,17 @@ class Checkpointing(StepCallback):
         trainer.checkpoint_io.join()
 
 
-def _written(run: RunFolder, keep_last: int, best_step: int | None) -> None:
-    """Bring links and old files up to date once a checkpoint is on disk, and have it mirrored."""
+def _written(run: RunFolder, step: int, keep_last: int, best_step: int | None) -> None:
+    """Bring status, links and old files up to date once a checkpoint is on disk, and have it mirrored."""
     folder = run.checkpoints
     try:
+        run.write_status("running", step=step)  # a killed run says no more, and its lost checkpoints are missed by this
         _link_best(folder, best_step)
         for path in checkpoint_file.in_folder(folder)[keep_last:]:
             if best_step is None or path.name != checkpoint_file.name_of(best_step):
                 path.unlink()
     except Exception as error:  # the checkpoint itself is safe
-        log(f"warning: {folder}: best.pt or old checkpoints are not up to date: {error}")
+        log(f"warning: {folder}: status.json, best.pt or old checkpoints are not up to date: {error}")
     if run.mirror is not None:
         run.mirror.checkpoint_written()
 
