@@ -117,7 +117,7 @@ class Options:
         words = [f"trainer.max_steps={steps}"]
         words += [f"callbacks.{name}.every_n_steps={every}" for name in ("validation", "checkpointing")]
         if kind == "umt":  # the share of denoising falls over half of the run; a step in four is an iteration
-            words.append(f"objective.weights.ae='0:1,{max(1, steps // 8)}:0.1'")
+            words.append(f"objective.weights.ae='0:1,{max(1, steps // 8)}:0.5'")
         return words
 
 
