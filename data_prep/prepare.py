@@ -14,18 +14,27 @@ from typing import Any
 
 from data_prep import learn_bpe, manifest, report, select, stages, statistics
 from data_prep.assign import hold_out, leave_out, leave_out_empty
-from data_prep.binarise import Binarised, binarise
+from data_prep.binarise import (
+    Binarised,
+    OrderJob,
+    RunJob,
+    StoredRun,
+    run_jobs,
+    shard_jobs,
+    sort_run,
+    write_order,
+    write_shard,
+)
 from data_prep.distributed import workers_for
 from data_prep.publish import finished_corpus, locked, publish
 from data_prep.reading import check_aligned, tokenise
 from data_prep.settings import Key, Settings, read_settings
-from data_prep.text import UNITS, BpeFiles, PairText, PairTexts, Text, Texts
+from data_prep.text import UNITS, BpeFiles, Encoded, PairText, PairTexts, Text, Texts
 from data_prep.work import Work, Workers
 from xlm_train.config.command import command
-from xlm_train.data.sentence_files import Pairs, open_sentences, write_length_order
 from xlm_train.runtime.console import Progress, counted, log, show, waiting
 from xlm_train.runtime.errors import EXIT_INTERRUPTED, UserError
-from xlm_train.runtime.files import read_json, write_json
+from xlm_train.runtime.files import read_json
 from xlm_train.text.vocabulary import Vocabulary
 
 PART_BYTES = 1 << 26  # of text whose words are added up at once
@@ -86,8 +95,8 @@ def prepare(settings: Settings) -> dict[str, Any]:
         limited = {key: text for key, text in every.items() if key[0] in settings.limited}
         cut |= cut_up("cut again", work, workers, limited, codes, bpe.limits)
         encoded = encode(work, workers, every, cut, bpe)
-        corpus, shards = binarise_all(settings, work, every, encoded, bpe)
-        orders = order_by_length(shards, texts, pairs, corpus)
+        corpus, shards = binarise(settings, work, workers, every, encoded, bpe)
+        orders = order_by_length(work, workers, shards, texts, pairs, corpus)
         result = manifest.describe(settings, tools, every, pairs, encoded, corpus, orders, bpe)
         files = bpe.files() | {"report.html": work.copy("report", report.page(result, corpus).encode())}
         publish(settings, result, shards, files)
@@ -166,10 +175,7 @@ def sum_words(work: Work, workers: Workers, files: Sequence[Path], parts: int, m
     names = work.copy("names", "\n".join(map(str, files)).encode())
     jobs = [stages.SumJob(work.path("sums", names.name, part), names, part) for part in range(parts)]
     with waiting("sum", "words"):
-        missing = [job for job in jobs if not job.out.exists()]
-        if not workers.ahead(stages.sum_words, missing):
-            for _ in workers.map(stages.sum_words, missing):
-                pass
+        workers.do(stages.sum_words, jobs)
         counts, rarest, gone = stages.most_frequent([job.out for job in jobs], most or 1 << 62)
     if not counts:
         raise UserError(f"bpe.max_words={most}: more words than that come equally often; raise it")
@@ -245,62 +251,66 @@ def get_vocabularies(
 
 def encode(
     work: Work, workers: Workers, texts: Texts, cut: Mapping[Key, list[Path]], bpe: BpeFiles
-) -> dict[Key, list[Path]]:
+) -> dict[Key, Encoded]:
     """Every piece of every split as ids."""
-    encoded: dict[Key, list[Path]] = {key: [] for key in texts}
+    files: dict[Key, list[Path]] = {key: [] for key in texts}
 
     def jobs() -> Iterator[Sized]:
         for key, text in texts.items():
             for number, pieces in enumerate(cut[key]):
                 out = work.path("ids", pieces.name, bpe.vocab.name)
-                encoded[key].append(out)
+                files[key].append(out)
                 yield Sized(stages.EncodeJob(out, pieces, bpe.vocab), text.bytes[number], text.lines[number])
 
     run("encode", stages.encode_piece, jobs(), sum(sum(text.bytes) for text in texts.values()), workers)
-    return encoded
+    return {key: Encoded.of(made) for key, made in files.items()}
 
 
-def binarise_all(
-    settings: Settings, work: Work, texts: Texts, encoded: dict[Key, list[Path]], bpe: BpeFiles
+def binarise(
+    settings: Settings, work: Work, workers: Workers, texts: Texts, encoded: Mapping[Key, Encoded], bpe: BpeFiles
 ) -> tuple[dict[Key, Binarised], Path]:
     """The shards of every split and language, in a folder of the work folder."""
     dtype = Vocabulary.from_file(bpe.vocab).dtype
     folder = work.path(
         "corpus",
-        {texts[key].name: [file.name for file in files] for key, files in encoded.items()},
+        {texts[key].name: [file.name for file in made.pieces] for key, made in encoded.items()},
         settings.shard_tokens,
         suffix="",
     )
     folder.mkdir(parents=True, exist_ok=True)
-    progress = Progress("binarise", sum(sum(text.bytes) for text in texts.values()), UNITS)
-    corpus = {}
-    for key, text in texts.items():
-        line_bytes = sum(text.bytes) // max(sum(text.lines), 1)
+    records: dict[Key, list[Path]] = {}
 
-        def count(sentences: int, line_bytes: int = line_bytes) -> None:
-            progress.add(sentences * line_bytes, sentences * line_bytes / 1e6, sentences)
+    def jobs() -> Iterator[Sized]:
+        for key, text in texts.items():
+            made = encoded[key]
+            found = list(shard_jobs(made.pieces, made.tokens, text.name, folder, dtype, settings.shard_tokens))
+            records[key] = [job.out for job in found]
+            for job in found:
+                yield Sized(job, sum(text.bytes) // len(found), sum(text.lines) // len(found))
 
-        corpus[key] = binarise(encoded[key], text.name, folder, dtype, settings.shard_tokens, count)
-    progress.end()
-    return corpus, folder
+    run("binarise", write_shard, jobs(), sum(sum(text.bytes) for text in texts.values()), workers)
+    return {key: Binarised.of(found) for key, found in records.items()}, folder
 
 
 def order_by_length(
-    folder: Path, texts: Texts, pairs: PairTexts, corpus: Mapping[Key, Binarised]
+    work: Work, workers: Workers, folder: Path, texts: Texts, pairs: PairTexts, corpus: Mapping[Key, Binarised]
 ) -> dict[str, dict[str, Any]]:
     """The length order of every text and of all pairs, beside the shards; the manifest's entries, by the text's name."""
-    every: list[Text | PairText] = [*texts.values(), *pairs.values()]
-    progress = Progress("order", sum(corpus[text.sides[0].key].sentences for text in every), {"sentences": 0})
-    orders = {}
-    for text in every:
-        record = folder / f"{text.name}.bylength.json"
-        if not record.exists():
-            sides = [open_sentences(folder, corpus[side.key].shards) for side in text.sides]
-            ordered = Pairs(text.languages, (sides[0], sides[1])) if isinstance(text, PairText) else sides[0]
-            write_json(record, write_length_order(folder, text.name, ordered, lambda n: progress.add(n, n)))
-        orders[text.name] = read_json(record)
-    progress.end()
-    return orders
+    runs: list[RunJob] = []
+    orders: list[OrderJob] = []
+    for text in (*texts.values(), *pairs.values()):
+        languages = text.languages if isinstance(text, PairText) else ()
+        place = work.path("runs", folder.name, text.name, suffix="")
+        place.mkdir(exist_ok=True)
+        found = list(run_jobs(place, folder, languages, [corpus[side.key] for side in text.sides]))
+        stored = tuple(StoredRun(job.out, job.first) for job in found)
+        orders.append(OrderJob(folder / f"{text.name}.bylength.json", text.name, bool(languages), stored))
+        if not orders[-1].out.exists():
+            runs += found
+    with waiting("order", f"{sum(made.sentences for made in corpus.values()):,} sentences by length"):
+        workers.do(sort_run, runs)
+        workers.do(write_order, orders)
+    return {order.name: read_json(order.out) for order in orders}
 
 
 @dataclass(frozen=True)

@@ -247,7 +247,7 @@ class EncodeJob:
 
 
 def encode_piece(job: EncodeJob) -> None:
-    """Work file: ids (eos after every line), starts, and counts: words, unknown pieces, special words dropped."""
+    """Work file: ids (eos after every line), starts, and counts: tokens, words, unknown pieces, special words dropped."""
     pieces = [LINE_END, *load_counter(job.cut)]
     encoded = CutText(pieces, load(job.cut, "numbers"), int(load(job.cut, "n_words"))).encode(_vocabulary(job.vocab))
     save(
@@ -255,6 +255,7 @@ def encode_piece(job: EncodeJob) -> None:
         ids=encoded.ids,
         starts=encoded.starts,
         counts={
+            "tokens": len(encoded.ids),
             "words": encoded.words,
             "unknown": encoded.unknown.total(),
             "special_words": dict(encoded.dropped),

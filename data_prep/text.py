@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from data_prep.select import Hashes
 from data_prep.settings import Key
 from data_prep.stages import PairJob, Selection
-from data_prep.work import Work, load
+from data_prep.work import Work, load, load_json
 from xlm_train.data.manifest import languages_of
 from xlm_train.runtime.files import digest
 from xlm_train.text.files import ReadStats
@@ -244,3 +245,34 @@ class BpeFiles:
         return {"codes": self.codes, "vocab": self.vocab} | {
             f"vocab.{name}": path for name, path in self.limits.items()
         }
+
+
+@dataclass
+class Encoded:
+    """The ids of a text.
+
+    Args:
+        pieces: Work files of `stages.encode_piece`.
+        tokens: Of each piece, eos included.
+        words: Of all.
+        unknown: BPE pieces of all that have no id.
+        special_words: How often each special word was dropped.
+    """
+
+    pieces: list[Path]
+    tokens: list[int] = field(default_factory=list)
+    words: int = 0
+    unknown: int = 0
+    special_words: Counter[str] = field(default_factory=Counter)
+
+    @staticmethod
+    def of(pieces: list[Path]) -> Encoded:
+        """Read the counts of work files."""
+        found = Encoded(pieces)
+        for piece in pieces:
+            made = load_json(piece, "counts")
+            found.tokens.append(made["tokens"])
+            found.words += made["words"]
+            found.unknown += made["unknown"]
+            found.special_words.update(made["special_words"])
+        return found

@@ -32,6 +32,8 @@ from xlm_train.runtime.files import atomic_write, digest
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
+VERSION = 2  # of what work files hold; raised where that changes, so that files of an earlier version are not read
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -92,7 +94,7 @@ class Work:
 
     def path(self, stage: str, *depends_on: Any, suffix: str = ".npz") -> Path:
         """The path of a result of a stage, by all that it depends on. Each of 256 folders takes some of them."""
-        name = digest(stage, self.tools, *depends_on)[:40]
+        name = digest(VERSION, stage, self.tools, *depends_on)[:40]
         folder = self.folder / stage / name[:2]
         folder.mkdir(parents=True, exist_ok=True)
         return folder / (name + suffix)
@@ -137,6 +139,13 @@ class Workers:
             Whether they are done.
         """
         return False
+
+    def do(self, function: Callable[[Any], None], jobs: Sequence[Any]) -> None:
+        """Do the jobs whose work file `out` is not there."""
+        missing = [job for job in jobs if not job.out.exists()]
+        if not self.ahead(function, missing):
+            for _ in self.map(function, missing):
+                pass
 
     def killed(self, processes: Mapping[int, int]) -> str:
         """Say what was killed.
