@@ -1,108 +1,230 @@
 """Tokenised text to its splits: held-out sets taken from training text, duplicates and overlap counted or left out.
 
-A pair is held out, repeated and left out as one, by the hash of both its sides.
+A pair is held out, repeated and left out as one, by the hash of both its sides. What is read of every line is read by
+jobs of FAN pieces each; what comes together here is bounded by the lines held out and the validation and test text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import select, stages
+from data_prep.choosing import (
+    ChooseJob,
+    RepeatJob,
+    SortJob,
+    Survey,
+    SurveyJob,
+    TakeJob,
+    choose,
+    find_repeated,
+    merge_surveys,
+    sort_lines,
+    survey,
+    take,
+)
+from data_prep.select import Smallest
 from data_prep.settings import Settings
-from data_prep.text import UNITS, PairText, PairTexts, Text, Texts
-from data_prep.work import Work, load, load_json
-from xlm_train.runtime.console import Progress, log, waiting
+from data_prep.stages import Dropped
+from data_prep.statistics import RawCounts
+from data_prep.text import PairText, PairTexts, Text, Texts
+from data_prep.work import FAN, Sized, Work, Workers, fold, load, load_json, run
+from xlm_train.runtime.console import log, waiting
 from xlm_train.runtime.errors import UserError
+from xlm_train.runtime.files import digest
 
 Selectable = Text | PairText
 
 SMALL_TEXT = 20  # of a text too small for holdout.sentences each split gets this part of the different sentences
+PART_LINES = 1 << 22  # whose hashes are compared at once, about: 200 MB
 
 
-def leave_out_empty(pairs: PairTexts) -> None:
-    """Leave out pairs of which a side is empty, in every split; count them, and those of twice the same text."""
-    for pair in pairs.values():
-        pair.counts["dropped"]["empty"] = sum(
-            pair.drop(number, np.flatnonzero(pair.hashes(number) == select.EMPTY)) for number in range(len(pair.pieces))
-        )
-        pair.counts["identical"] = sum(load_json(paired, "counts")["identical"] for paired in pair.paired)
+def assign(settings: Settings, work: Work, workers: Workers, texts: Texts, pairs: PairTexts) -> None:
+    """Fill the splits that are not given, and decide which lines stay."""
+    given: list[Selectable] = [*texts.values(), *pairs.values()]
+    splits = [_held_for(settings, text) for text in given]
+    surveys = look_through(settings, work, workers, given, splits)
+    held = {
+        text.name: hold_out(settings, work, workers, text, wanted, found.smallest, texts, pairs)
+        for text, wanted, found in zip(given, splits, surveys, strict=True)
+        if wanted
+    }
+    every: list[Selectable] = [*texts.values(), *pairs.values()]
+    known = {id(text): found.duplicates for text, found in zip(given, surveys, strict=True)}
+    duplicates_of = [(one.duplicates, one.exact) if (one := known.get(id(text))) else (0, True) for text in every]
+    repeated = repeats(work, workers, every) if settings.deduplicate else {}
+    leave_out(settings, work, workers, every, held, duplicates_of, repeated)
 
 
-def hold_out(settings: Settings, work: Work, texts: Texts, pairs: PairTexts) -> None:
-    """Move sentences and pairs from training text to splits that are not given: all copies leave it, one is kept."""
-    wanted: list[tuple[Selectable, Sequence[str]]] = []
-    wanted += [(texts["train", language], settings.held_out) for language in settings.trained]
-    wanted += [(pairs["train", pair], splits) for pair, splits in settings.held_out_pairs.items()]
-    for train, splits in wanted:
-        if splits:
-            with waiting("hold out", f"{settings.holdout.sentences:,} each of {train.name} for {' and '.join(splits)}"):
-                for split, sides in zip(splits, _hold_out(settings, work, train, splits), strict=True):
-                    if isinstance(train, Text):
-                        texts[split, train.language] = sides[0]
-                    else:
-                        pairs[split, train.pair] = _held_pairs(work, sides)
+def _held_for(settings: Settings, text: Selectable) -> Sequence[str]:
+    """The splits that are held out of a text."""
+    if text.split != "train":
+        return ()
+    return settings.held_out if isinstance(text, Text) else settings.held_out_pairs.get(text.pair, ())
 
 
-def _hold_out(settings: Settings, work: Work, train: Selectable, splits: Sequence[str]) -> list[list[Text]]:
-    """For each split the text of each side that is held out for it."""
-    numbers = range(len(train.pieces))
-    asked = n = settings.holdout.sentences
-    sets = select.held_out((train.hashes(number) for number in numbers), [n] * len(splits), settings.seed)
-    if len(sets[-1]) < n or not _has_more_than(train, sets):
-        there = sum(map(len, sets))
+def groups(lines: Sequence[int]) -> Iterator[tuple[slice, int]]:
+    """Consecutive pieces that one job takes, and the number of their first line in the text; of each piece's lines."""
+    first = 0
+    for start in range(0, len(lines), FAN):
+        part = slice(start, start + FAN)
+        yield part, first
+        first += sum(lines[part])
+
+
+# ---- what all sentences of a text decide
+
+
+def look_through(
+    settings: Settings, work: Work, workers: Workers, given: Sequence[Selectable], splits: Sequence[Sequence[str]]
+) -> list[Survey]:
+    """Survey texts.
+
+    Args:
+        settings: What was asked for.
+        work: Where the work files are.
+        workers: Do the jobs.
+        given: The texts.
+        splits: What is held out of each.
+    """
+    jobs: list[Sized] = []
+    files: list[list[Path]] = []
+    wanted = [settings.holdout.sentences * len(held) + 1 if held else 0 for held in splits]  # one must be left
+    for text, smallest in zip(given, wanted, strict=True):
+        files.append([])
+        for part, first in groups(text.lines):
+            hashed = tuple(text.hashed[part])
+            files[-1].append(work.path("surveyed", [file.name for file in hashed], first, smallest, settings.seed))
+            job = SurveyJob(files[-1][-1], hashed, first, smallest, settings.seed)
+            jobs.append(Sized(job, sum(text.bytes[part]), sum(text.lines[part])))
+    run("survey", survey, jobs, workers)
+    found = []
+    for smallest, parts in zip(wanted, files, strict=True):
+
+        def merged(some: tuple[Path, ...], smallest: int = smallest) -> SurveyJob:
+            out = work.path("surveyed", [file.name for file in some], smallest, settings.seed)
+            return SurveyJob(out, some, 0, smallest, settings.seed)
+
+        found.append(Survey(smallest, settings.seed).merge(fold(workers, merge_surveys, parts, merged)))
+    return found
+
+
+def repeats(work: Work, workers: Workers, every: Sequence[Selectable]) -> dict[str, list[Path]]:
+    """Work files with the numbers of the training lines that repeat an earlier one, by the text's name."""
+    comparisons: dict[str, list[RepeatJob]] = {}
+    sorting: list[SortJob] = []
+    for text in (text for text in every if text.split == "train"):
+        n_parts = max(1, -(-sum(text.lines) // PART_LINES))
+        name = digest([file.name for file in text.hashed], n_parts)
+        jobs = [
+            SortJob(
+                work.path("sorted", name, part.start, suffix=""),
+                tuple(text.hashed[part]),
+                first,
+                n_parts,
+            )
+            for part, first in groups(text.lines)
+        ]
+        files = tuple(job.out for job in jobs)
+        comparisons[text.name] = [
+            RepeatJob(work.path("repeated", name, part, suffix=".npy"), files, part, n_parts) for part in range(n_parts)
+        ]
+        if not all(job.out.exists() for job in comparisons[text.name]):
+            sorting += jobs
+    with waiting("select", "repeated lines"):
+        workers.do(sort_lines, sorting)
+        workers.do(find_repeated, [job for jobs in comparisons.values() for job in jobs])
+    for job in sorting:
+        job.out.unlink(missing_ok=True)  # the same text twice is sorted once
+    return {name: [job.out for job in jobs] for name, jobs in comparisons.items()}
+
+
+# ---- held-out sets
+
+
+def hold_out(
+    settings: Settings,
+    work: Work,
+    workers: Workers,
+    train: Selectable,
+    splits: Sequence[str],
+    smallest: Smallest,
+    texts: Texts,
+    pairs: PairTexts,
+) -> Path:
+    """Take sentences or pairs of training text for splits that are not given, one copy of each.
+
+    Returns:
+        A file of their sorted hashes: all copies are to leave the training text.
+    """
+    n = settings.holdout.sentences
+    if len(smallest.hashes) < smallest.wanted:
+        there = len(smallest.hashes)
         n = there // SMALL_TEXT
         what = f"{train.name} has {there:,} different {'sentences' if isinstance(train, Text) else 'pairs'}, too few to hold"
         if not n:
             key = f"{{}}.{train.language}" if isinstance(train, Text) else f"pairs.{train.pair}.{{}}"
             raise UserError(f"{what} any out: give more, or {' and '.join(key.format(split) for split in splits)}")
         log(
-            f"warning: {what} out holdout.sentences={asked:,} for {' and '.join(splits)}: {n:,} for each are held out, "
-            f"a {SMALL_TEXT}th of them"
+            f"warning: {what} out holdout.sentences={settings.holdout.sentences:,} for {' and '.join(splits)}: {n:,} for "
+            f"each are held out, a {SMALL_TEXT}th of them"
         )
-        sets = select.held_out((train.hashes(number) for number in numbers), [n] * len(splits), settings.seed)
-    train.counts["held_out"] = 0
-    held = []
-    for split, hashes in zip(splits, sets, strict=True):
-        sides = [Text(split, side.language, side.pair, given=False, inputs=side.inputs) for side in train.sides]
-        sources = [piece.name for side in train.sides for piece in side.pieces]
-        outs = [work.path("held_out", sources, side.name, split, splits, n, settings.seed) for side in train.sides]
-        done = all(out.exists() for out in outs)
-        first = select.FirstSeen(hashes)
-        taken: list[_Taken] = [_Taken() for _ in sides]
-        for number in numbers:
-            own = train.hashes(number)
-            chosen = first.lines(own)
-            train.counts["held_out"] += train.drop(number, np.flatnonzero(select.is_among(own, hashes)))
-            if len(chosen) and not done:
-                for lines, side in zip(taken, train.sides, strict=True):
-                    lines.add(side, number, chosen)
-        for side, out, lines in zip(sides, outs, taken, strict=True):
-            if not done:
-                stages.write_lines(out, lines.lines, np.concatenate(lines.hashes), np.concatenate(lines.characters))
-            side.add(out, len(hashes), int(load(out, "text_size")))
-        held.append(sides)
-    return held
+    total = n * len(splits)
+    order = np.argsort(smallest.lines[:total])
+    lines, owners = smallest.lines[:total][order], (np.arange(total) // n)[order]
+    sides = [_Taken(work, side, lines) for side in train.sides]
+    with waiting("hold out", f"{n:,} each of {train.name} for {' and '.join(splits)}"):
+        workers.do(take, [job for taken in sides for job in taken.jobs])
+        for number, split in enumerate(splits):
+            made = [taken.text(work, split, owners == number) for taken in sides]
+            if isinstance(train, Text):
+                texts[split, train.language] = made[0]
+            else:
+                pairs[split, train.pair] = _held_pairs(work, made)
+    return work.copy("held", np.sort(smallest.hashes[:total]).tobytes())
 
 
 class _Taken:
-    """Lines gathered from pieces of a text."""
+    """Lines taken from a text.
 
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.hashes: list[select.Hashes] = []
-        self.characters: list[NDArray[np.uint32]] = []
+    Args:
+        work: Where the work files are.
+        side: The text.
+        lines: Their numbers, rising.
 
-    def add(self, text: Text, number: int, chosen: NDArray[np.int64]) -> None:
-        """Take some lines of a piece."""
-        lines = stages.read_lines(text.pieces[number])
-        self.lines += [lines[line] for line in chosen]
-        self.hashes.append(text.hashes(number)[chosen])
-        self.characters.append(load(text.pieces[number], "characters")[chosen])
+    Attributes:
+        jobs: What takes them.
+    """
+
+    def __init__(self, work: Work, side: Text, lines: NDArray[np.int64]) -> None:
+        self.side = side
+        self.jobs: list[TakeJob] = []
+        starts = np.cumsum([0, *side.lines])
+        owners = np.searchsorted(starts, lines, side="right") - 1
+        pieces = np.unique(owners).tolist()
+        for start in range(0, len(pieces), FAN):
+            some = tuple(lines[owners == piece] - starts[piece] for piece in pieces[start : start + FAN])
+            files = tuple(side.pieces[piece] for piece in pieces[start : start + FAN])
+            out = work.path("taken", [file.name for file in files], [taken.tolist() for taken in some])
+            self.jobs.append(TakeJob(out, files, some))
+
+    def text(self, work: Work, split: str, mine: NDArray[np.bool_]) -> Text:
+        """Those of the lines that a split gets."""
+        held = Text(split, self.side.language, self.side.pair, given=False, inputs=self.side.inputs)
+        out = work.path("held_out", [job.out.name for job in self.jobs], split, np.flatnonzero(mine).tolist())
+        if not out.exists():
+            lines = [line for job in self.jobs for line in stages.read_lines(job.out)]
+            hashes, characters = (
+                np.concatenate([load(job.out, name) for job in self.jobs])[mine] for name in ("hashes", "characters")
+            )
+            stages.write_lines(out, [lines[n] for n in np.flatnonzero(mine)], hashes, characters)
+        held.add(out, int(np.count_nonzero(mine)), int(load(out, "text_size")))
+        return held
 
 
 def _held_pairs(work: Work, sides: Sequence[Text]) -> PairText:
@@ -111,47 +233,85 @@ def _held_pairs(work: Work, sides: Sequence[Text]) -> PairText:
     job = held.job(work, 0)
     if not job.out.exists():
         stages.pair_lines(job)
-    held.counts["identical"] = load_json(job.out, "counts")["identical"]
+    held.long.append(np.empty(0, np.int64))
     return held
 
 
-def _has_more_than(train: Selectable, sets: list[select.Hashes]) -> bool:
-    """Whether the training text has any sentence outside of some sets."""
-    taken = np.sort(np.concatenate(sets))
-    for number in range(len(train.pieces)):
-        own = train.hashes(number)
-        if not np.all(select.is_among(own[own != select.EMPTY], taken)):
-            return True
-    return False
+# ---- which lines stay
 
 
-def leave_out(settings: Settings, work: Work, texts: Texts, pairs: PairTexts) -> None:
-    """Count duplicates, and training text that the test sets have too; leave them out where asked to."""
-    every: list[Selectable] = [*texts.values(), *pairs.values()]
-    progress = Progress("select", sum(sum(text.bytes) for text in every), UNITS)
-    overlap = Overlap(settings, every)
+def leave_out(
+    settings: Settings,
+    work: Work,
+    workers: Workers,
+    every: Sequence[Selectable],
+    held: Mapping[str, Path],
+    duplicates_of: Sequence[tuple[int, bool]],
+    repeated: Mapping[str, Sequence[Path]],
+) -> None:
+    """Leave out what is held out, empty or repeated, and training text that the test sets have too where asked to.
+
+    Args:
+        settings: What was asked for.
+        work: Where the work files are.
+        workers: Do the jobs.
+        every: All text.
+        held: Files of the hashes of what is held out, by the training text's name.
+        duplicates_of: Of each text how many lines repeat an earlier one, and whether that is exact.
+        repeated: Work files of the numbers of lines that repeat an earlier one, by name; none where these stay.
+    """
+    overlap = Overlap(settings, work, every)
+    made: list[list[Path]] = []
+    jobs: list[Sized] = []
     for text in every:
-        counter = select.DuplicateCounter()
-        for number, size in enumerate(text.bytes):
-            counter.add(text.hashes(number))
-            progress.add(size, size / 1e6, text.lines[number])
-        text.counts |= {"duplicates": counter.duplicates, "duplicates_exact": counter.exact}
+        made.append([])
+        known = tuple(overlap.files.get(side.language) if text.split == "train" else None for side in text.sides)
+        rest = (held.get(text.name), known, settings.remove_test_overlap, tuple(repeated.get(text.name, ())))
+        for part, first in groups(text.lines):
+            sides = tuple(tuple(side.pieces[part]) for side in text.sides)
+            paired = tuple(text.paired[part]) if isinstance(text, PairText) else ()
+            long = tuple(text.long[part]) if isinstance(text, PairText) else ()
+            names = [[file.name for file in side] for side in sides], [lines.tolist() for lines in long]
+            made[-1].append(work.path("chosen", *names, first, [file and file.name for file in known], *map(str, rest)))
+            job = ChooseJob(made[-1][-1], sides, paired, first, long, *rest)
+            jobs.append(Sized(job, sum(text.bytes[part]), sum(text.lines[part])))
+    run("select", choose, jobs, workers)
+    for text, chosen, (duplicates, exact) in zip(every, made, duplicates_of, strict=True):
+        counts = _note(text, chosen, overlap)
+        if isinstance(text, PairText):
+            text.counts["dropped"]["empty"] = counts["empty"]
+            text.counts["identical"] = counts["identical"]
+        if text.name in held:
+            text.counts["held_out"] = counts["held_out"]
+        text.counts |= {"duplicates": duplicates, "duplicates_exact": exact}
         gone = text.counts.setdefault("dropped", {"too_long": 0})
-        gone |= {"duplicates": 0, "test_overlap": 0}
-        if text.split == "train":
-            gone["test_overlap"] = overlap.leave_out(text)
-            if settings.deduplicate:
-                with (
-                    waiting("select", f"repeated lines of {text.name}"),
-                    TemporaryDirectory(prefix="repeated", dir=work.folder) as folder,
-                ):
-                    for number, lines in select.repeated_lines(text.hashes, text.lines, Path(folder)):
-                        gone["duplicates"] += text.drop(number, lines)
-        if not any(text.n_kept(number) for number in range(len(text.pieces))):
+        gone |= {"duplicates": counts["duplicates"], "test_overlap": counts["test_overlap"]}
+        if text.split == "train" and any(side.language in overlap.sets for side in text.sides):
+            text.counts["overlap"] = {
+                "lines_in_valid_or_test": counts["in_both"],
+                "removed": settings.remove_test_overlap,
+            }
+        if not any(text.sides[0].stay):
             raise UserError(f"{text.name}: no line is left of it")
     overlap.tell()
     compare_with_valid(every)
-    progress.end()
+
+
+def _note(text: Selectable, chosen: Sequence[Path], overlap: Overlap) -> Counter[str]:
+    """Fill in what stays of a text. Returns what is counted of all of it."""
+    counts: Counter[str] = Counter()
+    for file in chosen:
+        made = load_json(file, "counts")
+        for number, side in enumerate(text.sides):
+            side.stay += made["stay"]
+            side.dropped += [sha256 and Dropped(file, n, sha256) for n, sha256 in enumerate(made["sha256"])]
+            side.raw.add(RawCounts(**made["raw"][number]))
+            side.characters += made["characters"][number]
+            if text.split == "train":
+                overlap.see(side.language, load(file, f"seen{number}"))
+        counts.update({name: made.get(name, 0) for name in ("empty", "identical", "held_out", "duplicates")})
+        counts.update({name: made.get(name, 0) for name in ("test_overlap", "in_both")})
+    return counts
 
 
 def compare_with_valid(every: Sequence[Selectable]) -> None:
@@ -160,8 +320,7 @@ def compare_with_valid(every: Sequence[Selectable]) -> None:
     for side in sides:
         valid = [other for other in sides if other.split == "valid" and other.language == side.language]
         if side.split == "test" and valid:
-            known = _distinct(valid)
-            shared = sum(int(select.is_among(side.hashes(n), known).sum()) for n in range(len(side.pieces)))
+            shared = _lines_among(side, _distinct(valid))
             if shared:
                 side.counts.setdefault("overlap", {})["lines_in_valid"] = shared
 
@@ -174,12 +333,15 @@ class Overlap:
 
     Args:
         settings: What was asked for.
+        work: Where the work files are.
         every: All text.
+
+    Attributes:
+        sets: Sorted hashes of the sentences of valid and test text that is compared, by language.
+        files: The same as files.
     """
 
-    def __init__(self, settings: Settings, every: Sequence[Selectable]) -> None:
-        self.remove = settings.remove_test_overlap
-        self.compared: set[str] = set()  # languages that there is training text of
+    def __init__(self, settings: Settings, work: Work, every: Sequence[Selectable]) -> None:
         has_pairs = bool(settings.pair_sources)
         self.sides = [
             side for text in every if text.split != "train" and (text.given or has_pairs) for side in text.sides
@@ -188,38 +350,28 @@ class Overlap:
         for side in self.sides:
             by_language.setdefault(side.language, []).append(side)
         self.sets = {language: _distinct(sides) for language, sides in by_language.items()}
+        self.files = {language: work.copy("known", found.tobytes()) for language, found in self.sets.items()}
+        self.compared = {side.language for text in every if text.split == "train" for side in text.sides}
         self.seen = {language: np.zeros(len(found), dtype=bool) for language, found in self.sets.items()}
 
-    def leave_out(self, train: Selectable) -> int:
-        """Compare training text. Returns how many of its lines were left out."""
-        sides = [side for side in train.sides if side.language in self.sets]
-        if not sides:
-            return 0
-        self.compared |= {side.language for side in sides}
-        in_both = gone = 0
-        for number in range(len(train.pieces)):
-            found = np.zeros(train.lines[number], dtype=bool)
-            kept = train.kept(number)
-            for side in sides:
-                own, known = side.hashes(number), self.sets[side.language]
-                mine = select.is_among(own, known) & (True if kept is None else kept)
-                self.seen[side.language][np.searchsorted(known, own[mine])] = True
-                found |= mine
-            in_both += int(found.sum())
-            if self.remove:
-                gone += train.drop(number, np.flatnonzero(found))
-        train.counts["overlap"] = {"lines_in_valid_or_test": in_both, "removed": self.remove}
-        return gone
+    def see(self, language: str, bits: NDArray[np.uint8]) -> None:
+        """Note which sentences of a language's set some training text has, one bit each."""
+        if language in self.sets:
+            self.seen[language] |= np.unpackbits(bits, count=len(self.sets[language])) == 1
 
     def tell(self) -> None:
         """Count in each valid and test set how many of its lines training text has."""
         for side in (side for side in self.sides if side.language in self.compared):
             shared = self.sets[side.language][self.seen[side.language]]
-            lines = sum(int(select.is_among(side.hashes(n), shared).sum()) for n in range(len(side.pieces)))
-            side.counts["overlap"] = {"lines_in_train": lines}
+            side.counts["overlap"] = {"lines_in_train": _lines_among(side, shared)}
 
 
 def _distinct(texts: Sequence[Text]) -> select.Hashes:
     """Sorted hashes of the sentences of some texts."""
-    found = np.unique(np.concatenate([text.hashes(n) for text in texts for n in range(len(text.pieces))]))
+    found = np.unique(np.concatenate([load(piece, "hashes") for text in texts for piece in text.pieces]))
     return found[found != select.EMPTY]
+
+
+def _lines_among(text: Text, known: select.Hashes) -> int:
+    """How many lines of a text are among sentences given by their sorted hashes."""
+    return sum(int(select.is_among(load(piece, "hashes"), known).sum()) for piece in text.pieces)

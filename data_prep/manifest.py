@@ -13,7 +13,6 @@ from data_prep import fastbpe, statistics
 from data_prep.binarise import Binarised
 from data_prep.settings import Key, Settings
 from data_prep.text import BpeFiles, Encoded, PairTexts, Text, Texts
-from data_prep.work import load, load_json
 from xlm_train.data.manifest import FORMAT, SPLITS, VERSION, lineage
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import sha256_of
@@ -128,13 +127,6 @@ def describe(
 
 def _counts(text: Text, encoded: Encoded, binarised: Binarised) -> tuple[statistics.RawCounts | None, dict[str, Any]]:
     """Of one text: counts of its raw text (None: held out, it has none of its own), manifest entry."""
-    raw = statistics.RawCounts()
-    characters = 0
-    for number, piece in enumerate(text.pieces):
-        raw.add(statistics.RawCounts(**load_json(piece, "counts")))
-        kept = text.kept(number)
-        lengths = load(piece, "characters")
-        characters += int((lengths if kept is None else lengths[kept]).sum())
     if not binarised.sentences:
         raise UserError(f"{text.name}: no line is left of it")
     pieces = binarised.tokens - binarised.sentences
@@ -143,17 +135,17 @@ def _counts(text: Text, encoded: Encoded, binarised: Binarised) -> tuple[statist
         "tokens": binarised.tokens,
         "unknown": encoded.unknown,
         "words": encoded.words,
-        "characters": characters,
+        "characters": text.characters,
         "tokens_per_word": round(pieces / max(encoded.words, 1), 6),
         "unknown_rate": round(encoded.unknown / max(pieces, 1), 9),
         "length": statistics.percentiles(binarised.lengths),
         "lines": sum(text.lines) + text.dropped_lines.long_lines,
-        "empty": raw.empty,
+        "empty": text.raw.empty,
         **text.counts,
         "special_words": dict(encoded.special_words),
-        "raw": {**raw.totals(), "bom": text.dropped_lines.bom} if text.given else None,
-        "scripts": statistics.script_shares(raw.scripts),
+        "raw": {**text.raw.totals(), "bom": text.dropped_lines.bom} if text.given else None,
+        "scripts": statistics.script_shares(text.raw.scripts),
         "shards": binarised.shards,
         "inputs": text.inputs,
     }
-    return (raw if text.given else None), entry
+    return (text.raw if text.given else None), entry

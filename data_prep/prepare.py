@@ -7,13 +7,12 @@ folder and finds them there after a restart.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep import learn_bpe, manifest, report, select, stages, statistics
-from data_prep.assign import hold_out, leave_out, leave_out_empty
+from data_prep.assign import assign
 from data_prep.binarise import (
     Binarised,
     OrderJob,
@@ -29,15 +28,16 @@ from data_prep.distributed import workers_for
 from data_prep.publish import finished_corpus, locked, publish
 from data_prep.reading import check_aligned, tokenise
 from data_prep.settings import Key, Settings, read_settings
-from data_prep.text import UNITS, BpeFiles, Encoded, PairText, PairTexts, Text, Texts
-from data_prep.work import Work, Workers
+from data_prep.text import BpeFiles, Encoded, PairText, PairTexts, Text, Texts
+from data_prep.work import Sized, Work, Workers, fold, run
 from xlm_train.config.command import command
-from xlm_train.runtime.console import Progress, counted, log, show, waiting
+from xlm_train.runtime.console import counted, log, show, waiting
 from xlm_train.runtime.errors import EXIT_INTERRUPTED, UserError
 from xlm_train.runtime.files import read_json
 from xlm_train.text.vocabulary import Vocabulary
 
 PART_BYTES = 1 << 26  # of text whose words are added up at once
+MOST_PARTS = 64  # in which words are added up: each part reads a little of every piece
 
 
 @command(
@@ -85,13 +85,12 @@ def prepare(settings: Settings) -> dict[str, Any]:
         work = Work(folder, tools)
         texts, pairs = tokenise(settings, work, workers)
         compare_sides(work, workers, pairs)
-        hold_out(settings, work, texts, pairs)
-        leave_out(settings, work, texts, pairs)
+        assign(settings, work, workers, texts, pairs)
         every = texts | {side.key: side for pair in pairs.values() for side in pair.sides}
         codes = get_codes(settings, work, workers, every)
         free = {key: text for key, text in every.items() if key[0] == "train" or key[0] not in settings.limited}
         cut = cut_up("cut", work, workers, free, codes, None)
-        bpe = get_vocabularies(settings, work, codes, every, cut)
+        bpe = get_vocabularies(settings, work, workers, codes, every, cut)
         limited = {key: text for key, text in every.items() if key[0] in settings.limited}
         cut |= cut_up("cut again", work, workers, limited, codes, bpe.limits)
         encoded = encode(work, workers, every, cut, bpe)
@@ -108,15 +107,14 @@ def prepare(settings: Settings) -> dict[str, Any]:
 
 
 def compare_sides(work: Work, workers: Workers, pairs: PairTexts) -> None:
-    """Compare the two sides of every pair, and leave out pairs of which one is empty."""
+    """Compare the two sides of every pair."""
 
     def jobs() -> Iterator[Sized]:
         for pair in pairs.values():
             for number, size in enumerate(pair.bytes):
                 yield Sized(pair.job(work, number), size, pair.lines[number])
 
-    run("pair", stages.pair_lines, jobs(), sum(sum(pair.bytes) for pair in pairs.values()), workers)
-    leave_out_empty(pairs)
+    run("pair", stages.pair_lines, jobs(), workers)
 
 
 # ---- 2. codes and vocabularies
@@ -129,15 +127,15 @@ def get_codes(settings: Settings, work: Work, workers: Workers, texts: Texts) ->
     train = [text for language in settings.learning_order for text in learned_from(texts, language)]
     sentences: Counter[str] = Counter()
     for text in train:
-        sentences[text.language] += sum(map(text.n_kept, range(len(text.pieces))))
+        sentences[text.language] += sum(text.stay)
     shares = (
         select.sample_shares(sentences, settings.bpe.alpha, settings.bpe.sample_sentences)
         if settings.bpe.sample == "alpha"
         else None
     )
-    size = sum(sum(text.bytes) for text in train)
+    size = sum(sum(text.bytes) * min(1, 1 if shares is None else shares[text.language]) for text in train)
     # fastBPE's codes depend on the order of the words; the others' parts are doubled, to be the same for a little more text
-    parts = 1 if settings.bpe.engine == "fastbpe" else 1 << (size // PART_BYTES).bit_length()
+    parts = 1 if settings.bpe.engine == "fastbpe" else min(1 << (int(size) // PART_BYTES).bit_length(), MOST_PARTS)
     files: list[Path] = []
 
     def jobs() -> Iterator[Sized]:
@@ -148,9 +146,9 @@ def get_codes(settings: Settings, work: Work, workers: Workers, texts: Texts) ->
                 files.append(work.path("words", text.identity(number), sample, parts))
                 job = stages.WordsJob(files[-1], text.selection(number), sample, parts)
                 yield Sized(job, text.bytes[number], text.lines[number])
-                first[text.language] += text.n_kept(number)
+                first[text.language] += text.stay[number]
 
-    run("words", stages.count_piece_words, jobs(), size, workers)
+    run("words", stages.count_piece_words, jobs(), workers)
     most = None if settings.bpe.engine == "fastbpe" else settings.bpe.max_words
     made_by = (settings.bpe.n_codes, settings.bpe.engine, most)
     path = work.path("codes", [file.name for file in files], *made_by, suffix="")
@@ -223,16 +221,18 @@ def cut_up(
                 job = stages.CutJob(out, text.selection(number), codes, limit)
                 yield Sized(job, text.bytes[number], text.lines[number])
 
-    run(name, stages.cut_piece, jobs(), sum(sum(text.bytes) for text in texts.values()), workers)
+    run(name, stages.cut_piece, jobs(), workers)
     return made
 
 
 def get_vocabularies(
-    settings: Settings, work: Work, codes: Path, texts: Texts, cut: Mapping[Key, list[Path]]
+    settings: Settings, work: Work, workers: Workers, codes: Path, texts: Texts, cut: Mapping[Key, list[Path]]
 ) -> BpeFiles:
     """The joint vocabulary and each language's own, beside the codes: the given ones, or of all training text."""
     counts = {
-        language: stages.total(file for text in learned_from(texts, language) for file in cut[text.key])
+        language: count_pieces(
+            work, workers, [file for text in learned_from(texts, language) for file in cut[text.key]]
+        )
         for language in settings.learning_order
         if not (settings.vocab_file and settings.language_vocab_files)
     }
@@ -244,6 +244,15 @@ def get_vocabularies(
     else:
         joint = Vocabulary.from_counts(sum(counts.values(), Counter())).to_text().encode()
     return BpeFiles(codes, work.copy("vocab", joint), limits)
+
+
+def count_pieces(work: Work, workers: Workers, files: list[Path]) -> Counter[str]:
+    """How often each BPE piece comes, by the counters of work files, in the order of first occurrence."""
+
+    def job(some: tuple[Path, ...]) -> stages.TotalJob:
+        return stages.TotalJob(work.path("totals", [file.name for file in some]), some)
+
+    return stages.total(fold(workers, stages.add_up, files, job))
 
 
 # ---- 3. ids
@@ -262,7 +271,7 @@ def encode(
                 files[key].append(out)
                 yield Sized(stages.EncodeJob(out, pieces, bpe.vocab), text.bytes[number], text.lines[number])
 
-    run("encode", stages.encode_piece, jobs(), sum(sum(text.bytes) for text in texts.values()), workers)
+    run("encode", stages.encode_piece, jobs(), workers)
     return {key: Encoded.of(made) for key, made in files.items()}
 
 
@@ -288,7 +297,7 @@ def binarise(
             for job in found:
                 yield Sized(job, sum(text.bytes) // len(found), sum(text.lines) // len(found))
 
-    run("binarise", write_shard, jobs(), sum(sum(text.bytes) for text in texts.values()), workers)
+    run("binarise", write_shard, jobs(), workers)
     return {key: Binarised.of(found) for key, found in records.items()}, folder
 
 
@@ -298,7 +307,8 @@ def order_by_length(
     """The length order of every text and of all pairs, beside the shards; the manifest's entries, by the text's name."""
     runs: list[RunJob] = []
     orders: list[OrderJob] = []
-    for text in (*texts.values(), *pairs.values()):
+    every: list[Text | PairText] = [*texts.values(), *pairs.values()]
+    for text in every:
         languages = text.languages if isinstance(text, PairText) else ()
         place = work.path("runs", folder.name, text.name, suffix="")
         place.mkdir(exist_ok=True)
@@ -311,36 +321,6 @@ def order_by_length(
         workers.do(sort_run, runs)
         workers.do(write_order, orders)
     return {order.name: read_json(order.out) for order in orders}
-
-
-@dataclass(frozen=True)
-class Sized:
-    """A job of a stage, and the raw text it stands for."""
-
-    job: Any
-    bytes: int
-    lines: int
-
-
-def run(name: str, function: Callable[[Any], None], jobs: Iterable[Sized], total: int, workers: Workers) -> None:
-    """Do the jobs of a stage whose work file is not there yet."""
-    jobs = list(jobs)
-    if not jobs:
-        return
-    workers.ahead(function, [sized.job for sized in jobs if not sized.job.out.exists()])
-    progress = Progress(name, total, UNITS)
-
-    def missing() -> Iterator[Any]:
-        for sized in jobs:
-            if sized.job.out.exists():
-                progress.skip(sized.bytes, sized.bytes / 1e6)
-            else:
-                yield sized.job
-                progress.add(sized.bytes, sized.bytes / 1e6, sized.lines)
-
-    for _ in workers.map(function, missing()):
-        pass
-    progress.end()
 
 
 # ---- 4. the finished corpus

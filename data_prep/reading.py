@@ -17,8 +17,8 @@ from data_prep.aligned import misaligned
 from data_prep.settings import Settings
 from data_prep.sources.pairs import AlignedInputs, PairSource
 from data_prep.statistics import REPLACED_PER_LINE
-from data_prep.text import UNITS, PairText, PairTexts, Text, Texts
-from data_prep.work import Work, Workers, compress
+from data_prep.text import PairText, PairTexts, Text, Texts
+from data_prep.work import UNITS, Work, Workers, compress
 from xlm_train.runtime.console import Progress, log, waiting
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import atomic_write
@@ -91,8 +91,8 @@ class InputJob:
             for side, piece, name in zip(pair.sides, both.sides, source.names, strict=True):
                 yield self._job(side, piece, name), reading.done - done
                 done = reading.done
-            long = np.array(both.long, dtype=np.int64)
-            pair.counts["dropped"]["too_long"] += pair.drop(len(pair.pieces) - 1, long)
+            pair.long.append(np.array(both.long, dtype=np.int64))
+            pair.counts["dropped"]["too_long"] += len(both.long)
         for side, name, stats, dropped in zip(pair.sides, source.names, reading.stats, reading.dropped, strict=True):
             side.end_input(name, stats, replace(dropped, long_lines=0))  # those are counted as pairs
 
