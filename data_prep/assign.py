@@ -273,7 +273,7 @@ def leave_out(
             long = tuple(text.long[part]) if isinstance(text, PairText) else ()
             names = [[file.name for file in side] for side in sides], [lines.tolist() for lines in long]
             made[-1].append(work.path("chosen", *names, first, [file and file.name for file in known], *map(str, rest)))
-            job = ChooseJob(made[-1][-1], sides, paired, first, long, *rest)
+            job = ChooseJob(made[-1][-1], sides, paired, first, sum(text.lines[part]), long, *rest)
             jobs.append(Sized(job, sum(text.bytes[part]), sum(text.lines[part])))
     run("select", choose, jobs, workers)
     for text, chosen, (duplicates, exact) in zip(every, made, duplicates_of, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -181,6 +181,7 @@ class ChooseJob:
         sides: Of each side the work files of `stages.tokenise_piece`.
         paired: Work files of `stages.pair_lines`; none of text by itself.
         first: The number of the first line in the text.
+        n: Lines of all pieces.
         long: Of each piece the pairs that were left out for their length; none of text by itself.
         held: File of the sorted hashes of what is held out; None: nothing is.
         known: Of each side a file of the sorted hashes that validation and test text of its language has; None: there is
@@ -193,6 +194,7 @@ class ChooseJob:
     sides: tuple[tuple[Path, ...], ...]
     paired: tuple[Path, ...]
     first: int
+    n: int
     long: tuple[NDArray[np.int64], ...]
     held: Path | None
     known: tuple[Path | None, ...]
@@ -211,14 +213,18 @@ def choose(job: ChooseJob) -> None:
     held = nothing if job.held is None else np.fromfile(job.held, np.uint64)
     known = [nothing if file is None else np.fromfile(file, np.uint64) for file in job.known]
     seen = [np.zeros(len(hashes), dtype=bool) for hashes in known]
-    repeated = [np.load(file, mmap_mode="r") for file in job.repeated]
+    repeated = np.zeros(job.n, dtype=bool)
+    for file in job.repeated:
+        again = np.load(file, mmap_mode="r")
+        start, end = np.searchsorted(again, [job.first, job.first + job.n])
+        repeated[again[start:end] - job.first] = True
     counts: Counter[str] = Counter()
     stay: list[int] = []
     sha256: list[str | None] = []
     bits: dict[str, NDArray[np.uint8]] = {}
     raw = [RawCounts() for _ in job.sides]
     characters = [0 for _ in job.sides]
-    first = job.first
+    at = 0
     for number, hashed in enumerate(job.paired or job.sides[0]):
         hashes = load(hashed, "hashes")
         kept = np.ones(len(hashes), dtype=bool)
@@ -241,8 +247,8 @@ def choose(job: ChooseJob) -> None:
         counts["in_both"] += int(np.count_nonzero(found))
         if job.remove_overlap:
             drop("test_overlap", found)
-        drop("duplicates", _marked(repeated, first, len(hashes)))
-        first += len(hashes)
+        drop("duplicates", repeated[at : at + len(hashes)])
+        at += len(hashes)
         stay.append(int(np.count_nonzero(kept)))
         sha256.append(None)
         if stay[-1] < len(kept):
@@ -257,12 +263,3 @@ def choose(job: ChooseJob) -> None:
         **{f"seen{side}": np.packbits(marks) for side, marks in enumerate(seen)},
         **bits,
     )
-
-
-def _marked(repeated: Sequence[NDArray[np.int64]], first: int, n: int) -> NDArray[np.bool_]:
-    """Which of `n` lines from `first` on are in sorted lists of lines."""
-    marks = np.zeros(n, dtype=bool)
-    for lines in repeated:
-        start, end = np.searchsorted(lines, [first, first + n])
-        marks[lines[start:end] - first] = True
-    return marks

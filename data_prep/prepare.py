@@ -77,12 +77,12 @@ def prepare(settings: Settings) -> dict[str, Any]:
         locked(settings.folder),
         workers_for(settings.executor, settings.tasks, settings.workers, settings.slurm, folder) as workers,
     ):
-        check_aligned(settings)
+        work = Work(folder, tools)
+        check_aligned(settings, work, workers)
         finished = finished_corpus(settings, tools)
         if finished is not None:
             log(f"{settings.place} holds exactly this corpus already: nothing to do")
             return finished
-        work = Work(folder, tools)
         texts, pairs = tokenise(settings, work, workers)
         compare_sides(work, workers, pairs)
         assign(settings, work, workers, texts, pairs)
