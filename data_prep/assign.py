@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep import select, stages
+from data_prep import stages
 from data_prep.choosing import (
     ChooseJob,
     RepeatJob,
@@ -28,6 +28,7 @@ from data_prep.choosing import (
     survey,
     take,
 )
+from data_prep.overlap import Overlap, compare_with_valid
 from data_prep.select import Smallest
 from data_prep.settings import Settings
 from data_prep.stages import Dropped
@@ -49,11 +50,7 @@ def assign(settings: Settings, work: Work, workers: Workers, texts: Texts, pairs
     given: list[Selectable] = [*texts.values(), *pairs.values()]
     splits = [_held_for(settings, text) for text in given]
     surveys = look_through(settings, work, workers, given, splits)
-    held = {
-        text.name: hold_out(settings, work, workers, text, wanted, found.smallest, texts, pairs)
-        for text, wanted, found in zip(given, splits, surveys, strict=True)
-        if wanted
-    }
+    held = hold_out(settings, work, workers, given, splits, surveys, texts, pairs)
     every: list[Selectable] = [*texts.values(), *pairs.values()]
     known = {id(text): found.duplicates for text, found in zip(given, surveys, strict=True)}
     duplicates_of = [(one.duplicates, one.exact) if (one := known.get(id(text))) else (0, True) for text in every]
@@ -151,80 +148,111 @@ def hold_out(
     settings: Settings,
     work: Work,
     workers: Workers,
-    train: Selectable,
-    splits: Sequence[str],
-    smallest: Smallest,
+    given: Sequence[Selectable],
+    splits: Sequence[Sequence[str]],
+    surveys: Sequence[Survey],
     texts: Texts,
     pairs: PairTexts,
-) -> Path:
-    """Take sentences or pairs of training text for splits that are not given, one copy of each.
+) -> dict[str, Path]:
+    """Take sentences and pairs of training text for splits that are not given, one copy of each; adds these splits.
 
     Returns:
-        A file of their sorted hashes: all copies are to leave the training text.
+        Files of their sorted hashes, by the training text's name: all copies are to leave it.
     """
-    n = settings.holdout.sentences
-    if len(smallest.hashes) < smallest.wanted:
-        there = len(smallest.hashes)
-        n = there // SMALL_TEXT
-        what = f"{train.name} has {there:,} different {'sentences' if isinstance(train, Text) else 'pairs'}, too few to hold"
-        if not n:
-            key = f"{{}}.{train.language}" if isinstance(train, Text) else f"pairs.{train.pair}.{{}}"
-            raise UserError(f"{what} any out: give more, or {' and '.join(key.format(split) for split in splits)}")
-        log(
-            f"warning: {what} out holdout.sentences={settings.holdout.sentences:,} for {' and '.join(splits)}: {n:,} for "
-            f"each are held out, a {SMALL_TEXT}th of them"
-        )
-    total = n * len(splits)
-    order = np.argsort(smallest.lines[:total])
-    lines, owners = smallest.lines[:total][order], (np.arange(total) // n)[order]
-    sides = [_Taken(work, side, lines) for side in train.sides]
-    with waiting("hold out", f"{n:,} each of {train.name} for {' and '.join(splits)}"):
-        workers.do(take, [job for taken in sides for job in taken.jobs])
-        for number, split in enumerate(splits):
-            made = [taken.text(work, split, owners == number) for taken in sides]
-            if isinstance(train, Text):
-                texts[split, train.language] = made[0]
-            else:
-                pairs[split, train.pair] = _held_pairs(work, made)
-    return work.copy("held", np.sort(smallest.hashes[:total]).tobytes())
+    taken = [
+        _Taken(settings, work, text, wanted, found.smallest)
+        for text, wanted, found in zip(given, splits, surveys, strict=True)
+        if wanted
+    ]
+    if taken:
+        with waiting("hold out", f"of {', '.join(one.train.name for one in taken)}"):
+            workers.do(take, [job for one in taken for jobs in one.jobs for job in jobs])
+            for one in taken:
+                for split, sides in one.sets(work):
+                    if isinstance(one.train, Text):
+                        texts[split, one.train.language] = sides[0]
+                    else:
+                        pairs[split, one.train.pair] = _held_pairs(work, sides)
+    return {one.train.name: work.copy("held", one.hashes.tobytes()) for one in taken}
 
 
 class _Taken:
-    """Lines taken from a text.
+    """What is taken from a training text.
 
     Args:
+        settings: What was asked for.
         work: Where the work files are.
-        side: The text.
-        lines: Their numbers, rising.
+        train: The text or pairs.
+        splits: To hold out of it.
+        smallest: Of its sentences.
 
     Attributes:
-        jobs: What takes them.
+        hashes: Of the sentences, sorted.
+        jobs: What takes their lines, of each side.
+
+    Raises:
+        UserError: The text is too small to hold out anything.
     """
 
-    def __init__(self, work: Work, side: Text, lines: NDArray[np.int64]) -> None:
-        self.side = side
-        self.jobs: list[TakeJob] = []
-        starts = np.cumsum([0, *side.lines])
-        owners = np.searchsorted(starts, lines, side="right") - 1
-        pieces = np.unique(owners).tolist()
-        for start in range(0, len(pieces), FAN):
-            some = tuple(lines[owners == piece] - starts[piece] for piece in pieces[start : start + FAN])
-            files = tuple(side.pieces[piece] for piece in pieces[start : start + FAN])
-            out = work.path("taken", [file.name for file in files], [taken.tolist() for taken in some])
-            self.jobs.append(TakeJob(out, files, some))
+    def __init__(
+        self, settings: Settings, work: Work, train: Selectable, splits: Sequence[str], smallest: Smallest
+    ) -> None:
+        self.train = train
+        self.splits = splits
+        n = _how_many(settings, train, splits, smallest)
+        order = np.argsort(smallest.lines[: n * len(splits)])
+        self.hashes = np.sort(smallest.hashes[: n * len(splits)])
+        self.owners = order // n  # the split of each, in the order of the text
+        lines, starts = smallest.lines[order], np.cumsum([0, *train.lines])
+        pieces = np.searchsorted(starts, lines, side="right") - 1
+        used = np.unique(pieces).tolist()
+        self.jobs: list[list[TakeJob]] = [[] for _ in train.sides]
+        for start in range(0, len(used), FAN):
+            some = tuple(lines[pieces == piece] - starts[piece] for piece in used[start : start + FAN])
+            for side, jobs in zip(train.sides, self.jobs, strict=True):
+                files = tuple(side.pieces[piece] for piece in used[start : start + FAN])
+                out = work.path("taken", [file.name for file in files], [mine.tolist() for mine in some])
+                jobs.append(TakeJob(out, files, some))
 
-    def text(self, work: Work, split: str, mine: NDArray[np.bool_]) -> Text:
-        """Those of the lines that a split gets."""
-        held = Text(split, self.side.language, self.side.pair, given=False, inputs=self.side.inputs)
-        out = work.path("held_out", [job.out.name for job in self.jobs], split, np.flatnonzero(mine).tolist())
-        if not out.exists():
-            lines = [line for job in self.jobs for line in stages.read_lines(job.out)]
-            hashes, characters = (
-                np.concatenate([load(job.out, name) for job in self.jobs])[mine] for name in ("hashes", "characters")
-            )
-            stages.write_lines(out, [lines[n] for n in np.flatnonzero(mine)], hashes, characters)
-        held.add(out, int(np.count_nonzero(mine)), int(load(out, "text_size")))
-        return held
+    def sets(self, work: Work) -> Iterator[tuple[str, list[Text]]]:
+        """Each split, and its sides."""
+        for number, split in enumerate(self.splits):
+            mine = np.flatnonzero(self.owners == number)
+            pairs = zip(self.train.sides, self.jobs, strict=True)
+            yield split, [_text_of(work, split, side, jobs, mine) for side, jobs in pairs]
+
+
+def _how_many(settings: Settings, train: Selectable, splits: Sequence[str], smallest: Smallest) -> int:
+    """Sentences or pairs to hold out for each split: one at least must stay in the training text."""
+    n = settings.holdout.sentences
+    if len(smallest.hashes) == smallest.wanted:
+        return n
+    there = len(smallest.hashes)
+    what = (
+        f"{train.name} has {there:,} different {'sentences' if isinstance(train, Text) else 'pairs'}, too few to hold"
+    )
+    if there < SMALL_TEXT:
+        key = f"{{}}.{train.language}" if isinstance(train, Text) else f"pairs.{train.pair}.{{}}"
+        raise UserError(f"{what} any out: give more, or {' and '.join(key.format(split) for split in splits)}")
+    log(
+        f"warning: {what} out holdout.sentences={n:,} for {' and '.join(splits)}: {there // SMALL_TEXT:,} for each are "
+        f"held out, a {SMALL_TEXT}th of them"
+    )
+    return there // SMALL_TEXT
+
+
+def _text_of(work: Work, split: str, side: Text, jobs: Sequence[TakeJob], mine: NDArray[np.int64]) -> Text:
+    """Some of the lines that jobs took from a text, by their places in the order of the text."""
+    held = Text(split, side.language, side.pair, given=False, inputs=side.inputs)
+    out = work.path("held_out", [job.out.name for job in jobs], mine.tolist())
+    if not out.exists():
+        lines = [line for job in jobs for line in stages.read_lines(job.out)]
+        hashes, characters = (
+            np.concatenate([load(job.out, name) for job in jobs])[mine] for name in ("hashes", "characters")
+        )
+        stages.write_lines(out, [lines[n] for n in mine], hashes, characters)
+    held.add(out, len(mine), int(load(out, "text_size")))
+    return held
 
 
 def _held_pairs(work: Work, sides: Sequence[Text]) -> PairText:
@@ -312,66 +340,3 @@ def _note(text: Selectable, chosen: Sequence[Path], overlap: Overlap) -> Counter
         counts.update({name: made.get(name, 0) for name in ("empty", "identical", "held_out", "duplicates")})
         counts.update({name: made.get(name, 0) for name in ("test_overlap", "in_both")})
     return counts
-
-
-def compare_with_valid(every: Sequence[Selectable]) -> None:
-    """Count in each test set how many of its lines the validation text of its language has; nothing where none."""
-    sides = [side for text in every for side in text.sides]
-    for side in sides:
-        valid = [other for other in sides if other.split == "valid" and other.language == side.language]
-        if side.split == "test" and valid:
-            shared = _lines_among(side, _distinct(valid))
-            if shared:
-                side.counts.setdefault("overlap", {})["lines_in_valid"] = shared
-
-
-class Overlap:
-    """Valid and test sets compared with training text, language by language.
-
-    A set that was held out of a text is compared with all training text but that. A training pair is in both where one
-    of its sides is.
-
-    Args:
-        settings: What was asked for.
-        work: Where the work files are.
-        every: All text.
-
-    Attributes:
-        sets: Sorted hashes of the sentences of valid and test text that is compared, by language.
-        files: The same as files.
-    """
-
-    def __init__(self, settings: Settings, work: Work, every: Sequence[Selectable]) -> None:
-        has_pairs = bool(settings.pair_sources)
-        self.sides = [
-            side for text in every if text.split != "train" and (text.given or has_pairs) for side in text.sides
-        ]
-        by_language: dict[str, list[Text]] = {}
-        for side in self.sides:
-            by_language.setdefault(side.language, []).append(side)
-        self.sets = {language: _distinct(sides) for language, sides in by_language.items()}
-        self.files = {language: work.copy("known", found.tobytes()) for language, found in self.sets.items()}
-        self.compared = {side.language for text in every if text.split == "train" for side in text.sides}
-        self.seen = {language: np.zeros(len(found), dtype=bool) for language, found in self.sets.items()}
-
-    def see(self, language: str, bits: NDArray[np.uint8]) -> None:
-        """Note which sentences of a language's set some training text has, one bit each."""
-        if language in self.sets:
-            self.seen[language] |= np.unpackbits(bits, count=len(self.sets[language])) == 1
-
-    def tell(self) -> None:
-        """Count in each valid and test set how many of its lines training text has."""
-        for side in (side for side in self.sides if side.language in self.compared):
-            shared = self.sets[side.language][self.seen[side.language]]
-            side.counts["overlap"] = {"lines_in_train": _lines_among(side, shared)}
-
-
-def _distinct(texts: Sequence[Text]) -> select.Hashes:
-    """Sorted hashes of the sentences of some texts."""
-    found = np.unique(np.concatenate([load(piece, "hashes") for text in texts for piece in text.pieces]))
-    return found[found != select.EMPTY]
-
-
-def _lines_among(text: Text, known: select.Hashes) -> int:
-    """How many lines of a text are among sentences given by their sorted hashes."""
-    return sum(int(select.is_among(load(piece, "hashes"), known).sum()) for piece in text.pieces)

@@ -915,7 +915,7 @@ def test_datatroves_executor_makes_the_same_bytes(tmp_path: Path, texts: dict[st
         "cut_piece": 6,
         "encode_piece": 3,
         "survey": 3,
-        "take": 3,
+        "take": 2,
         "sort_lines": 3,
         "find_repeated": 3,
         "choose": 3,
