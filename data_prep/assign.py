@@ -49,13 +49,13 @@ def assign(settings: Settings, work: Work, workers: Workers, texts: Texts, pairs
     """Fill the splits that are not given, and decide which lines stay."""
     given: list[Selectable] = [*texts.values(), *pairs.values()]
     splits = [_held_for(settings, text) for text in given]
-    surveys = look_through(settings, work, workers, given, splits)
-    held = hold_out(settings, work, workers, given, splits, surveys, texts, pairs)
+    found = look_through(settings, work, workers, given, splits)
+    held = hold_out(settings, work, workers, given, splits, [smallest for smallest, _ in found], texts, pairs)
     every: list[Selectable] = [*texts.values(), *pairs.values()]
-    known = {id(text): found.duplicates for text, found in zip(given, surveys, strict=True)}
-    duplicates_of = [(one.duplicates, one.exact) if (one := known.get(id(text))) else (0, True) for text in every]
+    duplicates = dict.fromkeys((text.name for text in every), (0, True))  # what was held out does not repeat
+    duplicates |= {text.name: counted for text, (_, counted) in zip(given, found, strict=True)}
     repeated = repeats(work, workers, every) if settings.deduplicate else {}
-    leave_out(settings, work, workers, every, held, duplicates_of, repeated)
+    leave_out(settings, work, workers, every, held, duplicates, repeated)
 
 
 def _held_for(settings: Settings, text: Selectable) -> Sequence[str]:
@@ -79,7 +79,7 @@ def groups(lines: Sequence[int]) -> Iterator[tuple[slice, int]]:
 
 def look_through(
     settings: Settings, work: Work, workers: Workers, given: Sequence[Selectable], splits: Sequence[Sequence[str]]
-) -> list[Survey]:
+) -> list[tuple[Smallest, tuple[int, bool]]]:
     """Survey texts.
 
     Args:
@@ -88,6 +88,9 @@ def look_through(
         workers: Do the jobs.
         given: The texts.
         splits: What is held out of each.
+
+    Returns:
+        Of each the sentences to hold out, and one more; how many lines repeat an earlier one, and whether that is exact.
     """
     jobs: list[Sized] = []
     files: list[list[Path]] = []
@@ -107,7 +110,8 @@ def look_through(
             out = work.path("surveyed", [file.name for file in some], smallest, settings.seed)
             return SurveyJob(out, some, 0, smallest, settings.seed)
 
-        found.append(Survey(smallest, settings.seed).merge(fold(workers, merge_surveys, parts, merged)))
+        whole = Survey(smallest, settings.seed).merge(fold(workers, merge_surveys, parts, merged))
+        found.append((whole.smallest, (whole.duplicates.duplicates, whole.duplicates.exact)))
     return found
 
 
@@ -150,7 +154,7 @@ def hold_out(
     workers: Workers,
     given: Sequence[Selectable],
     splits: Sequence[Sequence[str]],
-    surveys: Sequence[Survey],
+    smallest: Sequence[Smallest],
     texts: Texts,
     pairs: PairTexts,
 ) -> dict[str, Path]:
@@ -160,8 +164,8 @@ def hold_out(
         Files of their sorted hashes, by the training text's name: all copies are to leave it.
     """
     taken = [
-        _Taken(settings, work, text, wanted, found.smallest)
-        for text, wanted, found in zip(given, splits, surveys, strict=True)
+        _Taken(settings, work, text, wanted, found)
+        for text, wanted, found in zip(given, splits, smallest, strict=True)
         if wanted
     ]
     if taken:
@@ -274,7 +278,7 @@ def leave_out(
     workers: Workers,
     every: Sequence[Selectable],
     held: Mapping[str, Path],
-    duplicates_of: Sequence[tuple[int, bool]],
+    duplicates: Mapping[str, tuple[int, bool]],
     repeated: Mapping[str, Sequence[Path]],
 ) -> None:
     """Leave out what is held out, empty or repeated, and training text that the test sets have too where asked to.
@@ -285,7 +289,7 @@ def leave_out(
         workers: Do the jobs.
         every: All text.
         held: Files of the hashes of what is held out, by the training text's name.
-        duplicates_of: Of each text how many lines repeat an earlier one, and whether that is exact.
+        duplicates: How many lines repeat an earlier one, and whether that is exact, by the text's name.
         repeated: Work files of the numbers of lines that repeat an earlier one, by name; none where these stay.
     """
     overlap = Overlap(settings, work, every)
@@ -295,23 +299,24 @@ def leave_out(
         made.append([])
         known = tuple(overlap.files.get(side.language) if text.split == "train" else None for side in text.sides)
         rest = (held.get(text.name), known, settings.remove_test_overlap, tuple(repeated.get(text.name, ())))
+        decided_by = [file and file.name for file in (rest[0], *known, *rest[3])], settings.remove_test_overlap
         for part, first in groups(text.lines):
             sides = tuple(tuple(side.pieces[part]) for side in text.sides)
             paired = tuple(text.paired[part]) if isinstance(text, PairText) else ()
             long = tuple(text.long[part]) if isinstance(text, PairText) else ()
             names = [[file.name for file in side] for side in sides], [lines.tolist() for lines in long]
-            made[-1].append(work.path("chosen", *names, first, [file and file.name for file in known], *map(str, rest)))
+            made[-1].append(work.path("chosen", *names, first, *decided_by))
             job = ChooseJob(made[-1][-1], sides, paired, first, sum(text.lines[part]), long, *rest)
             jobs.append(Sized(job, sum(text.bytes[part]), sum(text.lines[part])))
     run("select", choose, jobs, workers)
-    for text, chosen, (duplicates, exact) in zip(every, made, duplicates_of, strict=True):
+    for text, chosen in zip(every, made, strict=True):
         counts = _note(text, chosen, overlap)
         if isinstance(text, PairText):
             text.counts["dropped"]["empty"] = counts["empty"]
             text.counts["identical"] = counts["identical"]
         if text.name in held:
             text.counts["held_out"] = counts["held_out"]
-        text.counts |= {"duplicates": duplicates, "duplicates_exact": exact}
+        text.counts |= dict(zip(("duplicates", "duplicates_exact"), duplicates[text.name], strict=True))
         gone = text.counts.setdefault("dropped", {"too_long": 0})
         gone |= {"duplicates": counts["duplicates"], "test_overlap": counts["test_overlap"]}
         if text.split == "train" and any(side.language in overlap.sets for side in text.sides):
