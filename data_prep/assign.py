@@ -42,7 +42,7 @@ from xlm_train.runtime.files import digest
 Selectable = Text | PairText
 
 SMALL_TEXT = 20  # of a text too small for holdout.sentences each split gets this part of the different sentences
-PART_LINES = 1 << 22  # whose hashes are compared at once, about: 200 MB
+PART_LINES = 1 << 22  # whose hashes are compared at once, about: 230 MB
 
 
 def assign(settings: Settings, work: Work, workers: Workers, texts: Texts, pairs: PairTexts) -> None:
