@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 
 from data_prep import stages
-from data_prep.binarise import binarise
+from data_prep.binarise import shard_jobs, write_shard
+from data_prep.text import Encoded
 from xlm_train.text.lines import DroppedLines, Piece, cut
 from xlm_train.text.vocabulary import Vocabulary
 
@@ -94,7 +95,9 @@ def time_stages(language: str, text: bytes, codes: Path, vocab: Path) -> dict[st
         measure("encode", lambda n, _: encode(stages.EncodeJob(folder / f"i{n}", folder / f"c{n}", vocab)))
         dtype = Vocabulary.from_file(vocab).dtype
         start = cpu_seconds()
-        binarise([folder / f"i{n}" for n in range(len(pieces))], "x", folder, np.dtype(dtype), 1 << 28)
+        encoded = Encoded.of([folder / f"i{n}" for n in range(len(pieces))])
+        for shard in shard_jobs(encoded.pieces, encoded.tokens, "x", folder, dtype, 1 << 28):
+            write_shard(shard)
         seconds = cpu_seconds() - start
         found["binarise"] = {
             "mb_per_s": round(len(text) / 1e6 / seconds, 2),

@@ -1,108 +1,262 @@
 """Tokenised text to its splits: held-out sets taken from training text, duplicates and overlap counted or left out.
 
-A pair is held out, repeated and left out as one, by the hash of both its sides.
+A pair is held out, repeated and left out as one, by the hash of both its sides. What is read of every line is read by
+jobs of FAN pieces each; what comes together here is bounded by the lines held out and the validation and test text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep import select, stages
+from data_prep import stages
+from data_prep.choosing import (
+    ChooseJob,
+    RepeatJob,
+    SortJob,
+    Survey,
+    SurveyJob,
+    TakeJob,
+    choose,
+    find_repeated,
+    merge_surveys,
+    sort_lines,
+    survey,
+    take,
+)
+from data_prep.overlap import Overlap, compare_with_valid
+from data_prep.select import Smallest
 from data_prep.settings import Settings
-from data_prep.text import UNITS, PairText, PairTexts, Text, Texts
-from data_prep.work import Work, load, load_json
-from xlm_train.runtime.console import Progress, log, waiting
+from data_prep.stages import Dropped
+from data_prep.statistics import RawCounts
+from data_prep.text import PairText, PairTexts, Text, Texts
+from data_prep.work import FAN, Sized, Work, Workers, fold, load, load_json, run
+from xlm_train.runtime.console import log, waiting
 from xlm_train.runtime.errors import UserError
+from xlm_train.runtime.files import digest
 
 Selectable = Text | PairText
 
 SMALL_TEXT = 20  # of a text too small for holdout.sentences each split gets this part of the different sentences
+PART_LINES = 1 << 22  # whose hashes are compared at once, about: 230 MB
 
 
-def leave_out_empty(pairs: PairTexts) -> None:
-    """Leave out pairs of which a side is empty, in every split; count them, and those of twice the same text."""
-    for pair in pairs.values():
-        pair.counts["dropped"]["empty"] = sum(
-            pair.drop(number, np.flatnonzero(pair.hashes(number) == select.EMPTY)) for number in range(len(pair.pieces))
-        )
-        pair.counts["identical"] = sum(load_json(paired, "counts")["identical"] for paired in pair.paired)
+def assign(settings: Settings, work: Work, workers: Workers, texts: Texts, pairs: PairTexts) -> None:
+    """Fill the splits that are not given, and decide which lines stay."""
+    given: list[Selectable] = [*texts.values(), *pairs.values()]
+    splits = [_held_for(settings, text) for text in given]
+    found = look_through(settings, work, workers, given, splits)
+    held = hold_out(settings, work, workers, given, splits, [smallest for smallest, _ in found], texts, pairs)
+    every: list[Selectable] = [*texts.values(), *pairs.values()]
+    duplicates = dict.fromkeys((text.name for text in every), (0, True))  # what was held out does not repeat
+    duplicates |= {text.name: counted for text, (_, counted) in zip(given, found, strict=True)}
+    repeated = repeats(work, workers, every) if settings.deduplicate else {}
+    leave_out(settings, work, workers, every, held, duplicates, repeated)
 
 
-def hold_out(settings: Settings, work: Work, texts: Texts, pairs: PairTexts) -> None:
-    """Move sentences and pairs from training text to splits that are not given: all copies leave it, one is kept."""
-    wanted: list[tuple[Selectable, Sequence[str]]] = []
-    wanted += [(texts["train", language], settings.held_out) for language in settings.trained]
-    wanted += [(pairs["train", pair], splits) for pair, splits in settings.held_out_pairs.items()]
-    for train, splits in wanted:
-        if splits:
-            with waiting("hold out", f"{settings.holdout.sentences:,} each of {train.name} for {' and '.join(splits)}"):
-                for split, sides in zip(splits, _hold_out(settings, work, train, splits), strict=True):
-                    if isinstance(train, Text):
-                        texts[split, train.language] = sides[0]
+def _held_for(settings: Settings, text: Selectable) -> Sequence[str]:
+    """The splits that are held out of a text."""
+    if text.split != "train":
+        return ()
+    return settings.held_out if isinstance(text, Text) else settings.held_out_pairs.get(text.pair, ())
+
+
+def groups(lines: Sequence[int]) -> Iterator[tuple[slice, int]]:
+    """Consecutive pieces that one job takes, and the number of their first line in the text; of each piece's lines."""
+    first = 0
+    for start in range(0, len(lines), FAN):
+        part = slice(start, start + FAN)
+        yield part, first
+        first += sum(lines[part])
+
+
+# ---- what all sentences of a text decide
+
+
+def look_through(
+    settings: Settings, work: Work, workers: Workers, given: Sequence[Selectable], splits: Sequence[Sequence[str]]
+) -> list[tuple[Smallest, tuple[int, bool]]]:
+    """Survey texts.
+
+    Args:
+        settings: What was asked for.
+        work: Where the work files are.
+        workers: Do the jobs.
+        given: The texts.
+        splits: What is held out of each.
+
+    Returns:
+        Of each the sentences to hold out, and one more; how many lines repeat an earlier one, and whether that is exact.
+    """
+    jobs: list[Sized] = []
+    files: list[list[Path]] = []
+    wanted = [settings.holdout.sentences * len(held) + 1 if held else 0 for held in splits]  # one must be left
+    for text, smallest in zip(given, wanted, strict=True):
+        files.append([])
+        for part, first in groups(text.lines):
+            hashed = tuple(text.hashed[part])
+            files[-1].append(work.path("surveyed", [file.name for file in hashed], first, smallest, settings.seed))
+            job = SurveyJob(files[-1][-1], hashed, first, smallest, settings.seed)
+            jobs.append(Sized(job, sum(text.bytes[part]), sum(text.lines[part])))
+    run("survey", survey, jobs, workers)
+    found = []
+    for smallest, parts in zip(wanted, files, strict=True):
+
+        def merged(some: tuple[Path, ...], smallest: int = smallest) -> SurveyJob:
+            out = work.path("surveyed", [file.name for file in some], smallest, settings.seed)
+            return SurveyJob(out, some, 0, smallest, settings.seed)
+
+        whole = Survey(smallest, settings.seed).merge(fold(workers, merge_surveys, parts, merged))
+        found.append((whole.smallest, (whole.duplicates.duplicates, whole.duplicates.exact)))
+    return found
+
+
+def repeats(work: Work, workers: Workers, every: Sequence[Selectable]) -> dict[str, list[Path]]:
+    """Work files with the numbers of the training lines that repeat an earlier one, by the text's name."""
+    comparisons: dict[str, list[RepeatJob]] = {}
+    sorting: list[SortJob] = []
+    for text in (text for text in every if text.split == "train"):
+        n_parts = max(1, -(-sum(text.lines) // PART_LINES))
+        name = digest([file.name for file in text.hashed], n_parts)
+        jobs = [
+            SortJob(
+                work.path("sorted", name, part.start, suffix=""),
+                tuple(text.hashed[part]),
+                first,
+                n_parts,
+            )
+            for part, first in groups(text.lines)
+        ]
+        files = tuple(job.out for job in jobs)
+        comparisons[text.name] = [
+            RepeatJob(work.path("repeated", name, part, suffix=".npy"), files, part, n_parts) for part in range(n_parts)
+        ]
+        if not all(job.out.exists() for job in comparisons[text.name]):
+            sorting += jobs
+    with waiting("select", "repeated lines"):
+        workers.do(sort_lines, sorting)
+        workers.do(find_repeated, [job for jobs in comparisons.values() for job in jobs])
+    for job in sorting:
+        job.out.unlink(missing_ok=True)  # the same text twice is sorted once
+    return {name: [job.out for job in jobs] for name, jobs in comparisons.items()}
+
+
+# ---- held-out sets
+
+
+def hold_out(
+    settings: Settings,
+    work: Work,
+    workers: Workers,
+    given: Sequence[Selectable],
+    splits: Sequence[Sequence[str]],
+    smallest: Sequence[Smallest],
+    texts: Texts,
+    pairs: PairTexts,
+) -> dict[str, Path]:
+    """Take sentences and pairs of training text for splits that are not given, one copy of each; adds these splits.
+
+    Returns:
+        Files of their sorted hashes, by the training text's name: all copies are to leave it.
+    """
+    taken = [
+        _Taken(settings, work, text, wanted, found)
+        for text, wanted, found in zip(given, splits, smallest, strict=True)
+        if wanted
+    ]
+    if taken:
+        with waiting("hold out", f"of {', '.join(one.train.name for one in taken)}"):
+            workers.do(take, [job for one in taken for jobs in one.jobs for job in jobs])
+            for one in taken:
+                for split, sides in one.sets(work):
+                    if isinstance(one.train, Text):
+                        texts[split, one.train.language] = sides[0]
                     else:
-                        pairs[split, train.pair] = _held_pairs(work, sides)
-
-
-def _hold_out(settings: Settings, work: Work, train: Selectable, splits: Sequence[str]) -> list[list[Text]]:
-    """For each split the text of each side that is held out for it."""
-    numbers = range(len(train.pieces))
-    asked = n = settings.holdout.sentences
-    sets = select.held_out((train.hashes(number) for number in numbers), [n] * len(splits), settings.seed)
-    if len(sets[-1]) < n or not _has_more_than(train, sets):
-        there = sum(map(len, sets))
-        n = there // SMALL_TEXT
-        what = f"{train.name} has {there:,} different {'sentences' if isinstance(train, Text) else 'pairs'}, too few to hold"
-        if not n:
-            key = f"{{}}.{train.language}" if isinstance(train, Text) else f"pairs.{train.pair}.{{}}"
-            raise UserError(f"{what} any out: give more, or {' and '.join(key.format(split) for split in splits)}")
-        log(
-            f"warning: {what} out holdout.sentences={asked:,} for {' and '.join(splits)}: {n:,} for each are held out, "
-            f"a {SMALL_TEXT}th of them"
-        )
-        sets = select.held_out((train.hashes(number) for number in numbers), [n] * len(splits), settings.seed)
-    train.counts["held_out"] = 0
-    held = []
-    for split, hashes in zip(splits, sets, strict=True):
-        sides = [Text(split, side.language, side.pair, given=False, inputs=side.inputs) for side in train.sides]
-        sources = [piece.name for side in train.sides for piece in side.pieces]
-        outs = [work.path("held_out", sources, side.name, split, splits, n, settings.seed) for side in train.sides]
-        done = all(out.exists() for out in outs)
-        first = select.FirstSeen(hashes)
-        taken: list[_Taken] = [_Taken() for _ in sides]
-        for number in numbers:
-            own = train.hashes(number)
-            chosen = first.lines(own)
-            train.counts["held_out"] += train.drop(number, np.flatnonzero(select.is_among(own, hashes)))
-            if len(chosen) and not done:
-                for lines, side in zip(taken, train.sides, strict=True):
-                    lines.add(side, number, chosen)
-        for side, out, lines in zip(sides, outs, taken, strict=True):
-            if not done:
-                stages.write_lines(out, lines.lines, np.concatenate(lines.hashes), np.concatenate(lines.characters))
-            side.add(out, len(hashes), int(load(out, "text_size")))
-        held.append(sides)
-    return held
+                        pairs[split, one.train.pair] = _held_pairs(work, sides)
+    return {one.train.name: work.copy("held", one.hashes.tobytes()) for one in taken}
 
 
 class _Taken:
-    """Lines gathered from pieces of a text."""
+    """What is taken from a training text.
 
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.hashes: list[select.Hashes] = []
-        self.characters: list[NDArray[np.uint32]] = []
+    Args:
+        settings: What was asked for.
+        work: Where the work files are.
+        train: The text or pairs.
+        splits: To hold out of it.
+        smallest: Of its sentences.
 
-    def add(self, text: Text, number: int, chosen: NDArray[np.int64]) -> None:
-        """Take some lines of a piece."""
-        lines = stages.read_lines(text.pieces[number])
-        self.lines += [lines[line] for line in chosen]
-        self.hashes.append(text.hashes(number)[chosen])
-        self.characters.append(load(text.pieces[number], "characters")[chosen])
+    Attributes:
+        hashes: Of the sentences, sorted.
+        jobs: What takes their lines, of each side.
+
+    Raises:
+        UserError: The text is too small to hold out anything.
+    """
+
+    def __init__(
+        self, settings: Settings, work: Work, train: Selectable, splits: Sequence[str], smallest: Smallest
+    ) -> None:
+        self.train = train
+        self.splits = splits
+        n = _how_many(settings, train, splits, smallest)
+        order = np.argsort(smallest.lines[: n * len(splits)])
+        self.hashes = np.sort(smallest.hashes[: n * len(splits)])
+        self.owners = order // n  # the split of each, in the order of the text
+        lines, starts = smallest.lines[order], np.cumsum([0, *train.lines])
+        pieces = np.searchsorted(starts, lines, side="right") - 1
+        used = np.unique(pieces).tolist()
+        self.jobs: list[list[TakeJob]] = [[] for _ in train.sides]
+        for start in range(0, len(used), FAN):
+            some = tuple(lines[pieces == piece] - starts[piece] for piece in used[start : start + FAN])
+            for side, jobs in zip(train.sides, self.jobs, strict=True):
+                files = tuple(side.pieces[piece] for piece in used[start : start + FAN])
+                out = work.path("taken", [file.name for file in files], [mine.tolist() for mine in some])
+                jobs.append(TakeJob(out, files, some))
+
+    def sets(self, work: Work) -> Iterator[tuple[str, list[Text]]]:
+        """Each split, and its sides."""
+        for number, split in enumerate(self.splits):
+            mine = np.flatnonzero(self.owners == number)
+            pairs = zip(self.train.sides, self.jobs, strict=True)
+            yield split, [_text_of(work, split, side, jobs, mine) for side, jobs in pairs]
+
+
+def _how_many(settings: Settings, train: Selectable, splits: Sequence[str], smallest: Smallest) -> int:
+    """Sentences or pairs to hold out for each split: one at least must stay in the training text."""
+    n = settings.holdout.sentences
+    if len(smallest.hashes) == smallest.wanted:
+        return n
+    there = len(smallest.hashes)
+    what = (
+        f"{train.name} has {there:,} different {'sentences' if isinstance(train, Text) else 'pairs'}, too few to hold"
+    )
+    if there < SMALL_TEXT:
+        key = f"{{}}.{train.language}" if isinstance(train, Text) else f"pairs.{train.pair}.{{}}"
+        raise UserError(f"{what} any out: give more, or {' and '.join(key.format(split) for split in splits)}")
+    log(
+        f"warning: {what} out holdout.sentences={n:,} for {' and '.join(splits)}: {there // SMALL_TEXT:,} for each are "
+        f"held out, a {SMALL_TEXT}th of them"
+    )
+    return there // SMALL_TEXT
+
+
+def _text_of(work: Work, split: str, side: Text, jobs: Sequence[TakeJob], mine: NDArray[np.int64]) -> Text:
+    """Some of the lines that jobs took from a text, by their places in the order of the text."""
+    held = Text(split, side.language, side.pair, given=False, inputs=side.inputs)
+    out = work.path("held_out", [job.out.name for job in jobs], mine.tolist())
+    if not out.exists():
+        lines = [line for job in jobs for line in stages.read_lines(job.out)]
+        hashes, characters = (
+            np.concatenate([load(job.out, name) for job in jobs])[mine] for name in ("hashes", "characters")
+        )
+        stages.write_lines(out, [lines[n] for n in mine], hashes, characters)
+    held.add(out, len(mine), int(load(out, "text_size")))
+    return held
 
 
 def _held_pairs(work: Work, sides: Sequence[Text]) -> PairText:
@@ -111,115 +265,83 @@ def _held_pairs(work: Work, sides: Sequence[Text]) -> PairText:
     job = held.job(work, 0)
     if not job.out.exists():
         stages.pair_lines(job)
-    held.counts["identical"] = load_json(job.out, "counts")["identical"]
+    held.long.append(np.empty(0, np.int64))
     return held
 
 
-def _has_more_than(train: Selectable, sets: list[select.Hashes]) -> bool:
-    """Whether the training text has any sentence outside of some sets."""
-    taken = np.sort(np.concatenate(sets))
-    for number in range(len(train.pieces)):
-        own = train.hashes(number)
-        if not np.all(select.is_among(own[own != select.EMPTY], taken)):
-            return True
-    return False
+# ---- which lines stay
 
 
-def leave_out(settings: Settings, work: Work, texts: Texts, pairs: PairTexts) -> None:
-    """Count duplicates, and training text that the test sets have too; leave them out where asked to."""
-    every: list[Selectable] = [*texts.values(), *pairs.values()]
-    progress = Progress("select", sum(sum(text.bytes) for text in every), UNITS)
-    overlap = Overlap(settings, every)
-    for text in every:
-        counter = select.DuplicateCounter()
-        for number, size in enumerate(text.bytes):
-            counter.add(text.hashes(number))
-            progress.add(size, size / 1e6, text.lines[number])
-        text.counts |= {"duplicates": counter.duplicates, "duplicates_exact": counter.exact}
-        gone = text.counts.setdefault("dropped", {"too_long": 0})
-        gone |= {"duplicates": 0, "test_overlap": 0}
-        if text.split == "train":
-            gone["test_overlap"] = overlap.leave_out(text)
-            if settings.deduplicate:
-                with (
-                    waiting("select", f"repeated lines of {text.name}"),
-                    TemporaryDirectory(prefix="repeated", dir=work.folder) as folder,
-                ):
-                    for number, lines in select.repeated_lines(text.hashes, text.lines, Path(folder)):
-                        gone["duplicates"] += text.drop(number, lines)
-        if not any(text.n_kept(number) for number in range(len(text.pieces))):
-            raise UserError(f"{text.name}: no line is left of it")
-    overlap.tell()
-    compare_with_valid(every)
-    progress.end()
-
-
-def compare_with_valid(every: Sequence[Selectable]) -> None:
-    """Count in each test set how many of its lines the validation text of its language has; nothing where none."""
-    sides = [side for text in every for side in text.sides]
-    for side in sides:
-        valid = [other for other in sides if other.split == "valid" and other.language == side.language]
-        if side.split == "test" and valid:
-            known = _distinct(valid)
-            shared = sum(int(select.is_among(side.hashes(n), known).sum()) for n in range(len(side.pieces)))
-            if shared:
-                side.counts.setdefault("overlap", {})["lines_in_valid"] = shared
-
-
-class Overlap:
-    """Valid and test sets compared with training text, language by language.
-
-    A set that was held out of a text is compared with all training text but that. A training pair is in both where one
-    of its sides is.
+def leave_out(
+    settings: Settings,
+    work: Work,
+    workers: Workers,
+    every: Sequence[Selectable],
+    held: Mapping[str, Path],
+    duplicates: Mapping[str, tuple[int, bool]],
+    repeated: Mapping[str, Sequence[Path]],
+) -> None:
+    """Leave out what is held out, empty or repeated, and training text that the test sets have too where asked to.
 
     Args:
         settings: What was asked for.
+        work: Where the work files are.
+        workers: Do the jobs.
         every: All text.
+        held: Files of the hashes of what is held out, by the training text's name.
+        duplicates: How many lines repeat an earlier one, and whether that is exact, by the text's name.
+        repeated: Work files of the numbers of lines that repeat an earlier one, by name; none where these stay.
     """
-
-    def __init__(self, settings: Settings, every: Sequence[Selectable]) -> None:
-        self.remove = settings.remove_test_overlap
-        self.compared: set[str] = set()  # languages that there is training text of
-        has_pairs = bool(settings.pair_sources)
-        self.sides = [
-            side for text in every if text.split != "train" and (text.given or has_pairs) for side in text.sides
-        ]
-        by_language: dict[str, list[Text]] = {}
-        for side in self.sides:
-            by_language.setdefault(side.language, []).append(side)
-        self.sets = {language: _distinct(sides) for language, sides in by_language.items()}
-        self.seen = {language: np.zeros(len(found), dtype=bool) for language, found in self.sets.items()}
-
-    def leave_out(self, train: Selectable) -> int:
-        """Compare training text. Returns how many of its lines were left out."""
-        sides = [side for side in train.sides if side.language in self.sets]
-        if not sides:
-            return 0
-        self.compared |= {side.language for side in sides}
-        in_both = gone = 0
-        for number in range(len(train.pieces)):
-            found = np.zeros(train.lines[number], dtype=bool)
-            kept = train.kept(number)
-            for side in sides:
-                own, known = side.hashes(number), self.sets[side.language]
-                mine = select.is_among(own, known) & (True if kept is None else kept)
-                self.seen[side.language][np.searchsorted(known, own[mine])] = True
-                found |= mine
-            in_both += int(found.sum())
-            if self.remove:
-                gone += train.drop(number, np.flatnonzero(found))
-        train.counts["overlap"] = {"lines_in_valid_or_test": in_both, "removed": self.remove}
-        return gone
-
-    def tell(self) -> None:
-        """Count in each valid and test set how many of its lines training text has."""
-        for side in (side for side in self.sides if side.language in self.compared):
-            shared = self.sets[side.language][self.seen[side.language]]
-            lines = sum(int(select.is_among(side.hashes(n), shared).sum()) for n in range(len(side.pieces)))
-            side.counts["overlap"] = {"lines_in_train": lines}
+    overlap = Overlap(settings, work, every)
+    made: list[list[Path]] = []
+    jobs: list[Sized] = []
+    for text in every:
+        made.append([])
+        known = tuple(overlap.files.get(side.language) if text.split == "train" else None for side in text.sides)
+        rest = (held.get(text.name), known, settings.remove_test_overlap, tuple(repeated.get(text.name, ())))
+        decided_by = [file and file.name for file in (rest[0], *known, *rest[3])], settings.remove_test_overlap
+        for part, first in groups(text.lines):
+            sides = tuple(tuple(side.pieces[part]) for side in text.sides)
+            paired = tuple(text.paired[part]) if isinstance(text, PairText) else ()
+            long = tuple(text.long[part]) if isinstance(text, PairText) else ()
+            names = [[file.name for file in side] for side in sides], [lines.tolist() for lines in long]
+            made[-1].append(work.path("chosen", *names, first, *decided_by))
+            job = ChooseJob(made[-1][-1], sides, paired, first, sum(text.lines[part]), long, *rest)
+            jobs.append(Sized(job, sum(text.bytes[part]), sum(text.lines[part])))
+    run("select", choose, jobs, workers)
+    for text, chosen in zip(every, made, strict=True):
+        counts = _note(text, chosen, overlap)
+        if isinstance(text, PairText):
+            text.counts["dropped"]["empty"] = counts["empty"]
+            text.counts["identical"] = counts["identical"]
+        if text.name in held:
+            text.counts["held_out"] = counts["held_out"]
+        text.counts |= dict(zip(("duplicates", "duplicates_exact"), duplicates[text.name], strict=True))
+        gone = text.counts.setdefault("dropped", {"too_long": 0})
+        gone |= {"duplicates": counts["duplicates"], "test_overlap": counts["test_overlap"]}
+        if text.split == "train" and any(side.language in overlap.sets for side in text.sides):
+            text.counts["overlap"] = {
+                "lines_in_valid_or_test": counts["in_both"],
+                "removed": settings.remove_test_overlap,
+            }
+        if not any(text.sides[0].stay):
+            raise UserError(f"{text.name}: no line is left of it")
+    overlap.tell()
+    compare_with_valid(every)
 
 
-def _distinct(texts: Sequence[Text]) -> select.Hashes:
-    """Sorted hashes of the sentences of some texts."""
-    found = np.unique(np.concatenate([text.hashes(n) for text in texts for n in range(len(text.pieces))]))
-    return found[found != select.EMPTY]
+def _note(text: Selectable, chosen: Sequence[Path], overlap: Overlap) -> Counter[str]:
+    """Fill in what stays of a text. Returns what is counted of all of it."""
+    counts: Counter[str] = Counter()
+    for file in chosen:
+        made = load_json(file, "counts")
+        for number, side in enumerate(text.sides):
+            side.stay += made["stay"]
+            side.dropped += [sha256 and Dropped(file, n, sha256) for n, sha256 in enumerate(made["sha256"])]
+            side.raw.add(RawCounts(**made["raw"][number]))
+            side.characters += made["characters"][number]
+            if text.split == "train":
+                overlap.see(side.language, load(file, f"seen{number}"))
+        counts.update({name: made.get(name, 0) for name in ("empty", "identical", "held_out", "duplicates")})
+        counts.update({name: made.get(name, 0) for name in ("test_overlap", "in_both")})
+    return counts

@@ -1,8 +1,8 @@
-"""Encoded pieces, one after the other, into the shards of a corpus."""
+"""Encoded pieces, one after the other, into the shards of a corpus; and their sentences by length."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,12 +10,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.work import load
+from data_prep.work import load, save
+from xlm_train.data import sentence_files
+from xlm_train.data.sentence_files import Pairs, Sentences, SortedRun, join_runs, open_sentences
 from xlm_train.runtime.files import atomic_write, read_json, sha256_of, write_json
 
 MAX_LENGTH = 1 << 16  # tokens; longer sentences count as this long in the histogram of lengths
 
-Place = tuple[int, int]  # piece, sentence within it
+Shard = Mapping[str, Any]
 
 
 @dataclass
@@ -27,8 +29,19 @@ class Binarised:
         lengths: (MAX_LENGTH + 1,) sentences by how many tokens they have, eos not counted.
     """
 
-    shards: list[dict[str, Any]]
+    shards: list[Shard]
     lengths: NDArray[np.int64]
+
+    @staticmethod
+    def of(records: Sequence[Path]) -> Binarised:
+        """Read what `write_shard` has made."""
+        result = Binarised([], np.zeros(MAX_LENGTH + 1, dtype=np.int64))
+        for record in records:
+            made = read_json(record)
+            result.shards.append(made["shard"])
+            lengths, counts = np.array(made["lengths"], dtype=np.int64).T
+            result.lengths[lengths] += counts
+        return result
 
     @property
     def tokens(self) -> int:
@@ -41,91 +54,83 @@ class Binarised:
         return sum(shard["sentences"] for shard in self.shards)
 
 
-def binarise(
-    pieces: Sequence[Path],
-    name: str,
-    folder: Path,
-    dtype: np.dtype[Any],
-    shard_tokens: int,
-    count: Callable[[int], None] = lambda sentences: None,
-) -> Binarised:
-    """Write `name`.NNNNN.npy (token ids) and `name`.NNNNN.idx.npy (starts of its sentences) for encoded work files.
+@dataclass(frozen=True)
+class ShardJob:
+    """A shard to write.
 
-    Each finished shard leaves a record beside it, so that a restart goes on after the last whole one. Memory: one piece.
+    Args:
+        out: Its record, beside it: manifest entry and lengths.
+        pieces: Work files of `stages.encode_piece` that it takes sentences from.
+        first: The sentence of the first piece that it begins with.
+        end: The sentence of the last piece that it ends before; None: it takes all of it.
+        dtype: Of the token ids.
+    """
+
+    out: Path
+    pieces: tuple[Path, ...]
+    first: int
+    end: int | None
+    dtype: str
+
+
+def shard_jobs(
+    pieces: Sequence[Path], tokens: Sequence[int], name: str, folder: Path, dtype: np.dtype[Any], shard_tokens: int
+) -> Iterator[ShardJob]:
+    """Divide a text into shards. Reads one piece's `starts` a shard.
 
     Args:
         pieces: Work files of `stages.encode_piece`.
+        tokens: Of each piece.
         name: Of the split and language, as `train.en`.
         folder: Where the shards go.
         dtype: Of the token ids.
         shard_tokens: A shard takes whole sentences until it holds this many tokens.
-        count: Called with how many sentences were just done.
     """
-    result = Binarised([], np.zeros(MAX_LENGTH + 1, dtype=np.int64))
-    at = _next_sentence(pieces, (0, 0))
-    while at[0] < len(pieces):
-        stem = f"{name}.{len(result.shards):05d}"
-        record = folder / f"{stem}.json"
-        if record.exists():
-            made = read_json(record)
-            count(made["shard"]["sentences"])
-        else:
-            made = _write_shard(pieces, at, folder, stem, dtype, shard_tokens, count)
-            write_json(record, made)
-        result.shards.append(made["shard"])
-        lengths, counts = np.array(made["lengths"], dtype=np.int64).T
-        result.lengths[lengths] += counts
-        at = (made["next"][0], made["next"][1])
-    return result
+    first = last = sentence = before = number = 0  # `before`: tokens of the first piece that are in the shard before
+    while True:
+        while first < len(pieces) and before == tokens[first]:
+            first, sentence, before = first + 1, 0, 0
+        if first == len(pieces):
+            return
+        last, missing, end = first, shard_tokens + before, None
+        while last < len(pieces) and tokens[last] < missing:
+            missing -= tokens[last]
+            last += 1
+        if last < len(pieces):
+            ends = np.append(load(pieces[last], "starts")[1:], tokens[last])
+            end = int(np.searchsorted(ends, missing)) + 1
+        yield ShardJob(folder / f"{name}.{number:05d}.json", tuple(pieces[first : last + 1]), sentence, end, dtype.name)
+        if end is None:
+            return
+        first, sentence, before, number = last, end, int(ends[end - 1]), number + 1
 
 
-def _next_sentence(pieces: Sequence[Path], at: Place) -> Place:
-    """`at`, or where the next piece that has a sentence begins where there is none."""
-    piece, sentence = at
-    while piece < len(pieces) and sentence >= len(load(pieces[piece], "starts")):
-        piece, sentence = piece + 1, 0
-    return piece, sentence
-
-
-def _write_shard(
-    pieces: Sequence[Path],
-    at: Place,
-    folder: Path,
-    stem: str,
-    dtype: np.dtype[Any],
-    shard_tokens: int,
-    count: Callable[[int], None],
-) -> dict[str, Any]:
-    """Write one shard from sentence `at` on. Its record: manifest entry, lengths, where the next begins."""
-    tokens_file, index_file = folder / f"{stem}.npy", folder / f"{stem}.idx.npy"
+def write_shard(job: ShardJob) -> None:
+    """Write a shard's tokens, where its sentences begin, and its record. Memory: one piece."""
+    tokens_file, index_file = job.out.with_suffix(".npy"), job.out.with_suffix(".idx.npy")
     lengths = np.zeros(MAX_LENGTH + 1, dtype=np.int64)
-    piece, sentence = at
     with atomic_write(tokens_file) as file, atomic_write(index_file) as second_file:
-        tokens, index = _GrowingArray(file, dtype), _GrowingArray(second_file, np.dtype(np.int64))
-        while piece < len(pieces) and tokens.n < shard_tokens:
-            ids, starts = load(pieces[piece], "ids"), load(pieces[piece], "starts")
-            borders = np.append(starts, len(ids))[sentence:]
-            ends = borders[1:] - borders[0]
-            taken = min(int(np.searchsorted(ends, shard_tokens - tokens.n)) + 1, len(ends))
-            index.append(borders[:taken] - borders[0] + tokens.n)
-            tokens.append(ids[borders[0] : borders[taken]])
-            lengths += np.bincount(np.minimum(np.diff(borders[: taken + 1]) - 1, MAX_LENGTH), minlength=len(lengths))
-            count(taken)
-            piece, sentence = _next_sentence(pieces, (piece, sentence + taken))
+        tokens, index = _GrowingArray(file, np.dtype(job.dtype)), _GrowingArray(second_file, np.dtype(np.int64))
+        for number, piece in enumerate(job.pieces):
+            ids = load(piece, "ids")
+            borders = np.append(load(piece, "starts"), len(ids))
+            end = job.end if number + 1 == len(job.pieces) else None
+            borders = borders[job.first if number == 0 else 0 : None if end is None else end + 1]
+            index.append(borders[:-1] - borders[0] + tokens.n)
+            tokens.append(ids[borders[0] : borders[-1]])
+            lengths += np.bincount(np.minimum(np.diff(borders) - 1, MAX_LENGTH), minlength=len(lengths))
         tokens.finish()
         index.finish()
-    return {
-        "shard": {
-            "file": tokens_file.name,
-            "sha256": sha256_of(tokens_file),
-            "tokens": tokens.n,
-            "sentences": index.n,
-            "index": index_file.name,
-            "index_sha256": sha256_of(index_file),
-        },
-        "lengths": [[int(length), int(lengths[length])] for length in np.flatnonzero(lengths)],
-        "next": [piece, sentence],
+    shard = {
+        "file": tokens_file.name,
+        "sha256": sha256_of(tokens_file),
+        "tokens": tokens.n,
+        "sentences": index.n,
+        "index": index_file.name,
+        "index_sha256": sha256_of(index_file),
     }
+    used = np.flatnonzero(lengths).tolist()
+    write_json(job.out, {"shard": shard, "lengths": [[length, int(lengths[length])] for length in used]})
 
 
 class _GrowingArray:
@@ -148,3 +153,101 @@ class _GrowingArray:
     def _write_header(self) -> None:
         header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.n,)}
         np.lib.format.write_array_header_1_0(self.file, header)
+
+
+# ---- sentences by length
+
+
+@dataclass(frozen=True)
+class RunJob:
+    """Consecutive sentences, or pairs, to sort by length.
+
+    Args:
+        out: The work file.
+        folder: Of the shards.
+        languages: Of the pair; empty for text by itself.
+        sides: Of the text, or of each side: the number of the first sentence of its first shard here, and the shards
+            that hold the sentences.
+        first: The first sentence.
+        n: How many they are.
+    """
+
+    out: Path
+    folder: Path
+    languages: tuple[str, ...]
+    sides: tuple[tuple[int, tuple[Shard, ...]], ...]
+    first: int
+    n: int
+
+
+def run_jobs(out: Path, folder: Path, languages: Sequence[str], sides: Sequence[Binarised]) -> Iterator[RunJob]:
+    """Divide a text, or pairs, into runs.
+
+    Args:
+        out: Folder of the work files.
+        folder: Of the shards.
+        languages: Of the pair; empty for text by itself.
+        sides: The text, or the sides of the pair.
+    """
+    firsts = [np.cumsum([0, *(shard["sentences"] for shard in side.shards)]) for side in sides]
+    for first in range(0, sides[0].sentences, sentence_files.CHUNK):
+        n = min(sentence_files.CHUNK, sides[0].sentences - first)
+        parts = []
+        for starts, side in zip(firsts, sides, strict=True):
+            low, high = np.searchsorted(starts, first, side="right") - 1, np.searchsorted(starts, first + n)
+            parts.append((int(starts[low]), tuple(side.shards[low:high])))
+        yield RunJob(out / f"{first}.npz", folder, tuple(languages), tuple(parts), first, n)
+
+
+def sort_run(job: RunJob) -> None:
+    """Work file: numbers of sentences by length, less that of the first; keys and counts of a run."""
+    texts = [open_sentences(job.folder, shards, first) for first, shards in job.sides]
+    text = Pairs((job.languages[0], job.languages[1]), (texts[0], texts[1])) if job.languages else texts[0]
+    run = SortedRun.of(text, np.arange(job.first, job.first + job.n, dtype=np.int64))
+    save(job.out, numbers=(run.numbers - job.first).astype(np.uint32), keys=run.keys, counts=run.counts)
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run in a work file."""
+
+    path: Path
+    first: int
+
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """By length."""
+        return self.first + load(self.path, "numbers").astype(np.int64)
+
+    @property
+    def keys(self) -> NDArray[np.int64]:
+        """That occur."""
+        return load(self.path, "keys")
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Of each key."""
+        return load(self.path, "counts")
+
+
+@dataclass(frozen=True)
+class OrderJob:
+    """A length order to write.
+
+    Args:
+        out: Its record: the manifest's entry.
+        name: Of split and language or pair.
+        pairs: Whether it is of pairs.
+        runs: Of the text, in its order.
+    """
+
+    out: Path
+    name: str
+    pairs: bool
+    runs: tuple[StoredRun, ...]
+
+
+def write_order(job: OrderJob) -> None:
+    """Write the length order of a text from its runs, and its record."""
+    kind = Pairs if job.pairs else Sentences
+    write_json(job.out, join_runs(job.out.parent, job.name, kind, lambda: job.runs))

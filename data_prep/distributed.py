@@ -8,6 +8,7 @@ are those of a run on one machine.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import os
 import pickle
@@ -112,6 +113,18 @@ class Share:
             raise UserError(read_json(failed))
 
 
+@functools.cache
+def _local_executor() -> type[Any]:
+    """datatrove's, in a process that runs many tasks."""
+    import sysconfig
+
+    from datatrove.executor.local import LocalPipelineExecutor
+
+    # the log of each task asks for all of these paths three times: 30 ms, more than many a task has to do
+    sysconfig.get_path = functools.cache(sysconfig.get_path)  # type: ignore[assignment]
+    return LocalPipelineExecutor
+
+
 @dataclass(frozen=True)
 class LocalTask:
     """One task of the local executor.
@@ -132,9 +145,7 @@ def run_local(task: LocalTask) -> None:
 
     Its own pool waits for ever for the task of a process that was killed, so that is not used.
     """
-    from datatrove.executor.local import LocalPipelineExecutor
-
-    executor = LocalPipelineExecutor([task.share], task.tasks, 1, str(task.share.folder))
+    executor = _local_executor()([task.share], task.tasks, 1, str(task.share.folder))
     with contextlib.suppress(SystemExit):  # the share has told why
         executor._run_for_rank(task.rank, local_rank=1)  # 1: its messages go to its log alone
 

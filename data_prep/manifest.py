@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import platform
 import unicodedata
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from data_prep import fastbpe, statistics
 from data_prep.binarise import Binarised
 from data_prep.settings import Key, Settings
-from data_prep.text import BpeFiles, PairTexts, Text, Texts
-from data_prep.work import load, load_json
+from data_prep.text import BpeFiles, Encoded, PairTexts, Text, Texts
 from xlm_train.data.manifest import FORMAT, SPLITS, VERSION, lineage
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import sha256_of
@@ -46,7 +43,7 @@ def describe(
     tools: Mapping[str, str],
     texts: Texts,
     pairs: PairTexts,
-    encoded: Mapping[Key, Sequence[Path]],
+    encoded: Mapping[Key, Encoded],
     corpus: Mapping[Key, Binarised],
     orders: Mapping[str, Mapping[str, Any]],
     bpe: BpeFiles,
@@ -58,7 +55,7 @@ def describe(
         tools: Versions, as `tools` gives them.
         texts: Tokenised text, sides of pairs too.
         pairs: The pairs.
-        encoded: Work files of ids of each text, piece by piece.
+        encoded: The ids of each text.
         corpus: The shards of each text.
         orders: The length order of each text that is no side of a pair, and of all pairs, by name.
         bpe: Codes and vocabularies.
@@ -128,40 +125,27 @@ def describe(
     return manifest
 
 
-def _counts(
-    text: Text, encoded: Sequence[Path], binarised: Binarised
-) -> tuple[statistics.RawCounts | None, dict[str, Any]]:
+def _counts(text: Text, encoded: Encoded, binarised: Binarised) -> tuple[statistics.RawCounts | None, dict[str, Any]]:
     """Of one text: counts of its raw text (None: held out, it has none of its own), manifest entry."""
-    raw = statistics.RawCounts()
-    characters = words = unknown = 0
-    special: Counter[str] = Counter()
-    for number, piece in enumerate(text.pieces):
-        raw.add(statistics.RawCounts(**load_json(piece, "counts")))
-        kept = text.kept(number)
-        lengths = load(piece, "characters")
-        characters += int((lengths if kept is None else lengths[kept]).sum())
-        made = load_json(encoded[number], "counts")
-        words, unknown = words + made["words"], unknown + made["unknown"]
-        special.update(made["special_words"])
     if not binarised.sentences:
         raise UserError(f"{text.name}: no line is left of it")
     pieces = binarised.tokens - binarised.sentences
     entry = {
         "sentences": binarised.sentences,
         "tokens": binarised.tokens,
-        "unknown": unknown,
-        "words": words,
-        "characters": characters,
-        "tokens_per_word": round(pieces / max(words, 1), 6),
-        "unknown_rate": round(unknown / max(pieces, 1), 9),
+        "unknown": encoded.unknown,
+        "words": encoded.words,
+        "characters": text.characters,
+        "tokens_per_word": round(pieces / max(encoded.words, 1), 6),
+        "unknown_rate": round(encoded.unknown / max(pieces, 1), 9),
         "length": statistics.percentiles(binarised.lengths),
         "lines": sum(text.lines) + text.dropped_lines.long_lines,
-        "empty": raw.empty,
+        "empty": text.raw.empty,
         **text.counts,
-        "special_words": dict(special),
-        "raw": {**raw.totals(), "bom": text.dropped_lines.bom} if text.given else None,
-        "scripts": statistics.script_shares(raw.scripts),
+        "special_words": dict(encoded.special_words),
+        "raw": {**text.raw.totals(), "bom": text.dropped_lines.bom} if text.given else None,
+        "scripts": statistics.script_shares(text.raw.scripts),
         "shards": binarised.shards,
         "inputs": text.inputs,
     }
-    return (raw if text.given else None), entry
+    return (text.raw if text.given else None), entry

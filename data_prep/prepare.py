@@ -7,28 +7,37 @@ folder and finds them there after a restart.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep import learn_bpe, manifest, report, select, stages, statistics
-from data_prep.assign import hold_out, leave_out, leave_out_empty
-from data_prep.binarise import Binarised, binarise
+from data_prep.assign import assign
+from data_prep.binarise import (
+    Binarised,
+    OrderJob,
+    RunJob,
+    StoredRun,
+    run_jobs,
+    shard_jobs,
+    sort_run,
+    write_order,
+    write_shard,
+)
 from data_prep.distributed import workers_for
 from data_prep.publish import finished_corpus, locked, publish
 from data_prep.reading import check_aligned, tokenise
 from data_prep.settings import Key, Settings, read_settings
-from data_prep.text import UNITS, BpeFiles, PairText, PairTexts, Text, Texts
-from data_prep.work import Work, Workers
+from data_prep.text import BpeFiles, Encoded, PairText, PairTexts, Text, Texts
+from data_prep.work import Sized, Work, Workers, fold, run
 from xlm_train.config.command import command
-from xlm_train.data.sentence_files import Pairs, open_sentences, write_length_order
-from xlm_train.runtime.console import Progress, counted, log, show, waiting
+from xlm_train.runtime.console import counted, log, show, waiting
 from xlm_train.runtime.errors import EXIT_INTERRUPTED, UserError
-from xlm_train.runtime.files import read_json, write_json
+from xlm_train.runtime.files import read_json
 from xlm_train.text.vocabulary import Vocabulary
 
 PART_BYTES = 1 << 26  # of text whose words are added up at once
+MOST_PARTS = 64  # in which words are added up: each part reads a little of every piece
 
 
 @command(
@@ -68,26 +77,25 @@ def prepare(settings: Settings) -> dict[str, Any]:
         locked(settings.folder),
         workers_for(settings.executor, settings.tasks, settings.workers, settings.slurm, folder) as workers,
     ):
-        check_aligned(settings)
+        work = Work(folder, tools)
+        check_aligned(settings, work, workers)
         finished = finished_corpus(settings, tools)
         if finished is not None:
             log(f"{settings.place} holds exactly this corpus already: nothing to do")
             return finished
-        work = Work(folder, tools)
         texts, pairs = tokenise(settings, work, workers)
         compare_sides(work, workers, pairs)
-        hold_out(settings, work, texts, pairs)
-        leave_out(settings, work, texts, pairs)
+        assign(settings, work, workers, texts, pairs)
         every = texts | {side.key: side for pair in pairs.values() for side in pair.sides}
         codes = get_codes(settings, work, workers, every)
         free = {key: text for key, text in every.items() if key[0] == "train" or key[0] not in settings.limited}
         cut = cut_up("cut", work, workers, free, codes, None)
-        bpe = get_vocabularies(settings, work, codes, every, cut)
+        bpe = get_vocabularies(settings, work, workers, codes, every, cut)
         limited = {key: text for key, text in every.items() if key[0] in settings.limited}
         cut |= cut_up("cut again", work, workers, limited, codes, bpe.limits)
         encoded = encode(work, workers, every, cut, bpe)
-        corpus, shards = binarise_all(settings, work, every, encoded, bpe)
-        orders = order_by_length(shards, texts, pairs, corpus)
+        corpus, shards = binarise(settings, work, workers, every, encoded, bpe)
+        orders = order_by_length(work, workers, shards, texts, pairs, corpus)
         result = manifest.describe(settings, tools, every, pairs, encoded, corpus, orders, bpe)
         files = bpe.files() | {"report.html": work.copy("report", report.page(result, corpus).encode())}
         publish(settings, result, shards, files)
@@ -99,15 +107,14 @@ def prepare(settings: Settings) -> dict[str, Any]:
 
 
 def compare_sides(work: Work, workers: Workers, pairs: PairTexts) -> None:
-    """Compare the two sides of every pair, and leave out pairs of which one is empty."""
+    """Compare the two sides of every pair."""
 
     def jobs() -> Iterator[Sized]:
         for pair in pairs.values():
             for number, size in enumerate(pair.bytes):
                 yield Sized(pair.job(work, number), size, pair.lines[number])
 
-    run("pair", stages.pair_lines, jobs(), sum(sum(pair.bytes) for pair in pairs.values()), workers)
-    leave_out_empty(pairs)
+    run("pair", stages.pair_lines, jobs(), workers)
 
 
 # ---- 2. codes and vocabularies
@@ -120,15 +127,15 @@ def get_codes(settings: Settings, work: Work, workers: Workers, texts: Texts) ->
     train = [text for language in settings.learning_order for text in learned_from(texts, language)]
     sentences: Counter[str] = Counter()
     for text in train:
-        sentences[text.language] += sum(map(text.n_kept, range(len(text.pieces))))
+        sentences[text.language] += sum(text.stay)
     shares = (
         select.sample_shares(sentences, settings.bpe.alpha, settings.bpe.sample_sentences)
         if settings.bpe.sample == "alpha"
         else None
     )
-    size = sum(sum(text.bytes) for text in train)
+    size = sum(sum(text.bytes) * min(1, 1 if shares is None else shares[text.language]) for text in train)
     # fastBPE's codes depend on the order of the words; the others' parts are doubled, to be the same for a little more text
-    parts = 1 if settings.bpe.engine == "fastbpe" else 1 << (size // PART_BYTES).bit_length()
+    parts = 1 if settings.bpe.engine == "fastbpe" else min(1 << (int(size) // PART_BYTES).bit_length(), MOST_PARTS)
     files: list[Path] = []
 
     def jobs() -> Iterator[Sized]:
@@ -139,9 +146,9 @@ def get_codes(settings: Settings, work: Work, workers: Workers, texts: Texts) ->
                 files.append(work.path("words", text.identity(number), sample, parts))
                 job = stages.WordsJob(files[-1], text.selection(number), sample, parts)
                 yield Sized(job, text.bytes[number], text.lines[number])
-                first[text.language] += text.n_kept(number)
+                first[text.language] += text.stay[number]
 
-    run("words", stages.count_piece_words, jobs(), size, workers)
+    run("words", stages.count_piece_words, jobs(), workers)
     most = None if settings.bpe.engine == "fastbpe" else settings.bpe.max_words
     made_by = (settings.bpe.n_codes, settings.bpe.engine, most)
     path = work.path("codes", [file.name for file in files], *made_by, suffix="")
@@ -166,10 +173,7 @@ def sum_words(work: Work, workers: Workers, files: Sequence[Path], parts: int, m
     names = work.copy("names", "\n".join(map(str, files)).encode())
     jobs = [stages.SumJob(work.path("sums", names.name, part), names, part) for part in range(parts)]
     with waiting("sum", "words"):
-        missing = [job for job in jobs if not job.out.exists()]
-        if not workers.ahead(stages.sum_words, missing):
-            for _ in workers.map(stages.sum_words, missing):
-                pass
+        workers.do(stages.sum_words, jobs)
         counts, rarest, gone = stages.most_frequent([job.out for job in jobs], most or 1 << 62)
     if not counts:
         raise UserError(f"bpe.max_words={most}: more words than that come equally often; raise it")
@@ -217,16 +221,18 @@ def cut_up(
                 job = stages.CutJob(out, text.selection(number), codes, limit)
                 yield Sized(job, text.bytes[number], text.lines[number])
 
-    run(name, stages.cut_piece, jobs(), sum(sum(text.bytes) for text in texts.values()), workers)
+    run(name, stages.cut_piece, jobs(), workers)
     return made
 
 
 def get_vocabularies(
-    settings: Settings, work: Work, codes: Path, texts: Texts, cut: Mapping[Key, list[Path]]
+    settings: Settings, work: Work, workers: Workers, codes: Path, texts: Texts, cut: Mapping[Key, list[Path]]
 ) -> BpeFiles:
     """The joint vocabulary and each language's own, beside the codes: the given ones, or of all training text."""
     counts = {
-        language: stages.total(file for text in learned_from(texts, language) for file in cut[text.key])
+        language: count_pieces(
+            work, workers, [file for text in learned_from(texts, language) for file in cut[text.key]]
+        )
         for language in settings.learning_order
         if not (settings.vocab_file and settings.language_vocab_files)
     }
@@ -240,97 +246,81 @@ def get_vocabularies(
     return BpeFiles(codes, work.copy("vocab", joint), limits)
 
 
+def count_pieces(work: Work, workers: Workers, files: list[Path]) -> Counter[str]:
+    """How often each BPE piece comes, by the counters of work files, in the order of first occurrence."""
+
+    def job(some: tuple[Path, ...]) -> stages.TotalJob:
+        return stages.TotalJob(work.path("totals", [file.name for file in some]), some)
+
+    return stages.total(fold(workers, stages.add_up, files, job))
+
+
 # ---- 3. ids
 
 
 def encode(
     work: Work, workers: Workers, texts: Texts, cut: Mapping[Key, list[Path]], bpe: BpeFiles
-) -> dict[Key, list[Path]]:
+) -> dict[Key, Encoded]:
     """Every piece of every split as ids."""
-    encoded: dict[Key, list[Path]] = {key: [] for key in texts}
+    files: dict[Key, list[Path]] = {key: [] for key in texts}
 
     def jobs() -> Iterator[Sized]:
         for key, text in texts.items():
             for number, pieces in enumerate(cut[key]):
                 out = work.path("ids", pieces.name, bpe.vocab.name)
-                encoded[key].append(out)
+                files[key].append(out)
                 yield Sized(stages.EncodeJob(out, pieces, bpe.vocab), text.bytes[number], text.lines[number])
 
-    run("encode", stages.encode_piece, jobs(), sum(sum(text.bytes) for text in texts.values()), workers)
-    return encoded
+    run("encode", stages.encode_piece, jobs(), workers)
+    return {key: Encoded.of(made) for key, made in files.items()}
 
 
-def binarise_all(
-    settings: Settings, work: Work, texts: Texts, encoded: dict[Key, list[Path]], bpe: BpeFiles
+def binarise(
+    settings: Settings, work: Work, workers: Workers, texts: Texts, encoded: Mapping[Key, Encoded], bpe: BpeFiles
 ) -> tuple[dict[Key, Binarised], Path]:
     """The shards of every split and language, in a folder of the work folder."""
     dtype = Vocabulary.from_file(bpe.vocab).dtype
     folder = work.path(
         "corpus",
-        {texts[key].name: [file.name for file in files] for key, files in encoded.items()},
+        {texts[key].name: [file.name for file in made.pieces] for key, made in encoded.items()},
         settings.shard_tokens,
         suffix="",
     )
     folder.mkdir(parents=True, exist_ok=True)
-    progress = Progress("binarise", sum(sum(text.bytes) for text in texts.values()), UNITS)
-    corpus = {}
-    for key, text in texts.items():
-        line_bytes = sum(text.bytes) // max(sum(text.lines), 1)
+    records: dict[Key, list[Path]] = {}
 
-        def count(sentences: int, line_bytes: int = line_bytes) -> None:
-            progress.add(sentences * line_bytes, sentences * line_bytes / 1e6, sentences)
+    def jobs() -> Iterator[Sized]:
+        for key, text in texts.items():
+            made = encoded[key]
+            found = list(shard_jobs(made.pieces, made.tokens, text.name, folder, dtype, settings.shard_tokens))
+            records[key] = [job.out for job in found]
+            for job in found:
+                yield Sized(job, sum(text.bytes) // len(found), sum(text.lines) // len(found))
 
-        corpus[key] = binarise(encoded[key], text.name, folder, dtype, settings.shard_tokens, count)
-    progress.end()
-    return corpus, folder
+    run("binarise", write_shard, jobs(), workers)
+    return {key: Binarised.of(found) for key, found in records.items()}, folder
 
 
 def order_by_length(
-    folder: Path, texts: Texts, pairs: PairTexts, corpus: Mapping[Key, Binarised]
+    work: Work, workers: Workers, folder: Path, texts: Texts, pairs: PairTexts, corpus: Mapping[Key, Binarised]
 ) -> dict[str, dict[str, Any]]:
     """The length order of every text and of all pairs, beside the shards; the manifest's entries, by the text's name."""
+    runs: list[RunJob] = []
+    orders: list[OrderJob] = []
     every: list[Text | PairText] = [*texts.values(), *pairs.values()]
-    progress = Progress("order", sum(corpus[text.sides[0].key].sentences for text in every), {"sentences": 0})
-    orders = {}
     for text in every:
-        record = folder / f"{text.name}.bylength.json"
-        if not record.exists():
-            sides = [open_sentences(folder, corpus[side.key].shards) for side in text.sides]
-            ordered = Pairs(text.languages, (sides[0], sides[1])) if isinstance(text, PairText) else sides[0]
-            write_json(record, write_length_order(folder, text.name, ordered, lambda n: progress.add(n, n)))
-        orders[text.name] = read_json(record)
-    progress.end()
-    return orders
-
-
-@dataclass(frozen=True)
-class Sized:
-    """A job of a stage, and the raw text it stands for."""
-
-    job: Any
-    bytes: int
-    lines: int
-
-
-def run(name: str, function: Callable[[Any], None], jobs: Iterable[Sized], total: int, workers: Workers) -> None:
-    """Do the jobs of a stage whose work file is not there yet."""
-    jobs = list(jobs)
-    if not jobs:
-        return
-    workers.ahead(function, [sized.job for sized in jobs if not sized.job.out.exists()])
-    progress = Progress(name, total, UNITS)
-
-    def missing() -> Iterator[Any]:
-        for sized in jobs:
-            if sized.job.out.exists():
-                progress.skip(sized.bytes, sized.bytes / 1e6)
-            else:
-                yield sized.job
-                progress.add(sized.bytes, sized.bytes / 1e6, sized.lines)
-
-    for _ in workers.map(function, missing()):
-        pass
-    progress.end()
+        languages = text.languages if isinstance(text, PairText) else ()
+        place = work.path("runs", folder.name, text.name, suffix="")
+        place.mkdir(exist_ok=True)
+        found = list(run_jobs(place, folder, languages, [corpus[side.key] for side in text.sides]))
+        stored = tuple(StoredRun(job.out, job.first) for job in found)
+        orders.append(OrderJob(folder / f"{text.name}.bylength.json", text.name, bool(languages), stored))
+        if not orders[-1].out.exists():
+            runs += found
+    with waiting("order", f"{sum(made.sentences for made in corpus.values()):,} sentences by length"):
+        workers.do(sort_run, runs)
+        workers.do(write_order, orders)
+    return {order.name: read_json(order.out) for order in orders}
 
 
 # ---- 4. the finished corpus

@@ -17,30 +17,55 @@ from data_prep.aligned import misaligned
 from data_prep.settings import Settings
 from data_prep.sources.pairs import AlignedInputs, PairSource
 from data_prep.statistics import REPLACED_PER_LINE
-from data_prep.text import UNITS, PairText, PairTexts, Text, Texts
-from data_prep.work import Work, Workers, compress
+from data_prep.text import PairText, PairTexts, Text, Texts
+from data_prep.work import UNITS, Work, Workers, compress
 from xlm_train.runtime.console import Progress, log, waiting
 from xlm_train.runtime.errors import UserError
-from xlm_train.runtime.files import atomic_write
+from xlm_train.runtime.files import atomic_write, read_json, write_json
 from xlm_train.text.files import ReadStats, Source
 from xlm_train.text.lines import DroppedLines, Piece, cut
 
 
-def check_aligned(settings: Settings) -> None:
+@dataclass(frozen=True)
+class AlignedJob:
+    """Two inputs to compare.
+
+    Args:
+        out: The work file.
+        key: Of the pair and split, as `pairs.de-en.train`.
+        source: The inputs.
+    """
+
+    out: Path
+    key: str
+    source: AlignedInputs
+
+
+def compare_inputs(job: AlignedJob) -> None:
+    """Work file: how two inputs fail to belong together; null where they do not."""
+    why = misaligned(job.source.sides)
+    write_json(job.out, why and f"{job.key}: {why}")
+
+
+def check_aligned(settings: Settings, work: Work, workers: Workers) -> None:
     """Count the lines of aligned inputs, which is quick beside what follows.
 
     Raises:
         UserError: One of two has more lines than the other; names where they stop belonging together.
     """
-    inputs = [
-        (f"pairs.{pair}.{split}", source)
+    folder = work.folder / "aligned"
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed: inputs can have changed since
+    jobs = [
+        AlignedJob(work.path("aligned", split, pair, number, suffix=".json"), f"pairs.{pair}.{split}", source)
         for (split, pair), sources in settings.pair_sources.items()
-        for source in sources
+        for number, source in enumerate(sources)
         if isinstance(source, AlignedInputs)
     ]
-    if inputs:
+    if jobs:
         with waiting("count", "lines of parallel text"):
-            problems = [f"{key}: {why}" for key, source in inputs if (why := misaligned(source.sides))]
+            workers.do(compare_inputs, jobs)
+        problems = [why for job in jobs if (why := read_json(job.out))]
+        shutil.rmtree(folder)
         if problems:
             raise UserError(problems)
 
@@ -91,8 +116,8 @@ class InputJob:
             for side, piece, name in zip(pair.sides, both.sides, source.names, strict=True):
                 yield self._job(side, piece, name), reading.done - done
                 done = reading.done
-            long = np.array(both.long, dtype=np.int64)
-            pair.counts["dropped"]["too_long"] += pair.drop(len(pair.pieces) - 1, long)
+            pair.long.append(np.array(both.long, dtype=np.int64))
+            pair.counts["dropped"]["too_long"] += len(both.long)
         for side, name, stats, dropped in zip(pair.sides, source.names, reading.stats, reading.dropped, strict=True):
             side.end_input(name, stats, replace(dropped, long_lines=0))  # those are counted as pairs
 

@@ -7,8 +7,7 @@ no one's duplicate and is never held out.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -55,21 +54,26 @@ class DuplicateCounter:
     def __init__(self, capacity: int = 1 << 20) -> None:
         self.capacity = capacity
         self.shift = 0  # hashes below 2^(64 - shift) are kept
-        self.sentences = 0
         self._hashes: Hashes = np.empty(0, dtype=np.uint64)
         self._counts: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._new: list[Hashes] = []
+        self._new: list[tuple[Hashes, NDArray[np.int64]]] = []
         self._n_new = 0
 
     def add(self, hashes: Hashes) -> None:
         """Count some more sentences."""
-        full = hashes[hashes != EMPTY]
-        self.sentences += len(full)
-        kept = self._kept(mix(full, seed=0))
-        self._new.append(kept)
-        self._n_new += len(kept)
-        if self._n_new > self.capacity:
-            self._merge()
+        kept = mix(hashes[hashes != EMPTY], seed=0)
+        kept = kept[self._is_kept(kept)]
+        self._add(kept, np.ones(len(kept), dtype=np.int64))
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """All that it has counted, for `merge`."""
+        self._merge()
+        return {"distinct": self._hashes, "counts": self._counts, "shift": np.array(self.shift)}
+
+    def merge(self, distinct: Hashes, counts: NDArray[np.int64], shift: NDArray[Any]) -> None:
+        """Count what another one has counted, by its state."""
+        self.shift = max(self.shift, int(shift))
+        self._add(distinct, counts)
 
     @property
     def duplicates(self) -> int:
@@ -84,16 +88,22 @@ class DuplicateCounter:
         self._merge()
         return self.shift == 0
 
-    def _kept(self, mixed: Hashes) -> Hashes:
-        return mixed[(mixed >> np.uint64(64 - self.shift)) == 0] if self.shift else mixed
+    def _is_kept(self, mixed: Hashes) -> NDArray[np.bool_]:
+        return mixed >> np.uint64(64 - self.shift) == 0 if self.shift else np.ones(len(mixed), dtype=bool)
+
+    def _add(self, mixed: Hashes, counts: NDArray[np.int64]) -> None:
+        self._new.append((mixed, counts))
+        self._n_new += len(mixed)
+        if self._n_new > self.capacity:
+            self._merge()
 
     def _merge(self) -> None:
         if not self._new:
             return
-        values = np.concatenate([self._hashes, *self._new])
-        counts = np.concatenate([self._counts, np.ones(self._n_new, dtype=np.int64)])
-        self._hashes, inverse = np.unique(values, return_inverse=True)
-        self._counts = np.bincount(inverse, weights=counts, minlength=len(self._hashes)).astype(np.int64)
+        values, counts = (np.concatenate(parts) for parts in zip((self._hashes, self._counts), *self._new, strict=True))
+        kept = self._is_kept(values)
+        self._hashes, inverse = np.unique(values[kept], return_inverse=True)
+        self._counts = np.bincount(inverse, weights=counts[kept], minlength=len(self._hashes)).astype(np.int64)
         self._new, self._n_new = [], 0
         while len(self._hashes) > self.capacity:
             self.shift += 1
@@ -101,34 +111,41 @@ class DuplicateCounter:
             self._hashes, self._counts = self._hashes[:n], self._counts[:n]
 
 
-def held_out(pieces: Iterable[Hashes], wanted: Sequence[int], seed: int) -> list[Hashes]:
-    """Distinct sentences to hold out for each of several sets.
+class Smallest:
+    """The distinct sentences whose seeded hash is smallest: of the set of sentences and the seed, whatever their order.
 
-    The sentences whose seeded hash is smallest go to the first set, the next to the second, and so on: a function of
-    the set of sentences and the seed, whatever their order. Memory: the sentences wanted, and one piece.
+    Memory: the sentences wanted, and what is added at once.
 
     Args:
-        pieces: Hashes of the text's sentences, piece by piece.
-        wanted: Sentences for each set.
+        wanted: How many.
         seed: Of the choice.
 
-    Returns:
-        Sorted hashes of each set; fewer where the text has too few distinct sentences.
+    Attributes:
+        hashes: Of the sentences, in the order of the choice; fewer than wanted where the text has too few.
+        lines: The line of the text that each is first seen in.
     """
-    total = sum(wanted)
-    mixed = np.empty(0, dtype=np.uint64)
-    original = np.empty(0, dtype=np.uint64)
-    for hashes in pieces:
-        full = hashes[hashes != EMPTY]
-        scrambled = mix(full, seed)
-        if len(mixed) == total:
-            near = scrambled < mixed[-1]
-            scrambled, full = scrambled[near], full[near]
-        mixed, where = np.unique(np.concatenate([mixed, scrambled]), return_index=True)
-        original = np.concatenate([original, full])[where][:total]
-        mixed = mixed[:total]
-    ends = np.cumsum(wanted)
-    return [np.sort(original[end - count : end]) for count, end in zip(wanted, ends, strict=True)]
+
+    def __init__(self, wanted: int, seed: int) -> None:
+        self.wanted = wanted
+        self.seed = seed
+        self.hashes: Hashes = np.empty(0, dtype=np.uint64)
+        self.lines: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+
+    def add(self, hashes: Hashes, lines: NDArray[np.int64]) -> None:
+        """Look through sentences behind those already seen.
+
+        Args:
+            hashes: (n,) of them.
+            lines: (n,) numbers of their lines in the text, rising where a hash repeats.
+        """
+        if not self.wanted:
+            return
+        near = hashes != EMPTY
+        if len(self.hashes) == self.wanted:
+            near &= mix(hashes, self.seed) < mix(self.hashes[-1:], self.seed)
+        hashes, lines = np.concatenate([self.hashes, hashes[near]]), np.concatenate([self.lines, lines[near]])
+        _, first = np.unique(mix(hashes, self.seed), return_index=True)
+        self.hashes, self.lines = hashes[first[: self.wanted]], lines[first[: self.wanted]]
 
 
 def is_among(hashes: Hashes, sorted_set: Hashes) -> NDArray[np.bool_]:
@@ -140,79 +157,37 @@ def is_among(hashes: Hashes, sorted_set: Hashes) -> NDArray[np.bool_]:
     return sorted_set[position] == hashes  # type: ignore[no-any-return]
 
 
-class FirstSeen:
-    """Marks the first of each sentence of a small set, over pieces given in order.
+SEEN = np.dtype([("hash", np.uint64), ("line", np.int64)])
+
+
+def sorted_parts(hashes: Hashes, first: int, n_parts: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Sort lines by their hashes, and part them by the size of these.
 
     Args:
-        sorted_set: Hashes of the sentences, sorted.
+        hashes: Of consecutive lines.
+        first: The number of the first of them in the text.
+        n_parts: Parts of about one size.
+
+    Returns:
+        (n,) SEEN of all that are not empty; (n_parts + 1,) where each part begins, and where the last ends.
     """
-
-    def __init__(self, sorted_set: Hashes) -> None:
-        self.sorted_set = sorted_set
-        self.seen = np.zeros(len(sorted_set), dtype=bool)
-
-    def lines(self, hashes: Hashes) -> NDArray[np.int64]:
-        """Numbers of the lines of this piece that hold a sentence of the set for the first time."""
-        found = np.flatnonzero(is_among(hashes, self.sorted_set))
-        places = np.searchsorted(self.sorted_set, hashes[found])
-        _, first = np.unique(places, return_index=True)
-        first = first[~self.seen[places[first]]]
-        self.seen[places] = True
-        return np.sort(found[first])
+    lines = np.flatnonzero(hashes != EMPTY)
+    seen = np.empty(len(lines), SEEN)
+    seen["hash"], seen["line"] = hashes[lines], lines + first
+    seen = seen[np.argsort(seen["hash"], kind="stable")]  # equal ones stay in the order of the text
+    owners = ((seen["hash"] >> np.uint64(32)) * np.uint64(n_parts)) >> np.uint64(32)
+    return seen, np.searchsorted(owners, np.arange(n_parts + 1, dtype=np.uint64)).astype(np.int64)
 
 
-_SEEN = np.dtype([("hash", np.uint64), ("line", np.int64)])
-
-
-def repeated_lines(
-    read: Callable[[int], Hashes], sizes: Sequence[int], folder: Path, held: int = 1 << 20
-) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Find exactly which lines repeat an earlier one.
-
-    The hashes, each piece's read once, are parted by their size into files, and each of these is sorted by itself.
-    Memory: 50 bytes for each of `held` hashes, and a bit for every line.
+def repeated_lines(seen: NDArray[Any]) -> NDArray[np.int64]:
+    """Numbers of the lines, sorted, that repeat an earlier one.
 
     Args:
-        read: Gives the hashes of a piece by its number.
-        sizes: Lines of each piece.
-        folder: For files of 16 bytes a line.
-        held: Hashes held at once, about.
-
-    Yields:
-        Pieces in order, each with the numbers of those of its lines.
+        seen: (n,) SEEN; of equal hashes the lines rise.
     """
-    n_parts = max(1, -(-sum(sizes) // held))
-    starts = np.cumsum([0, *(-(-size // 8) for size in sizes)], dtype=np.int64)  # of pieces, in bytes of `marks`
-    parts: list[list[NDArray[Any]]] = [[] for _ in range(n_parts)]
-    n_held = 0
-    for piece in range(len(sizes)):
-        values = read(piece)
-        lines = np.flatnonzero(values != EMPTY)
-        seen = np.empty(len(lines), _SEEN)
-        seen["hash"], seen["line"] = values[lines], lines + 8 * starts[piece]
-        owners = ((seen["hash"] >> np.uint64(32)) * np.uint64(n_parts)) >> np.uint64(32)
-        order = np.argsort(owners, kind="stable")
-        for part, found in zip(
-            parts, np.split(seen[order], np.searchsorted(owners[order], range(1, n_parts))), strict=True
-        ):
-            part.append(found)
-        n_held += len(lines)
-        if n_held >= held or piece + 1 == len(sizes):
-            for number, part in enumerate(parts):
-                with open(folder / str(number), "ab") as file:
-                    np.concatenate(part).tofile(file)
-                part.clear()
-            n_held = 0
-    marks = np.zeros(starts[-1], np.uint8)
-    for number in range(n_parts if sizes else 0):
-        seen = np.fromfile(folder / str(number), _SEEN)
-        seen = seen[np.argsort(seen["hash"], kind="stable")]  # equal ones stay in the order of the text
-        again = seen["line"][1:][seen["hash"][1:] == seen["hash"][:-1]]
-        np.bitwise_or.at(marks, again >> 3, (128 >> (again & 7)).astype(np.uint8))
-    for piece, size in enumerate(sizes):
-        repeated = np.flatnonzero(np.unpackbits(marks[starts[piece] : starts[piece + 1]], count=size))
-        if len(repeated):
-            yield piece, repeated
+    seen = seen[np.argsort(seen["hash"], kind="stable")]
+    found: NDArray[np.int64] = np.sort(seen["line"][1:][seen["hash"][1:] == seen["hash"][:-1]])
+    return found
 
 
 def sampled_copies(first_sentence: int, n: int, share: float, seed: int) -> NDArray[np.int64]:

@@ -138,23 +138,38 @@ def blocks(lines: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 @dataclass(frozen=True)
+class Dropped:
+    """Lines of a piece that do not stay.
+
+    Args:
+        file: The work file of `choosing.choose`.
+        number: Of the piece in it.
+        sha256: Of the bits, one a line.
+    """
+
+    file: Path
+    number: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Selection:
     """Which lines of a tokenised work file to take.
 
     Args:
         text: The work file.
-        dropped: The lines not to take, one bit a line; None: take all.
+        dropped: The lines not to take; None: take all.
     """
 
     text: Path
-    dropped: NDArray[np.uint8] | None = None
+    dropped: Dropped | None = None
 
     def read(self) -> list[str]:
         """The lines."""
         lines = read_lines(self.text)
         if self.dropped is None:
             return lines
-        dropped = np.unpackbits(self.dropped, count=len(lines)).tolist()
+        dropped = np.unpackbits(load(self.dropped.file, f"dropped{self.dropped.number}"), count=len(lines)).tolist()
         return [line for line, gone in zip(lines, dropped, strict=True) if not gone]
 
 
@@ -209,6 +224,24 @@ def sum_words(job: SumJob) -> None:
 
 
 @dataclass(frozen=True)
+class TotalJob:
+    """Counters to add up.
+
+    Args:
+        out: The work file.
+        files: Work files with a counter each.
+    """
+
+    out: Path
+    files: tuple[Path, ...]
+
+
+def add_up(job: TotalJob) -> None:
+    """Work file: the sum of the counters, as a counter."""
+    save(job.out, **_counter(total(job.files)))
+
+
+@dataclass(frozen=True)
 class CutJob:
     """Tokenised lines to cut into BPE pieces.
 
@@ -247,7 +280,7 @@ class EncodeJob:
 
 
 def encode_piece(job: EncodeJob) -> None:
-    """Work file: ids (eos after every line), starts, and counts: words, unknown pieces, special words dropped."""
+    """Work file: ids (eos after every line), starts, and counts: tokens, words, unknown pieces, special words dropped."""
     pieces = [LINE_END, *load_counter(job.cut)]
     encoded = CutText(pieces, load(job.cut, "numbers"), int(load(job.cut, "n_words"))).encode(_vocabulary(job.vocab))
     save(
@@ -255,6 +288,7 @@ def encode_piece(job: EncodeJob) -> None:
         ids=encoded.ids,
         starts=encoded.starts,
         counts={
+            "tokens": len(encoded.ids),
             "words": encoded.words,
             "unknown": encoded.unknown.total(),
             "special_words": dict(encoded.dropped),

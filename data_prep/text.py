@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.select import Hashes
 from data_prep.settings import Key
-from data_prep.stages import PairJob, Selection
-from data_prep.work import Work, load
+from data_prep.stages import Dropped, PairJob, Selection
+from data_prep.statistics import RawCounts
+from data_prep.work import Work, load_json
 from xlm_train.data.manifest import languages_of
 from xlm_train.runtime.files import digest
 from xlm_train.text.files import ReadStats
 from xlm_train.text.lines import DroppedLines
-
-UNITS = {"MB": 1, "lines": 0}
-"""What progress of the preparation is shown in: raw text."""
 
 
 @dataclass
@@ -34,7 +32,10 @@ class Text:
         pieces: The work files.
         lines: Of each piece.
         bytes: Of raw text of each piece.
-        dropped: Per piece the lines that do not stay, one bit a line; None: all stay.
+        stay: How many lines of each piece stay; filled by `assign`.
+        dropped: Which lines of each piece do not stay, for `stages.Selection`; None: all stay. Filled likewise.
+        raw: Counts of the raw text. Filled likewise.
+        characters: Of the lines that stay. Filled likewise.
         inputs: Path, size and hash of each source, for the manifest.
         dropped_lines: What cutting the sources left out.
         first_long_line: Where the first over-long line was: name of the input and number of the line.
@@ -48,7 +49,10 @@ class Text:
     pieces: list[Path] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
     bytes: list[int] = field(default_factory=list)
-    dropped: list[NDArray[np.uint8] | None] = field(default_factory=list)
+    stay: list[int] = field(default_factory=list)
+    dropped: list[Dropped | None] = field(default_factory=list)
+    raw: RawCounts = field(default_factory=RawCounts)
+    characters: int = 0
     inputs: list[dict[str, Any]] = field(default_factory=list)
     dropped_lines: DroppedLines = field(default_factory=DroppedLines)
     first_long_line: str | None = None
@@ -74,7 +78,6 @@ class Text:
         self.pieces.append(piece)
         self.lines.append(lines)
         self.bytes.append(size)
-        self.dropped.append(None)
 
     def end_input(self, source: str, stats: ReadStats, dropped: DroppedLines) -> None:
         """Note what an input was, after its last piece."""
@@ -89,39 +92,15 @@ class Text:
 
     def extend(self, more: Text) -> None:
         """Add the text of a further input."""
-        for name in ("pieces", "lines", "bytes", "dropped", "inputs"):
+        for name in ("pieces", "lines", "bytes", "inputs"):
             getattr(self, name).extend(getattr(more, name))
         self.dropped_lines.add(more.dropped_lines)
         self.first_long_line = self.first_long_line or more.first_long_line
 
-    def hashes(self, number: int) -> Hashes:
-        """Hashes of the lines of a piece."""
-        return load(self.pieces[number], "hashes")
-
-    def drop(self, number: int, lines: NDArray[np.int64]) -> int:
-        """Leave out some lines of a piece.
-
-        Returns:
-            How many of them had stayed till now.
-        """
-        kept = self.kept(number)
-        if kept is None:
-            kept = np.ones(self.lines[number], dtype=bool)
-        gone = int(kept[lines].sum())
-        if gone:
-            kept[lines] = False
-            self.dropped[number] = np.packbits(~kept)
-        return gone
-
-    def kept(self, number: int) -> NDArray[np.bool_] | None:
-        """Which lines of a piece stay; None: all."""
-        bits = self.dropped[number]
-        return None if bits is None else np.unpackbits(bits, count=self.lines[number]) == 0
-
-    def n_kept(self, number: int) -> int:
-        """How many lines of a piece stay."""
-        kept = self.kept(number)
-        return self.lines[number] if kept is None else int(kept.sum())
+    @property
+    def hashed(self) -> list[Path]:
+        """Work files that hold the hashes of the lines, one a piece."""
+        return self.pieces
 
     def selection(self, number: int) -> Selection:
         """The lines of a piece that stay."""
@@ -129,8 +108,8 @@ class Text:
 
     def identity(self, number: int) -> str:
         """What the selected lines of a piece depend on."""
-        bits = self.dropped[number]
-        return digest(self.pieces[number].name, None if bits is None else bits.tobytes().hex())
+        dropped = self.dropped[number]
+        return digest(self.pieces[number].name, dropped and dropped.sha256)
 
 
 @dataclass
@@ -140,11 +119,13 @@ class PairText:
     Args:
         sides: Of each language, in alphabetical order; piece by piece as many lines.
         paired: Work files of `stages.pair_lines`, one a piece.
+        long: Of each piece the pairs of which a side was too long.
         counts: Of pairs, for the manifest.
     """
 
     sides: tuple[Text, Text]
     paired: list[Path] = field(default_factory=list)
+    long: list[NDArray[np.int64]] = field(default_factory=list)
     counts: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
@@ -161,6 +142,7 @@ class PairText:
         """Add the pairs of a further input."""
         for side, added in zip(self.sides, more.sides, strict=True):
             side.extend(added)
+        self.long.extend(more.long)
         self.counts["dropped"]["too_long"] += more.counts["dropped"]["too_long"]
 
     def job(self, work: Work, number: int) -> PairJob:
@@ -209,22 +191,10 @@ class PairText:
         """Of raw text of each piece, both sides together."""
         return [sum(sizes) for sizes in zip(*(side.bytes for side in self.sides), strict=True)]
 
-    def hashes(self, number: int) -> Hashes:
-        """Hashes of the pairs of a piece; EMPTY where a side is empty."""
-        return load(self.paired[number], "hashes")
-
-    def drop(self, number: int, lines: NDArray[np.int64]) -> int:
-        """Leave out some pairs of a piece, both sides. Returns how many of them had stayed till now."""
-        self.sides[1].drop(number, lines)
-        return self.sides[0].drop(number, lines)
-
-    def kept(self, number: int) -> NDArray[np.bool_] | None:
-        """Which pairs of a piece stay; None: all."""
-        return self.sides[0].kept(number)
-
-    def n_kept(self, number: int) -> int:
-        """How many pairs of a piece stay."""
-        return self.sides[0].n_kept(number)
+    @property
+    def hashed(self) -> list[Path]:
+        """Work files that hold the hashes of the pairs, one a piece; EMPTY where a side is empty."""
+        return self.paired
 
 
 Texts = dict[Key, Text]
@@ -244,3 +214,34 @@ class BpeFiles:
         return {"codes": self.codes, "vocab": self.vocab} | {
             f"vocab.{name}": path for name, path in self.limits.items()
         }
+
+
+@dataclass
+class Encoded:
+    """The ids of a text.
+
+    Args:
+        pieces: Work files of `stages.encode_piece`.
+        tokens: Of each piece, eos included.
+        words: Of all.
+        unknown: BPE pieces of all that have no id.
+        special_words: How often each special word was dropped.
+    """
+
+    pieces: list[Path]
+    tokens: list[int] = field(default_factory=list)
+    words: int = 0
+    unknown: int = 0
+    special_words: Counter[str] = field(default_factory=Counter)
+
+    @staticmethod
+    def of(pieces: list[Path]) -> Encoded:
+        """Read the counts of work files."""
+        found = Encoded(pieces)
+        for piece in pieces:
+            made = load_json(piece, "counts")
+            found.tokens.append(made["tokens"])
+            found.words += made["words"]
+            found.unknown += made["unknown"]
+            found.special_words.update(made["special_words"])
+        return found

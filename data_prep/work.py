@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,11 +27,19 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from xlm_train.runtime.console import Progress
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import atomic_write, digest
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
+
+UNITS = {"MB": 1, "lines": 0}
+"""What progress of the preparation is shown in: raw text."""
+
+FAN = 64  # pieces, or results of other jobs, that a job takes which does little with each
+
+VERSION = 2  # of what work files hold; raised where that changes, so that files of an earlier version are not read
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -92,7 +101,7 @@ class Work:
 
     def path(self, stage: str, *depends_on: Any, suffix: str = ".npz") -> Path:
         """The path of a result of a stage, by all that it depends on. Each of 256 folders takes some of them."""
-        name = digest(stage, self.tools, *depends_on)[:40]
+        name = digest(VERSION, stage, self.tools, *depends_on)[:40]
         folder = self.folder / stage / name[:2]
         folder.mkdir(parents=True, exist_ok=True)
         return folder / (name + suffix)
@@ -137,6 +146,13 @@ class Workers:
             Whether they are done.
         """
         return False
+
+    def do(self, function: Callable[[Any], None], jobs: Sequence[Any]) -> None:
+        """Do the jobs whose work file `out` is not there."""
+        missing = [job for job in jobs if not job.out.exists()]
+        if not self.ahead(function, missing):
+            for _ in self.map(function, missing):
+                pass
 
     def killed(self, processes: Mapping[int, int]) -> str:
         """Say what was killed.
@@ -199,3 +215,51 @@ def _start_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A job of a stage, and the raw text it stands for."""
+
+    job: Any
+    bytes: int
+    lines: int
+
+
+def run(name: str, function: Callable[[Any], None], jobs: Iterable[Sized], workers: Workers) -> None:
+    """Do the jobs of a stage whose work file is not there yet."""
+    jobs = list(jobs)
+    if not jobs:
+        return
+    workers.ahead(function, [sized.job for sized in jobs if not sized.job.out.exists()])
+    progress = Progress(name, sum(sized.bytes for sized in jobs), UNITS)
+
+    def missing() -> Iterator[Any]:
+        for sized in jobs:
+            if sized.job.out.exists():
+                progress.skip(sized.bytes, sized.bytes / 1e6)
+            else:
+                yield sized.job
+                progress.add(sized.bytes, sized.bytes / 1e6, sized.lines)
+
+    for _ in workers.map(function, missing()):
+        pass
+    progress.end()
+
+
+def fold(
+    workers: Workers, function: Callable[[Any], None], files: Sequence[Path], job: Callable[[tuple[Path, ...]], Any]
+) -> Sequence[Path]:
+    """Make fewer files of many, FAN at a time, until there are at most FAN.
+
+    Args:
+        workers: Do the jobs.
+        function: Makes one file.
+        files: In an order that is kept.
+        job: The job that makes one file, its `out`, of some that follow one another.
+    """
+    while len(files) > FAN:
+        jobs = [job(tuple(files[start : start + FAN])) for start in range(0, len(files), FAN)]
+        workers.do(function, jobs)
+        files = [one.out for one in jobs]
+    return files

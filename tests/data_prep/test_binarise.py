@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.binarise import Binarised, binarise
-from data_prep.work import save
+from data_prep.binarise import Binarised, shard_jobs, write_shard
+from data_prep.work import load, save
 
 EOS = 1
 
@@ -31,6 +31,16 @@ def write_pieces(folder: Path, lines: list[list[int]], sizes: list[int], dtype: 
     return paths
 
 
+def binarise(pieces: list[Path], folder: Path, shard_tokens: int, dtype: str = "uint16") -> Binarised:
+    """The shards, written from the last to the first."""
+    tokens = [len(load(piece, "ids")) for piece in pieces]
+    jobs = list(shard_jobs(pieces, tokens, "x", folder, np.dtype(dtype), shard_tokens))
+    for job in reversed(jobs):
+        if not job.out.exists():
+            write_shard(job)
+    return Binarised.of([job.out for job in jobs])
+
+
 def read_back(folder: Path, made: Binarised) -> list[list[int]]:
     lines = []
     for shard in made.shards:
@@ -48,8 +58,8 @@ def test_shards_do_not_depend_on_pieces(tmp_path: Path, sizes: list[int], shard_
     out, whole = tmp_path / "out", tmp_path / "whole"
     out.mkdir()
     whole.mkdir()
-    made = binarise(write_pieces(tmp_path / "a", lines, sizes), "x", out, np.dtype(np.uint16), shard_tokens)
-    reference = binarise(write_pieces(tmp_path / "b", lines, [40]), "x", whole, np.dtype(np.uint16), shard_tokens)
+    made = binarise(write_pieces(tmp_path / "a", lines, sizes), out, shard_tokens)
+    reference = binarise(write_pieces(tmp_path / "b", lines, [40]), whole, shard_tokens)
     assert read_back(out, made) == lines
     assert made.shards == reference.shards
     assert all(shard["tokens"] >= shard_tokens for shard in made.shards[:-1])
@@ -63,13 +73,13 @@ def test_a_restart_keeps_finished_shards(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     pieces = write_pieces(tmp_path / "a", lines, [100, 100, 100])
-    made = binarise(pieces, "x", out, np.dtype(np.uint16), 500)
+    made = binarise(pieces, out, 500)
     assert len(made.shards) > 3
     before = (out / made.shards[0]["file"]).stat().st_mtime_ns
     last = made.shards[-1]["file"]
     (out / last).unlink()
     (out / last).with_suffix(".json").unlink()
-    again = binarise(pieces, "x", out, np.dtype(np.uint16), 500)
+    again = binarise(pieces, out, 500)
     assert again.shards == made.shards
     assert np.array_equal(again.lengths, made.lengths)
     assert (out / made.shards[0]["file"]).stat().st_mtime_ns == before
@@ -80,7 +90,7 @@ def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     lines = [[70_000, 5, EOS]]
-    made = binarise(write_pieces(tmp_path / "a", lines, [1], "int32"), "x", out, np.dtype(np.int32), 10)
+    made = binarise(write_pieces(tmp_path / "a", lines, [1], "int32"), out, 10, "int32")
     assert np.load(out / made.shards[0]["file"]).dtype == np.int32
     assert read_back(out, made) == lines
 
@@ -88,5 +98,5 @@ def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:
 def test_no_sentences_make_no_shard(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    made = binarise(write_pieces(tmp_path / "a", [], [0, 0]), "x", out, np.dtype(np.uint16), 10)
+    made = binarise(write_pieces(tmp_path / "a", [], [0, 0]), out, 10)
     assert (made.shards, list(out.iterdir())) == ([], [])

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -60,76 +56,77 @@ def test_duplicates_are_estimated_within_2_percent_in_fixed_memory(repeated: flo
     assert counter.duplicates == pytest.approx(true, rel=0.02)
 
 
+@pytest.mark.parametrize("capacity", [100, 1 << 20])
+def test_counters_of_parts_come_to_that_of_the_whole(capacity: int) -> None:
+    values = numbers(5_000)
+    values = np.concatenate([values, values[:1000], [EMPTY] * 10]).astype(np.uint64)
+    whole, merged = select.DuplicateCounter(capacity), select.DuplicateCounter(capacity)
+    whole.add(values)
+    for part in split(values, 700):
+        counter = select.DuplicateCounter(capacity)
+        counter.add(part)
+        merged.merge(**counter.state())
+    assert (merged.duplicates, merged.exact) == (whole.duplicates, whole.exact)
+    assert whole.exact == (capacity > 100)
+
+
+def smallest(pieces: list[Hashes], wanted: int, seed: int) -> select.Smallest:
+    found, first = select.Smallest(wanted, seed), 0
+    for piece in pieces:
+        found.add(piece, np.arange(first, first + len(piece)))
+        first += len(piece)
+    return found
+
+
 def test_held_out_sets_do_not_depend_on_order_or_pieces() -> None:
     values = numbers(5_000)
     values = np.concatenate([values, values[:1000], [EMPTY] * 10]).astype(np.uint64)
-    first = select.held_out(split(values, 100), [50, 30], seed=3)
-    second = select.held_out(split(values[::-1], 777), [50, 30], seed=3)
-    assert [list(a) for a in first] == [list(b) for b in second]
-    assert [len(a) for a in first] == [50, 30]
-    assert len(np.intersect1d(*first)) == 0
-    assert EMPTY not in first[0]
-    assert list(select.held_out([values], [50], seed=4)[0]) != list(first[0])
+    first = smallest(split(values, 100), 80, seed=3).hashes
+    assert list(smallest(split(values[::-1], 777), 80, seed=3).hashes) == list(first)
+    assert len(np.unique(first)) == 80
+    assert EMPTY not in first
+    assert list(smallest([values], 50, seed=3).hashes) == list(first[:50])
+    assert list(smallest([values], 50, seed=4).hashes) != list(first[:50])
+
+
+def test_held_out_sets_of_parts_come_to_that_of_the_whole() -> None:
+    values = np.random.default_rng(1).choice(numbers(400), 2_000)
+    whole, merged = smallest([values], 150, seed=3), select.Smallest(150, seed=3)
+    for start in range(0, len(values), 300):
+        part = select.Smallest(150, seed=3)
+        part.add(values[start : start + 300], np.arange(start, min(start + 300, len(values))))
+        merged.add(part.hashes, part.lines)
+    assert list(merged.hashes) == list(whole.hashes)
+    assert list(merged.lines) == list(whole.lines) == [values.tolist().index(value) for value in whole.hashes]
 
 
 def test_more_text_moves_few_held_out_sentences() -> None:
     values = numbers(10_000)
-    before, after = (set(select.held_out([part], [1000], seed=0)[0]) for part in (values[:9_000], values))
+    before, after = (set(smallest([part], 1000, seed=0).hashes) for part in (values[:9_000], values))
     assert 850 < len(before & after) < 950  # those that the new tenth of the text pushes out
 
 
 def test_too_few_sentences_give_a_shorter_set() -> None:
-    values = numbers(10)
-    assert [len(found) for found in select.held_out([values], [8, 8], seed=0)] == [8, 2]
+    assert len(smallest([numbers(10)], 16, seed=0).hashes) == 10
+    assert len(smallest([numbers(10)], 0, seed=0).hashes) == 0
 
 
 @given(texts, st.integers(1, 6), st.integers(1, 6))
-def test_repeated_lines_are_all_but_the_first(lines: list[str], size: int, max_held: int) -> None:
+def test_repeated_lines_are_all_but_the_first(lines: list[str], size: int, n_parts: int) -> None:
     pieces = split(select.sentence_hashes(lines), size)
-    found: set[int] = set()
-    with TemporaryDirectory() as folder:
-        sizes = [len(piece) for piece in pieces]
-        for piece, where in select.repeated_lines(pieces.__getitem__, sizes, Path(folder), max_held):
-            found |= {piece * size + int(line) for line in where}
-    seen: set[str] = set()
-    expected = set()
+    parted = [select.sorted_parts(piece, number * size, n_parts) for number, piece in enumerate(pieces)]
+    found: list[int] = []
+    for part in range(n_parts):
+        seen = [values[starts[part] : starts[part + 1]] for values, starts in parted]
+        found += select.repeated_lines(np.concatenate(seen)).tolist() if seen else []
+    known: set[str] = set()
+    expected = []
     for number, line in enumerate(lines):
-        if line.strip() in seen:
-            expected.add(number)
+        if line.strip() in known:
+            expected.append(number)
         elif line.strip():
-            seen.add(line.strip())
-    assert found == expected
-
-
-def test_repeated_lines_are_found_in_little_memory_and_one_reading(tmp_path: Path) -> None:
-    pieces = split(numbers(1 << 20), 1 << 14)
-    pieces[40][7] = pieces[3][5]
-    reads: list[int] = []
-
-    def read(piece: int) -> Hashes:
-        reads.append(piece)
-        return pieces[piece]
-
-    tracemalloc.start()
-    try:
-        found = list(select.repeated_lines(read, [len(piece) for piece in pieces], tmp_path, held=1 << 16))
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert [(piece, lines.tolist()) for piece, lines in found] == [(40, [7])]
-    assert reads == list(range(len(pieces)))
-    assert peak < 6 * len(pieces) * len(pieces[0])  # bytes a line
-
-
-@given(texts, st.integers(1, 6))
-def test_the_first_of_each_of_a_set_is_found_once(lines: list[str], size: int) -> None:
-    wanted = np.unique(select.sentence_hashes(["Haus", "x y"]))
-    first = select.FirstSeen(wanted)
-    found = []
-    for number, piece in enumerate(split(select.sentence_hashes(lines), size)):
-        found += [number * size + int(line) for line in first.lines(piece)]
-    stripped = [line.strip() for line in lines]
-    assert found == sorted(stripped.index(word) for word in ("Haus", "x y") if word in stripped)
+            known.add(line.strip())
+    assert sorted(found) == expected
 
 
 def test_a_sample_has_its_share_of_each_language() -> None:

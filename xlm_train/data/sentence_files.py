@@ -9,7 +9,7 @@ them. Both are a function of the corpus's tokens. 4 bytes a sentence (8 above 2^
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,15 +41,16 @@ class Sentences:
 
     Args:
         shards: For each shard its (tokens,) ids, an eos after every sentence, and (sentences,) where each begins.
+        first: The number of their first sentence, where they are but a part of the text.
 
     Attributes:
         n: How many there are.
     """
 
-    def __init__(self, shards: Sequence[tuple[NDArray[Any], NDArray[np.int64]]]) -> None:
+    def __init__(self, shards: Sequence[tuple[NDArray[Any], NDArray[np.int64]]], first: int = 0) -> None:
         self._shards = [shard for shard in shards if len(shard[1])]
         sizes = [len(starts) for _, starts in self._shards]
-        self._first = [sum(sizes[:number]) for number in range(len(sizes))]  # sentence of each shard
+        self._first = [first, *(first + np.cumsum(sizes, dtype=np.int64)).tolist()][:-1]  # sentence of each shard
         self.n = sum(sizes)
 
     def read(self, numbers: NDArray[Any]) -> list[NDArray[np.int64]]:
@@ -149,63 +150,109 @@ class _Ordered(Protocol):
     def classes(keys: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]: ...
 
 
-def open_sentences(folder: Path, shards: Sequence[Mapping[str, Any]]) -> Sentences:
-    """Map sentences by the manifest's entries of their shards."""
+def open_sentences(folder: Path, shards: Sequence[Mapping[str, Any]], first: int = 0) -> Sentences:
+    """Map sentences by the manifest's entries of their shards; `first` is the number of their first sentence."""
     return Sentences(
         [
             (np.load(folder / shard["file"], mmap_mode="r"), np.load(folder / shard["index"], mmap_mode="r"))
             for shard in shards
-        ]
+        ],
+        first,
     )
 
 
-def write_length_order(
-    folder: Path, name: str, text: _Ordered, count: Callable[[int], None] = lambda sentences: None
-) -> dict[str, Any]:
-    """Write the length order of a text: a counting sort, CHUNK sentences at a time.
+class Run(Protocol):
+    """Consecutive sentences by length."""
 
-    Memory: a chunk, and one number a length class; the output is mapped.
+    @property
+    def numbers(self) -> NDArray[Any]:
+        """(n,) sorted by key, within one key rising."""
+
+    @property
+    def keys(self) -> NDArray[np.int64]:
+        """(K,) that occur, sorted."""
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """(K,) sentences of each key."""
+
+
+@dataclass(frozen=True)
+class SortedRun:
+    """A run in memory."""
+
+    numbers: NDArray[Any]
+    keys: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    @staticmethod
+    def of(text: _Ordered, numbers: NDArray[np.int64]) -> SortedRun:
+        """Sort consecutive sentences; 50 bytes each.
+
+        Args:
+            text: Sentences or Pairs.
+            numbers: (n,) rising.
+        """
+        keys = text.keys(numbers)
+        return SortedRun(numbers[np.argsort(keys, kind="stable")], *np.unique(keys, return_counts=True))
+
+
+def write_length_order(folder: Path, name: str, text: _Ordered) -> dict[str, Any]:
+    """Write the length order of a text, CHUNK sentences at a time.
 
     Args:
         folder: Where the files go.
         name: Of split and language or pair, as `train.de`.
         text: Sentences or Pairs.
-        count: Called with how many sentences were just sorted.
+
+    Returns:
+        The manifest's entry.
+    """
+    return join_runs(folder, name, type(text), lambda: (SortedRun.of(text, numbers) for numbers in _chunks(text.n)))
+
+
+def join_runs(folder: Path, name: str, kind: type[_Ordered], runs: Callable[[], Iterable[Run]]) -> dict[str, Any]:
+    """Write the length order of a text from that of its parts.
+
+    Memory: a run, and one number a length class; the output is mapped.
+
+    Args:
+        folder: Where the files go.
+        name: Of split and language or pair, as `train.de`.
+        kind: Sentences or Pairs.
+        runs: Gives all runs of the text in its order; called twice.
 
     Returns:
         The manifest's entry.
     """
     keys: NDArray[np.int64] = np.empty(0, dtype=np.int64)
     counts: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-    for numbers in _chunks(text.n):
-        new, times = np.unique(text.keys(numbers), return_counts=True)
-        keys, where = np.unique(np.concatenate([keys, new]), return_inverse=True)
-        counts = np.bincount(where, weights=np.concatenate([counts, times]), minlength=len(keys)).astype(np.int64)
-    dtype = np.dtype(np.uint32 if text.n < 1 << 32 else np.int64)
+    for run in runs():
+        keys, where = np.unique(np.concatenate([keys, run.keys]), return_inverse=True)
+        weights = np.concatenate([counts, run.counts])
+        counts = np.bincount(where, weights=weights, minlength=len(keys)).astype(np.int64)
+    n = int(counts.sum())
+    dtype = np.dtype(np.uint32 if n < 1 << 32 else np.int64)
     by_length, classes = folder / f"{name}.bylength.npy", folder / f"{name}.classes.npy"
     free = np.cumsum(counts) - counts  # the next place of each class
     with atomic_write(by_length) as file:
         np.lib.format.write_array_header_1_0(
-            file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (text.n,)}
+            file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (n,)}
         )
         start = file.tell()
-        for numbers in _chunks(text.n):  # room on disk, so that a full one is an error here and no signal below
+        for numbers in _chunks(n):  # room on disk, so that a full one is an error here and no signal below
             file.write(bytes(len(numbers) * dtype.itemsize))
         file.flush()
-        out = np.memmap(file, dtype, "r+", start, (text.n,)) if text.n else np.empty(0, dtype)  # type: ignore[call-overload]
-        for numbers in _chunks(text.n):
-            owners = np.searchsorted(keys, text.keys(numbers))
-            order = np.argsort(owners, kind="stable")
-            owners = owners[order]
-            found, first, times = np.unique(owners, return_index=True, return_counts=True)
-            rank = np.arange(len(owners)) - np.repeat(first, times)
-            out[free[owners] + rank] = numbers[order]
-            free[found] += times
-            count(len(numbers))
+        out = np.memmap(file, dtype, "r+", start, (n,)) if n else np.empty(0, dtype)  # type: ignore[call-overload]
+        for run in runs():
+            mine = np.searchsorted(keys, run.keys)
+            before = np.cumsum(run.counts) - run.counts  # in this run
+            out[np.repeat(free[mine] - before, run.counts) + np.arange(len(run.numbers))] = run.numbers
+            free[mine] += run.counts
         if isinstance(out, np.memmap):
             out.flush()
     with atomic_write(classes) as file:
-        np.save(file, text.classes(keys, counts))
+        np.save(file, kind.classes(keys, counts))
     return {
         "file": by_length.name,
         "sha256": sha256_of(by_length),
