@@ -149,7 +149,7 @@ def get_codes(settings: Settings, work: Work, workers: Workers, texts: Texts) ->
         counts = sum_words(work, workers, files, parts, most)
         what = f"{settings.bpe.n_codes:,} codes from {sum(counts.values()):,} words, {len(counts):,} of them different"
         with waiting("learn", what):
-            learn_bpe.learn(counts, settings.bpe.n_codes, settings.bpe.engine, workers.map, workers.n).write(path)
+            learn_bpe.learn(counts, settings.bpe.n_codes, settings.bpe.engine).write(path)
     return path
 
 
