@@ -70,7 +70,7 @@ def _hold_out(settings: Settings, work: Work, train: Selectable, splits: Sequenc
     for split, hashes in zip(splits, sets, strict=True):
         sides = [Text(split, side.language, side.pair, given=False, inputs=side.inputs) for side in train.sides]
         sources = [piece.name for side in train.sides for piece in side.pieces]
-        outs = [work.path("held_out", sources, side.name, split, splits, n, settings.seed) for side in train.sides]
+        outs = [work.path("held", sources, side.name, split, splits, n, settings.seed) for side in train.sides]
         done = all(out.exists() for out in outs)
         first = select.FirstSeen(hashes)
         taken: list[_Taken] = [_Taken() for _ in sides]
@@ -99,8 +99,9 @@ class _Taken:
 
     def add(self, text: Text, number: int, chosen: NDArray[np.int64]) -> None:
         """Take some lines of a piece."""
-        lines = stages.read_lines(text.pieces[number])
-        self.lines += [lines[line] for line in chosen]
+        is_chosen = np.zeros(text.lines[number], dtype=bool)
+        is_chosen[chosen] = True
+        self.lines += stages.read_text(text.pieces[number]).take(is_chosen).lines()
         self.hashes.append(text.hashes(number)[chosen])
         self.characters.append(load(text.pieces[number], "characters")[chosen])
 

@@ -44,11 +44,11 @@ def learn(word_counts: Mapping[str, int], n_codes: int, engine: str = "tokenizer
     """Learn merges from words.
 
     With tokenizers the result depends on the words and their counts alone; with fastbpe also on the order of the
-    mapping: with the order of first occurrence, which `count_words` keeps, fastBPE does exactly what it does on the
+    mapping: with the order of first occurrence, which `NumberedText.counts` keeps, fastBPE does exactly what it does on the
     text itself. Memory is that of the distinct words.
 
     Args:
-        word_counts: How often each word occurs (`vocabulary.count_words`).
+        word_counts: How often each word occurs (`NumberedText.counts`).
         n_codes: Merges to learn. Fewer are learned, with a warning, where every word is whole before that.
         engine: One of ENGINES.
 

@@ -15,8 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from data_prep import merges
 from data_prep.merges import learn_merges
-from tests.conftest import golden_tokens
-from xlm_train.text.vocabulary import count_words
+from tests.conftest import count_words, golden_tokens
 
 Merges = list[tuple[str, str, int]]
 
