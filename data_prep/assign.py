@@ -70,7 +70,7 @@ def _hold_out(settings: Settings, work: Work, train: Selectable, splits: Sequenc
     for split, hashes in zip(splits, sets, strict=True):
         sides = [Text(split, side.language, side.pair, given=False, inputs=side.inputs) for side in train.sides]
         sources = [piece.name for side in train.sides for piece in side.pieces]
-        outs = [work.path("held", sources, side.name, split, splits, n, settings.seed) for side in train.sides]
+        outs = [work.path("held_out", sources, side.name, split, splits, n, settings.seed) for side in train.sides]
         done = all(out.exists() for out in outs)
         first = select.FirstSeen(hashes)
         taken: list[_Taken] = [_Taken() for _ in sides]

@@ -264,7 +264,7 @@ def binarise_all(
     settings: Settings, work: Work, texts: Texts, encoded: dict[Key, list[Path]], bpe: BpeFiles
 ) -> tuple[dict[Key, Binarised], Path]:
     """The shards of every split and language, in a folder of the work folder."""
-    dtype = Vocabulary.from_file(bpe.vocab).dtype
+    dtype = stages.read_vocabulary(bpe.vocab).dtype
     folder = work.path(
         "corpus",
         {texts[key].name: [file.name for file in files] for key, files in encoded.items()},

@@ -333,7 +333,7 @@ def test_unequal_files_are_refused_before_the_work_with_all_others(tmp_path: Pat
     assert "pairs.de-en.train: " in error.value.problems[0]
     assert "train.de has 200 lines" in error.value.problems[0]
     assert "train.en 197: not aligned" in error.value.problems[0]
-    assert not (tmp_path / "out" / ".work" / "numbered").exists()
+    assert not (tmp_path / "out" / ".work" / "tokenised").exists()
 
 
 def test_mistakes_are_found_together(tmp_path: Path, files: dict[str, list[str]]) -> None:

@@ -789,7 +789,9 @@ def test_killed_with_workers_it_leaves_no_process_and_goes_on(tmp_path: Path, te
     done = {path.name: path.stat().st_mtime_ns for path in out.glob(".work/tokenised/*/*.npz")}
     assert len(done) > 0
     again = run(out, texts, piece_bytes=500, keep_work=True)
-    assert all((out / ".work" / "numbered" / name[:2] / name).stat().st_mtime_ns == when for name, when in done.items())
+    assert all(
+        (out / ".work" / "tokenised" / name[:2] / name).stat().st_mtime_ns == when for name, when in done.items()
+    )
     assert again["lineage"] == run(tmp_path / "whole", texts)["lineage"]
 
 
@@ -814,11 +816,11 @@ def test_only_what_depends_on_a_change_is_redone(tmp_path: Path, texts: dict[str
         after = {path: path.stat().st_mtime_ns for path in out.glob(".work/*/*/*")}
         assert all(after[path] == when for path, when in before.items() if path in after and path.suffix == ".npz")
         new = Counter(path.parents[1].name for path in after if path not in before)
-        return {stage: new[stage] for stage in ("numbered", "words", "codes", "pieces", "ids")}
+        return {stage: new[stage] for stage in ("tokenised", "words", "codes", "pieces", "ids")}
 
-    assert made() == {"numbered": 8, "words": 4, "codes": 1, "pieces": 8, "ids": 8}
-    assert made(bpe__n_codes=30) == {"numbered": 0, "words": 0, "codes": 1, "pieces": 8, "ids": 8}
-    assert made(lowercase=True)["numbered"] == 8
+    assert made() == {"tokenised": 8, "words": 4, "codes": 1, "pieces": 8, "ids": 8}
+    assert made(bpe__n_codes=30) == {"tokenised": 0, "words": 0, "codes": 1, "pieces": 8, "ids": 8}
+    assert made(lowercase=True)["tokenised"] == 8
     codes = tmp_path / "codes"
     shutil.copy(out / "codes", codes)
     given = {"codes": str(codes), "vocab": str(shutil.copy(out / "vocab", tmp_path / "vocab"))}
@@ -827,7 +829,7 @@ def test_only_what_depends_on_a_change_is_redone(tmp_path: Path, texts: dict[str
         file.write("Noch ein Satz mit the house.\n")
     changed = made(**given)
     # The file's own piece; and the German valid and test sets, for the German vocabulary that limits them has changed.
-    assert changed == {"numbered": 1, "words": 0, "codes": 0, "pieces": 3, "ids": 3}
+    assert changed == {"tokenised": 1, "words": 0, "codes": 0, "pieces": 3, "ids": 3}
 
 
 def test_a_finished_corpus_is_recognised(

@@ -70,8 +70,8 @@ class CutText:
         special word is dropped; eos ends every line, an empty one too. Pieces of white space other than the ASCII space
         (all that is left of a line of nothing else) are dropped: the original splits lines of pieces at any white space.
         """
-        known = np.array([EOS, *map(vocabulary.index, self.pieces[1:])], np.int64)
-        blank = np.array([False, *(piece.removesuffix(CONTINUED).isspace() for piece in self.pieces[1:])])
+        known = np.array([EOS, *vocabulary.indices(self.pieces[1:])], np.int64)
+        blank = np.array([False, *[piece.removesuffix(CONTINUED).isspace() for piece in self.pieces[1:]]])
         special = (known < len(SPECIALS)) & (known != UNK) & ~blank
         special[0] = False
         line_ends = np.flatnonzero(self.numbers == 0) + 1

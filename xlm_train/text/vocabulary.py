@@ -82,6 +82,11 @@ class Vocabulary:
         """The id of `word`; `UNK` where the vocabulary lacks it."""
         return self._index.get(word, UNK)
 
+    def indices(self, words: Iterable[str]) -> list[int]:
+        """The ids of many words."""
+        find = self._index.get
+        return [find(word, UNK) for word in words]
+
     @property
     def dtype(self) -> np.dtype[Any]:
         """What its ids are stored as: uint16 below 65,536 entries, else int32 (as the original)."""
