@@ -90,7 +90,7 @@ class _Learner:
         self.weights = np.append(0, np.repeat(np.fromiter(words.values(), np.int64, len(words)), sizes + 1))
         self.names = [*(chr(ending) + END_OF_WORD for ending in endings), *map(chr, characters)]
         self.known = set(self.names)
-        self.lengths = np.ones(len(self.names) + n_merges, np.intp)
+        self.lengths = np.ones(len(self.names) + min(n_merges, len(text)), np.intp)
         # The count below which pairs are not kept. It begins at about that of the last merge in running text.
         self.least = FEWER * max(1, int(self.weights.sum()) // (100 * n_merges))
         self.heap: list[Pair] = []
@@ -186,10 +186,10 @@ class _Learner:
             else:
                 heappush(self.heap, (-count, neighbour, new, where - self.lengths[neighbour]))
         # Neighbours were as they stood before: of two that became neighbours here neither knew the other.
-        side_by_side = self.cells[places - 1] >= first
-        if side_by_side.any():
-            right_ones = places[side_by_side]
-            self._add(right_ones - self.lengths[self.cells[right_ones - 1]], right_ones)
+        behind = places[self.cells[places - 1] >= first]
+        if len(behind):
+            left = self.cells[behind - 1]
+            self._add(left, self.cells[behind], behind - self.lengths[left])
         return pairs[n:]
 
     def _neighbours(self, of: NDArray[np.intp], places: Places, ends: Places) -> _Groups:
@@ -202,13 +202,14 @@ class _Learner:
         return self._group(keys, np.concatenate([places[has_before], places[has_behind]]))
 
     def _count_all(self) -> None:
-        firsts = np.flatnonzero(self.is_first)
-        pairs = np.flatnonzero((self.cells[firsts[:-1]] != _GAP) & (self.cells[firsts[1:]] != _GAP))
-        self._add(firsts[pairs], firsts[pairs + 1])
+        places = np.flatnonzero(self.is_first)
+        symbols = self.cells[places]
+        is_pair = (symbols[:-1] != _GAP) & (symbols[1:] != _GAP)
+        self._add(symbols[:-1][is_pair], symbols[1:][is_pair], places[:-1][is_pair])
 
-    def _add(self, places: Places, right_ones: Places) -> None:
-        """Pairs by the first cells of their two symbols; the rare ones are left out."""
-        groups = self._group(self.cells[places].astype(np.int64) << 32 | self.cells[right_ones], places)
+    def _add(self, left: NDArray[np.int32], right: NDArray[np.int32], places: Places) -> None:
+        """Pairs of two symbols each, by the place; the rare ones are left out."""
+        groups = self._group(left.astype(np.int64) << 32 | right, places)
         for key, count, where in groups.take(groups.counts >= self.least):
             heappush(self.heap, (-count, key >> 32, key & (_LAST - 1), where))
 
