@@ -139,7 +139,7 @@ class BpeEncoder:
         own = np.zeros(seen[-1] + 1, np.min_scalar_type(len(seen)))
         own[seen] = np.arange(len(seen))
         of_words, firsts = own[of_words], np.cumsum(lengths) - lengths
-        parts = [np.empty(0, own.dtype)]
+        parts: list[npt.NDArray[Any]] = [np.empty(0, own.dtype)]
         for start in range(0, len(text.numbers), _NUMBERS_AT_ONCE):
             numbers = text.numbers[start : start + _NUMBERS_AT_ONCE]
             parts.append(of_words[ranges(firsts[numbers], lengths[numbers])])
