@@ -224,6 +224,7 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_characters=" \n"), min_size
 TEXT = st.lists(st.lists(WORDS, max_size=8).map(" ".join), min_size=1, max_size=6)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(TEXT, max_size=6))
 def test_full_tables_of_words_change_nothing(blocks: list[list[str]]) -> None:
     codes = codes_of("a b", "ab ab", "0 0", "0 0</w>")
