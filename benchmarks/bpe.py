@@ -23,8 +23,9 @@ from typing import Any
 from data_prep import fastbpe, learn_bpe
 from xlm_train.text.bpe import BpeEncoder
 from xlm_train.text.bpe_codes import BpeCodes
+from xlm_train.text.numbered import NumberedText
 from xlm_train.text.tokenise import Tokeniser
-from xlm_train.text.vocabulary import Vocabulary, count_words
+from xlm_train.text.vocabulary import Vocabulary
 
 BLOCK_LINES = 5_000
 
@@ -60,7 +61,7 @@ def blocks(lines: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def pieces(encoder: BpeEncoder, lines: list[str]) -> list[str]:
     """Lines as their pieces, one space between two."""
-    made = encoder.cut(blocks(lines))
+    made = encoder.cut(NumberedText.of(lines))
     text = " ".join(made.pieces[number] for number in made.numbers.tolist())  # a newline stands at each line's end
     return [line.removeprefix(" ").removesuffix(" ") for line in text.split("\n")[:-1]]
 
@@ -72,9 +73,8 @@ def learn(text: Path, n_codes: int, engine: str) -> tuple[BpeCodes, float, float
         command = [str(fastbpe.binary()), "learnbpe", str(n_codes), str(text)]
         codes = BpeCodes.from_text(subprocess.run(command, capture_output=True, check=True).stdout.decode())
     else:
-        with text.open(encoding="utf-8", newline="\n") as file:
-            counts = count_words(line.removesuffix("\n") for line in file)
-        codes = learn_bpe.learn(counts, n_codes, engine)
+        lines = text.read_bytes().decode().removesuffix("\n").split("\n")
+        codes = learn_bpe.learn(NumberedText.of(lines).counts(), n_codes, engine)
     return codes, cpu_seconds() - start, peak_mb()
 
 
@@ -89,7 +89,7 @@ def compare_learning(text: Path, lines: list[str], n_codes: int) -> list[dict[st
         if golden is None:
             golden, golden_lines = codes, encoded
         same = len({merge[:2] for merge in codes.merges} & {merge[:2] for merge in golden.merges})
-        counts, golden_counts = count_words(encoded), count_words(golden_lines)
+        counts, golden_counts = (Counter(NumberedText.of(part).counts()) for part in (encoded, golden_lines))
         different = sum(a != b for a, b in zip(encoded, golden_lines, strict=True))
         results.append(
             {
@@ -113,14 +113,14 @@ def compare_applying(folder: Path, text: Path, lines: list[str], codes: BpeCodes
     seconds = {"fastBPE applybpe": timed(lambda: subprocess.run(command, capture_output=True, check=True))}
     encoder = BpeEncoder(codes)
     counts: Counter[str] = Counter()
-    seconds["cut and count, new words"] = timed(lambda: counts.update(encoder.cut(blocks(lines)).counts()))
+    seconds["cut and count, new words"] = timed(lambda: counts.update(encoder.cut(NumberedText.of(lines)).counts()))
     vocabulary = Vocabulary.from_counts(counts)
     encoder = BpeEncoder(codes)
     for words in ("new", "known"):
         seconds[f"encode_ids, {words} words"] = timed(
             lambda: [encoder.encode_ids(block, vocabulary) for block in blocks(lines)]
         )
-    seconds["count_words"] = timed(lambda: count_words(lines))
+    seconds["number and count words"] = timed(lambda: NumberedText.of(lines).counts())
     golden = (folder / "out").read_bytes().decode().removesuffix("\n").split("\n")
     golden = [" ".join(piece for piece in line.split(" ") if piece) for line in golden]
     assert golden == pieces(encoder, lines), "not what fastBPE gives"
@@ -148,7 +148,7 @@ def main() -> None:
         folder = Path(name)
         text = folder / "text"
         text.write_bytes("".join(f"{line}\n" for line in lines).encode())
-        counts = count_words(lines)
+        counts = Counter(NumberedText.of(lines).counts())
         corpus = {
             "megabytes": round(text.stat().st_size / 1e6, 1),
             "lines": len(lines),

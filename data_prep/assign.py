@@ -250,7 +250,7 @@ def _text_of(work: Work, split: str, side: Text, jobs: Sequence[TakeJob], mine: 
     held = Text(split, side.language, side.pair, given=False, inputs=side.inputs)
     out = work.path("held_out", [job.out.name for job in jobs], mine.tolist())
     if not out.exists():
-        lines = [line for job in jobs for line in stages.read_lines(job.out)]
+        lines = [line for job in jobs for line in stages.read_text(job.out).lines()]
         hashes, characters = (
             np.concatenate([load(job.out, name) for job in jobs])[mine] for name in ("hashes", "characters")
         )

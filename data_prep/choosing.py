@@ -160,8 +160,9 @@ def take(job: TakeJob) -> None:
     """Work file: the lines, as those of `stages.tokenise_piece`."""
     lines: list[str] = []
     for piece, chosen in zip(job.pieces, job.lines, strict=True):
-        every = stages.read_lines(piece)
-        lines += [every[line] for line in chosen]
+        is_chosen = np.zeros(len(load(piece, "hashes")), dtype=bool)
+        is_chosen[chosen] = True
+        lines += stages.read_text(piece).take(is_chosen).lines()
     hashes, characters = (
         np.concatenate([load(piece, name)[chosen] for piece, chosen in zip(job.pieces, job.lines, strict=True)])
         for name in ("hashes", "characters")

@@ -12,16 +12,15 @@ from typing import Any
 from data_prep import fastbpe, statistics
 from data_prep.binarise import Binarised
 from data_prep.settings import Key, Settings
+from data_prep.stages import read_codes, read_vocabulary
 from data_prep.text import BpeFiles, Encoded, PairTexts, Text, Texts
 from xlm_train.data.manifest import FORMAT, SPLITS, VERSION, lineage
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import sha256_of
-from xlm_train.text.bpe_codes import BpeCodes
 from xlm_train.text.tokenise import RULES_VERSION
-from xlm_train.text.vocabulary import Vocabulary
 
 OFTEN = 20  # times that a merge is made in the text it is learned on, to be of use in other text
-PIPELINE_VERSION = "2"
+PIPELINE_VERSION = "3"
 """Raised when a change here, in BPE or in binarising changes any output byte."""
 
 
@@ -63,7 +62,7 @@ def describe(
     Raises:
         UserError: No sentence is left of a split.
     """
-    codes, vocabulary = BpeCodes.from_file(bpe.codes), Vocabulary.from_file(bpe.vocab)
+    codes, vocabulary = read_codes(bpe.codes), read_vocabulary(bpe.vocab)
     splits: dict[str, dict[str, Any]] = {}
     warnings: list[str] = []
     unknown = "do codes and vocabulary belong to this text?"

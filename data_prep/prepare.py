@@ -156,7 +156,7 @@ def get_codes(settings: Settings, work: Work, workers: Workers, texts: Texts) ->
         counts = sum_words(work, workers, files, parts, most)
         what = f"{settings.bpe.n_codes:,} codes from {sum(counts.values()):,} words, {len(counts):,} of them different"
         with waiting("learn", what):
-            learn_bpe.learn(counts, settings.bpe.n_codes, settings.bpe.engine, workers.map, workers.n).write(path)
+            learn_bpe.learn(counts, settings.bpe.n_codes, settings.bpe.engine).write(path)
     return path
 
 
@@ -279,7 +279,7 @@ def binarise(
     settings: Settings, work: Work, workers: Workers, texts: Texts, encoded: Mapping[Key, Encoded], bpe: BpeFiles
 ) -> tuple[dict[Key, Binarised], Path]:
     """The shards of every split and language, in a folder of the work folder."""
-    dtype = Vocabulary.from_file(bpe.vocab).dtype
+    dtype = stages.read_vocabulary(bpe.vocab).dtype
     folder = work.path(
         "corpus",
         {texts[key].name: [file.name for file in made.pieces] for key, made in encoded.items()},

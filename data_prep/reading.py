@@ -125,7 +125,7 @@ class InputJob:
         shaped_by = (text.language, self.lowercase, self.remove_accents, self.decode_errors)
         if piece.line == 1 and self.decode_errors == "replace":
             tell_other_encoding(piece, source)
-        out = self.work.path("tokenised", hashlib.sha256(piece.data).hexdigest(), *shaped_by)
+        out = self.work.path("tokenised", stages.TEXT_FORMAT, hashlib.sha256(piece.data).hexdigest(), *shaped_by)
         text.add(out, piece.data.count(b"\n"), len(piece.data))
         return stages.TokeniseJob(out, piece, source, *shaped_by)
 

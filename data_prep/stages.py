@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,11 @@ from xlm_train.runtime.errors import TextError
 from xlm_train.text.bpe import BpeEncoder, CutText
 from xlm_train.text.bpe_codes import BpeCodes, read_limit
 from xlm_train.text.lines import Piece
+from xlm_train.text.numbered import NumberedText
 from xlm_train.text.tokenise import Tokeniser
-from xlm_train.text.vocabulary import LINE_END, Vocabulary, count_words
+from xlm_train.text.vocabulary import LINE_END, Vocabulary
 
-BLOCK_CHARACTERS = 1 << 20  # of lines handled at once inside a piece: larger is not faster, only larger
+TEXT_FORMAT = 2  # of a work file's text; another number where it is kept in another way
 SAMPLE_LINES = 1000  # of a piece, looked at to guess its language
 
 
@@ -57,7 +58,7 @@ class TokeniseJob:
 
 
 def tokenise_piece(job: TokeniseJob) -> None:
-    """Work file: text (tokenised lines), hashes and characters of each raw line, counts of the raw text.
+    """Work file: the tokenised text, hashes and characters of each raw line, counts of the raw text.
 
     Raises:
         TextError: A byte cannot be decoded and decode_errors is "stop"; names file, line and byte offset.
@@ -80,7 +81,7 @@ def tokenise_piece(job: TokeniseJob) -> None:
     tokenised = tokeniser.tokenise(lines)
     counts = RawCounts.of(raw, text, int((hashes == 0).sum()), tokenised[:SAMPLE_LINES])
     del text, lines
-    save(job.out, hashes=hashes, characters=characters, counts=asdict(counts), **_packed(tokenised))
+    save(job.out, hashes=hashes, characters=characters, counts=asdict(counts), **_packed(NumberedText.of(tokenised)))
     if job.stored is not None:
         job.stored.unlink()
 
@@ -101,40 +102,40 @@ class PairJob:
 def pair_lines(job: PairJob) -> None:
     """Work file: a hash of each pair, EMPTY where a side has no word; and how many pairs have twice the same text."""
     first, second = (load(side, "hashes") for side in job.sides)
-    has_words = [np.array([bool(line.strip()) for line in read_lines(side)], dtype=bool) for side in job.sides]
+    has_words = [_has_words(read_text(side)) for side in job.sides]
     both = has_words[0] & has_words[1]
     hashes = np.where(both, np.maximum(mix(first, seed=1) ^ mix(second, seed=2), np.uint64(1)), EMPTY)
     save(job.out, hashes=hashes, counts={"identical": int((both & (first == second)).sum())})
 
 
+def _has_words(text: NumberedText) -> NDArray[np.bool_]:
+    """Which lines are not white space alone."""
+    lengths = text.lengths()
+    is_word = np.array([bool(word.strip()) for word in text.words])[text.numbers]
+    return np.bincount(np.repeat(np.arange(len(lengths)), lengths), is_word, len(lengths)) > 0
+
+
 def write_lines(path: Path, lines: list[str], hashes: Hashes, characters: NDArray[np.uint32]) -> None:
     """A work file of tokenised lines gathered from others (a held-out set)."""
-    save(path, hashes=hashes, characters=characters, counts=asdict(RawCounts()), **_packed(lines))
+    size = np.array(sum(len(line.encode()) + 1 for line in lines))
+    packed = _packed(NumberedText.of(lines))
+    save(path, hashes=hashes, characters=characters, counts=asdict(RawCounts()), text_size=size, **packed)
 
 
-def _packed(lines: list[str]) -> dict[str, Any]:
-    data = "".join([line + "\n" for line in lines]).encode()
-    return {"text": compress(data), "text_size": np.array(len(data))}
+def _packed(text: NumberedText) -> dict[str, Any]:
+    numbers = text.numbers
+    return {
+        "words": compress("\n".join(text.words[1:]).encode()),
+        "numbers": compress(numbers.tobytes()),
+        "number_bytes": np.array(numbers.itemsize),
+    }
 
 
-def read_lines(path: Path) -> list[str]:
-    """The tokenised lines of a work file."""
-    text = decompress(load(path, "text")).decode()
-    lines = text.split("\n")
-    lines.pop()
-    return lines
-
-
-def blocks(lines: Sequence[str]) -> Iterator[Sequence[str]]:
-    """The same lines in consecutive blocks of about BLOCK_CHARACTERS."""
-    start = held = 0
-    for number, line in enumerate(lines):
-        held += len(line)
-        if held >= BLOCK_CHARACTERS:
-            yield lines[start : number + 1]
-            start, held = number + 1, 0
-    if start < len(lines):
-        yield lines[start:]
+def read_text(path: Path) -> NumberedText:
+    """The tokenised text of a work file."""
+    numbers = np.frombuffer(decompress(load(path, "numbers")), f"u{load(path, 'number_bytes')}")
+    words = decompress(load(path, "words")).decode().split("\n") if len(numbers) else []
+    return NumberedText([LINE_END, *words], numbers)
 
 
 @dataclass(frozen=True)
@@ -164,13 +165,13 @@ class Selection:
     text: Path
     dropped: Dropped | None = None
 
-    def read(self) -> list[str]:
+    def read(self) -> NumberedText:
         """The lines."""
-        lines = read_lines(self.text)
+        text = read_text(self.text)
         if self.dropped is None:
-            return lines
-        dropped = np.unpackbits(load(self.dropped.file, f"dropped{self.dropped.number}"), count=len(lines)).tolist()
-        return [line for line, gone in zip(lines, dropped, strict=True) if not gone]
+            return text
+        dropped = load(self.dropped.file, f"dropped{self.dropped.number}")
+        return text.take(np.unpackbits(dropped, count=len(text.lengths())) == 0)
 
 
 @dataclass(frozen=True)
@@ -192,13 +193,15 @@ class WordsJob:
 
 def count_piece_words(job: WordsJob) -> None:
     """Work file: the counts of the words of some lines, as counters number 0 to parts - 1."""
-    lines = job.selection.read()
-    if job.sample is not None:
+    text = job.selection.read()
+    if job.sample is None:
+        counts = text.counts()
+    else:
         first, share, seed = job.sample
-        copies = sampled_copies(first, len(lines), share, seed).tolist()
-        lines = [line for line, n in zip(lines, copies, strict=True) for _ in range(n)]
+        copies = sampled_copies(first, len(text.lengths()), share, seed)
+        counts = text.take(copies > 0).counts(copies[copies > 0])
     counters: list[Counter[str]] = [Counter() for _ in range(job.parts)]
-    for word, count in count_words(lines).items():
+    for word, count in counts.items():
         counters[zlib.crc32(word.encode()) % job.parts][word] = count
     save(job.out, **{key: value for n, counter in enumerate(counters) for key, value in _counter(counter, n).items()})
 
@@ -260,7 +263,7 @@ class CutJob:
 
 def cut_piece(job: CutJob) -> None:
     """Work file: the lines as numbers of pieces, n_words, and how often each piece occurs, as a counter."""
-    made = _encoder(job.codes, job.limit).cut(blocks(job.selection.read()))
+    made = _encoder(job.codes, job.limit).cut(job.selection.read())
     save(job.out, numbers=made.numbers, n_words=np.array(made.words), **_counter(made.counts()))
 
 
@@ -282,7 +285,9 @@ class EncodeJob:
 def encode_piece(job: EncodeJob) -> None:
     """Work file: ids (eos after every line), starts, and counts: tokens, words, unknown pieces, special words dropped."""
     pieces = [LINE_END, *load_counter(job.cut)]
-    encoded = CutText(pieces, load(job.cut, "numbers"), int(load(job.cut, "n_words"))).encode(_vocabulary(job.vocab))
+    encoded = CutText(pieces, load(job.cut, "numbers"), int(load(job.cut, "n_words"))).encode(
+        read_vocabulary(job.vocab)
+    )
     save(
         job.out,
         ids=encoded.ids,
@@ -299,11 +304,18 @@ def encode_piece(job: EncodeJob) -> None:
 @functools.lru_cache(maxsize=2)
 def _encoder(codes: Path, limit: Path | None) -> BpeEncoder:
     """Kept from job to job: it remembers words it has seen. The files' names change with their content."""
-    return BpeEncoder(BpeCodes.from_file(codes), None if limit is None else read_limit(limit))
+    return BpeEncoder(read_codes(codes), None if limit is None else read_limit(limit))
 
 
 @functools.lru_cache(maxsize=1)
-def _vocabulary(path: Path) -> Vocabulary:
+def read_codes(path: Path) -> BpeCodes:
+    """The codes of a work file."""
+    return BpeCodes.from_file(path)
+
+
+@functools.lru_cache(maxsize=1)
+def read_vocabulary(path: Path) -> Vocabulary:
+    """The vocabulary of a work file."""
     return Vocabulary.from_file(path)
 
 
@@ -326,8 +338,10 @@ def load_counter(path: Path, number: int = 0) -> dict[str, int]:
 def total(paths: Iterable[Path], number: int = 0) -> Counter[str]:
     """The sum of counters saved in work files, in the order of first occurrence."""
     counter: Counter[str] = Counter()
+    times = counter.get
     for path in paths:
-        counter.update(load_counter(path, number))
+        # not by Counter.update, which takes twice the time for what has counts already
+        dict.update(counter, {word: times(word, 0) + count for word, count in load_counter(path, number).items()})
     return counter
 
 

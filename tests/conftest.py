@@ -12,11 +12,14 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from xlm_train.text.numbered import NumberedText
 
 pytest_plugins = ["tests.s3_server"]
 
@@ -104,6 +107,11 @@ def golden_pieces(shared: Path, name: str, limited: bool = False) -> list[str]:
 def golden_tokens(shared: Path, name: str) -> list[str]:
     """The same text as the original's tokeniser left it: its pieces joined."""
     return [line.replace("@@ ", "") for line in golden_pieces(shared, name)]
+
+
+def count_words(lines: Iterable[str]) -> Counter[str]:
+    """How often each word occurs, in the order of first occurrence."""
+    return Counter(NumberedText.of(list(lines)).counts())
 
 
 def text_files(shared: Path, folder: Path, lines: int) -> dict[str, Path]:

@@ -19,8 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from xlm_train.text.bpe_codes import CONTINUED, END_OF_WORD, BpeCodes
-from xlm_train.text.bpe_table import ManyWords, WordTable
+from xlm_train.text.bpe_table import ManyWords, WordTable, ranges
+from xlm_train.text.numbered import NumberedText
 from xlm_train.text.vocabulary import EOS, LINE_END, SPECIALS, UNK, Vocabulary
+
+_NUMBERS_AT_ONCE = 1 << 18  # of a text, when its words become pieces: what is needed for that stays in the cache
 
 
 @dataclass
@@ -67,8 +70,8 @@ class CutText:
         special word is dropped; eos ends every line, an empty one too. Pieces of white space other than the ASCII space
         (all that is left of a line of nothing else) are dropped: the original splits lines of pieces at any white space.
         """
-        known = np.array([EOS, *map(vocabulary.index, self.pieces[1:])], np.int64)
-        blank = np.array([False, *(piece.removesuffix(CONTINUED).isspace() for piece in self.pieces[1:])])
+        known = np.array([EOS, *vocabulary.indices(self.pieces[1:])], np.int64)
+        blank = np.array([False, *[piece.removesuffix(CONTINUED).isspace() for piece in self.pieces[1:]]])
         special = (known < len(SPECIALS)) & (known != UNK) & ~blank
         special[0] = False
         line_ends = np.flatnonzero(self.numbers == 0) + 1
@@ -125,26 +128,24 @@ class BpeEncoder:
         return f"{CONTINUED} ".join(symbols)[: -len(END_OF_WORD)]
 
     def encode_ids(self, lines: Sequence[str], vocabulary: Vocabulary) -> EncodedLines:
-        """Lines of words as ids: `cut` and `CutText.encode` in one. Give it blocks of some MB."""
-        return self.cut([lines]).encode(vocabulary)
+        """Lines of words as ids."""
+        return self.cut(NumberedText.of(lines)).encode(vocabulary)
 
-    def cut(self, blocks: Iterable[Sequence[str]]) -> CutText:
-        """Blocks of lines of words, cut into pieces.
-
-        The table of known words lasts from call to call; what else is needed goes with the length of the text.
-        """
-        table, pieces = self._table, {LINE_END: 0}
-        parts, words = [np.empty(0, np.uint16)], 0
-        for lines in blocks:
-            rows = table.rows(lines)
-            words += len(rows) - len(lines) - int(np.count_nonzero(rows == WordTable.EMPTY))
-            in_table = table.gather(rows)
-            # The table's numbers are its own, so those that occur get numbers of this text.
-            seen = np.flatnonzero(np.bincount(in_table))
-            own = np.zeros(seen[-1] + 1 if len(seen) else 0, np.int64)
-            own[seen] = [pieces.setdefault(piece, len(pieces)) for piece in table.pieces(seen)]
-            parts.append(own.astype(np.min_scalar_type(len(pieces)))[in_table])
-        return CutText(list(pieces), np.concatenate(parts), words)
+    def cut(self, text: NumberedText) -> CutText:
+        """Text cut into pieces. The table of known words lasts from call to call."""
+        of_words, lengths = self._table.pieces_of(text.words)
+        # The table's numbers are its own, so those that occur get numbers of this text; the line end, 0, keeps its.
+        seen = np.flatnonzero(np.bincount(of_words))
+        own = np.zeros(seen[-1] + 1, np.min_scalar_type(len(seen)))
+        own[seen] = np.arange(len(seen))
+        of_words, firsts = own[of_words], np.cumsum(lengths) - lengths
+        parts: list[npt.NDArray[Any]] = [np.empty(0, own.dtype)]
+        for start in range(0, len(text.numbers), _NUMBERS_AT_ONCE):
+            numbers = text.numbers[start : start + _NUMBERS_AT_ONCE]
+            parts.append(of_words[ranges(firsts[numbers], lengths[numbers])])
+        blank = np.array([word in ("", LINE_END) for word in text.words])
+        words = len(text.numbers) - int(np.bincount(text.numbers, minlength=len(blank))[blank].sum())
+        return CutText(self._table.pieces(seen), np.concatenate(parts), words)
 
     def merge(self, word: str) -> list[str]:
         """The symbols of `word` after all merges, `</w>` on the last: the pieces before a vocabulary limit.

@@ -1,7 +1,7 @@
 """The pieces of every word met so far, so that a word is cut up once however often it comes.
 
-Words are numbered by row and pieces by number, both as they come up; lines become arrays of rows, rows become arrays
-of pieces, and no Python code runs for a word that is known.
+Words are numbered by row and pieces by number, both as they come up; the different words of a text become arrays of
+pieces, and no Python code runs for a word that is known.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from xlm_train.text.bpe_codes import END_OF_WORD, BpeCodes, as_piece
-from xlm_train.text.vocabulary import LINE_END, split_lines
+from xlm_train.text.vocabulary import LINE_END
 
 MAX_WORDS = 1 << 19
-"""Words a table may hold when lines come in, about 200 bytes each; where it holds more, it is emptied first. So it can
-outgrow this by the distinct words of one block of lines."""
+"""Words a table may hold when a text comes in, about 200 bytes each; where it holds more, it is emptied first. So it can
+outgrow this by the different words of one text."""
 
 MANY = 1000  # words of a table from which on `ManyWords` is worth its start (0.1 s); words it is given at once
 
@@ -88,8 +88,6 @@ class WordTable(dict[str, int]):
         many: Gives what cuts up many words at once, or None where it cannot serve.
     """
 
-    EMPTY, LINE_END = 0, 1  # the rows of "" (no piece) and of the line end
-
     def __init__(self, encode: Callable[[str], str], many: Callable[[], ManyWords | None]) -> None:
         self._encode = encode
         self._many = many
@@ -100,24 +98,16 @@ class WordTable(dict[str, int]):
         self._new.append(word)
         return row
 
-    def rows(self, lines: Sequence[str]) -> npt.NDArray[np.intp]:
-        """The row of every word of the lines, of every empty string between spaces and of every line end."""
+    def pieces_of(self, words: Sequence[str]) -> tuple[npt.NDArray[np.intc], npt.NDArray[np.int64]]:
+        """The numbers of the pieces of words, one word after the other, and how many each has: none for ""."""
         if len(self) > MAX_WORDS:
             self._clear()  # forgetting the oldest gains nothing: words that come often are back at once
-        words = split_lines(lines)
         rows = np.fromiter(map(self.__getitem__, words), np.intp, count=len(words))
         if self._new:
             self._add_new()
-        return rows
-
-    def gather(self, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intc]:
-        """The numbers of the pieces of `rows`, one row after the other."""
-        lengths = np.frombuffer(self._length, np.int64)[rows]
-        # Piece k of the result comes from flat[k + shift of its row].
-        shifts = np.frombuffer(self._first, np.int64)[rows] - (np.cumsum(lengths) - lengths)
-        places = np.repeat(shifts, lengths)
-        places += np.arange(len(places))
-        return np.frombuffer(self._flat, np.intc)[places]
+        lengths = np.frombuffer(self._length, np.int64)
+        firsts = np.frombuffer(self._first, np.int64)
+        return np.frombuffer(self._flat, np.intc)[ranges(firsts[rows], lengths[rows])], lengths[rows]
 
     def pieces(self, numbers: npt.NDArray[np.integer[Any]]) -> list[str]:
         """Pieces by their numbers."""
@@ -125,7 +115,7 @@ class WordTable(dict[str, int]):
 
     def _clear(self) -> None:
         self.clear()
-        self.update({"": self.EMPTY, LINE_END: self.LINE_END})
+        self.update({"": 0, LINE_END: 1})
         self._new: list[str] = []  # words that have a row, but not yet pieces
         self._first, self._length, self._flat = array("q", [0, 0]), array("q", [0, 1]), array("i", [0])
         self._pieces = [LINE_END]
@@ -163,3 +153,10 @@ class WordTable(dict[str, int]):
         if self._many_numbers is None:
             self._many_numbers = np.array([self._number_of(piece) for piece in many.pieces], np.intc)
         return self._many_numbers
+
+
+def ranges(firsts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """first, first + 1, ..., first + length - 1 for each of several."""
+    found = np.repeat(firsts - (np.cumsum(lengths) - lengths), lengths)
+    found += np.arange(len(found))
+    return found

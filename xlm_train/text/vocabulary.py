@@ -1,4 +1,4 @@
-"""Words and how often they occur: counting them, and the vocabulary that gives each its id.
+"""Words: how text is parted into them, and the vocabulary that gives each its id.
 
 Vocabulary files are fastBPE's own (its getvocab): one `word count` a line, by falling count, equal counts in
 byte order. The ids are the original's: 14 special words first, then the file in its order.
@@ -26,7 +26,6 @@ NEVER_WRITTEN = tuple(number for number in range(len(SPECIALS)) if number != EOS
 LINE_END = "\n"
 """What `split_lines` puts after the words of each line. No word can be it."""
 
-_LINES_A_BLOCK = 10_000
 _PROBLEMS_SHOWN = 10
 
 
@@ -46,20 +45,6 @@ def split_lines(lines: Sequence[str]) -> list[str]:
     if text.count(LINE_END) != len(lines):
         raise ValueError("a line holds a newline character: pass lines without their ends")
     return text.split(" ")
-
-
-def count_words(lines: Iterable[str]) -> Counter[str]:
-    """How often each word occurs, in the order of first occurrence.
-
-    Lines are streamed: memory is that of the distinct words. Counts of parts add up: `total.update(part)`
-    over the parts in their order gives the counts of the whole, order included, however the text was divided.
-    """
-    counts: Counter[str] = Counter()
-    lines = iter(lines)
-    while block := list(itertools.islice(lines, _LINES_A_BLOCK)):
-        counts.update(split_lines(block))
-    del counts[""], counts[LINE_END]
-    return counts
 
 
 class Vocabulary:
@@ -96,6 +81,11 @@ class Vocabulary:
     def index(self, word: str) -> int:
         """The id of `word`; `UNK` where the vocabulary lacks it."""
         return self._index.get(word, UNK)
+
+    def indices(self, words: Iterable[str]) -> list[int]:
+        """The ids of many words."""
+        find = self._index.get
+        return [find(word, UNK) for word in words]
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import golden_pieces
+from tests.conftest import count_words, golden_pieces
 from xlm_train.runtime.errors import UserError
-from xlm_train.text.vocabulary import BOS, EOS, PAD, SPECIALS, UNK, Vocabulary, count_words, split_lines
+from xlm_train.text.numbered import NumberedText
+from xlm_train.text.vocabulary import BOS, EOS, PAD, SPECIALS, UNK, Vocabulary, split_lines
 
 
 def test_special_words_have_the_originals_ids() -> None:
@@ -128,3 +129,17 @@ def test_counts_do_not_depend_on_how_text_is_divided(lines: list[str], cuts: lis
     for start, end in itertools.pairwise(bounds):
         total.update(count_words(lines[start:end]))
     assert list(total.items()) == list(whole.items())
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.tuples(st.text("ab \t", max_size=12), st.integers(0, 3)), max_size=30))
+def test_lines_are_taken_and_counted_by_their_numbers(copied: list[tuple[str, int]]) -> None:
+    lines, copies = [line for line, _ in copied], np.array([n for _, n in copied], np.int64)
+    text = NumberedText.of(lines)
+    assert text.lines() == lines
+    assert text.lengths().tolist() == [len(line.split(" ")) + 1 for line in lines]
+    taken = text.take(copies > 0)
+    assert taken.lines() == [line for line, n in copied if n]
+    assert taken.words == NumberedText.of(taken.lines()).words
+    repeated = count_words(line for line, n in copied for _ in range(n))
+    assert list(taken.counts(copies[copies > 0]).items()) == list(repeated.items())
