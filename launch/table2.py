@@ -116,8 +116,8 @@ class Options:
         every = max(1, steps // VALIDATIONS)
         words = [f"trainer.max_steps={steps}"]
         words += [f"callbacks.{name}.every_n_steps={every}" for name in ("validation", "checkpointing")]
-        if kind == "umt":  # the share of denoising falls over half of the run; a step in four is an iteration
-            words.append(f"objective.weights.ae='0:1,{max(1, steps // 8)}:0.5'")
+        if kind == "umt":  # denoising's weight falls over three quarters of the run; four steps are an iteration
+            words.append(f"objective.weights.ae='0:1,{max(1, steps * 3 // 16)}:0.5'")
         return words
 
 
