@@ -58,7 +58,7 @@ def test_the_rows_and_the_length_become_overrides_that_xlm_train_takes(table2: M
     steps = config.trainer.max_steps
     assert steps == 5 * table2.UPDATES_A_MINUTE["umt"]
     assert config.callbacks.validation.every_n_steps == steps // table2.VALIDATIONS
-    assert config.objective.weights.ae == f"0:1,{steps // 8}:0.1"  # of steps / 4 iterations, half
+    assert config.objective.weights.ae == f"0:1,{steps * 3 // 16}:0.5"  # three quarters of steps / 4 iterations
     assert (config.init_encoder, config.init_decoder) == ("runs/clm", "runs/mlm")
 
 
