@@ -291,6 +291,10 @@ def test_a_run_from_another_ones_weights_takes_its_shape(
         config = OmegaConf.create(compose("train", *words, *more))
         take_shape(config, [*words, *more])
         assert (config.model.dim, config.model.n_layers) == (width, depth)
+    config = OmegaConf.create(compose("train", *words))
+    config.update(run_name="another", init_from="${paths.runs}/larger")
+    take_shape(config, words)
+    assert config.model.dim == 32
 
 
 def test_verify_says_what_is_in_a_folder(smoke: Callable[..., Path]) -> None:

@@ -29,16 +29,20 @@ def take_shape(config: DictConfig, words: Sequence[str]) -> str | None:
         What was taken, to be logged; None where nothing was.
     """
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     keys = {word.lstrip("+~").partition("=")[0] for word in words}
     given: Any = OmegaConf.to_container(config, resolve=False)
-    path, model = given.get("init_from"), given.get("model")
+    model = given.get("model")
+    try:
+        path, runs, run = (OmegaConf.select(config, key) for key in ("init_from", "paths.runs", "run_name"))
+    except OmegaConfBaseException:  # of an interpolation: told with all other problems
+        return None
     if not isinstance(path, str) or not isinstance(model, dict) or "model" in keys:
         return None
-    run = Path(str(given["paths"]["runs"]), str(given["run_name"]))
     taken = {
         name: value
-        for name, value in _shape_in(run, path).items()
+        for name, value in _shape_in(Path(str(runs), str(run)), path).items()
         if name in model and name not in FREE and f"model.{name}" not in keys and model[name] != value
     }
     OmegaConf.update(config, "model", taken)
