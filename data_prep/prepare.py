@@ -6,6 +6,7 @@ folder and finds them there after a restart.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -170,7 +171,7 @@ def sum_words(work: Work, workers: Workers, files: Sequence[Path], parts: int, m
         parts: Counters in each of them. One: the order of first occurrence is kept.
         most: Words wanted at most, the rarest are left out; None: all.
     """
-    names = work.copy("names", "\n".join(map(str, files)).encode())
+    names = work.copy("names", os.fsencode("\0".join(map(str, files))))
     jobs = [stages.SumJob(work.path("sums", names.name, part), names, part) for part in range(parts)]
     with waiting("sum", "words"):
         workers.do(stages.sum_words, jobs)

@@ -7,6 +7,7 @@ jobs can run anywhere and in any order. The parent reads the results from the fi
 from __future__ import annotations
 
 import functools
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -212,7 +213,7 @@ class SumJob:
 
     Args:
         out: The work file.
-        names: A file with the paths of work files, a line each.
+        names: A file with the paths of work files, a NUL between two.
         part: The number of the counters.
     """
 
@@ -223,7 +224,8 @@ class SumJob:
 
 def sum_words(job: SumJob) -> None:
     """Work file: the sum of the counters, as a counter."""
-    save(job.out, **_counter(total(map(Path, job.names.read_text().splitlines()), job.part)))
+    paths = map(Path, os.fsdecode(job.names.read_bytes()).split("\0"))
+    save(job.out, **_counter(total(paths, job.part)))
 
 
 @dataclass(frozen=True)
