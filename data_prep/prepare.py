@@ -176,7 +176,7 @@ def sum_words(work: Work, workers: Workers, files: Sequence[Path], parts: int, m
     with waiting("sum", "words"):
         workers.do(stages.sum_words, jobs)
         counts, rarest, gone = stages.most_frequent([job.out for job in jobs], most or 1 << 62)
-    if not counts:
+    if rarest and not counts:
         raise UserError(f"bpe.max_words={most}: more words than that come equally often; raise it")
     if rarest:
         log(
@@ -237,6 +237,8 @@ def get_vocabularies(
         for language in settings.learning_order
         if not (settings.vocab_file and settings.language_vocab_files)
     }
+    if problems := [f"{language}: its training text holds no word" for language, found in counts.items() if not found]:
+        raise UserError(problems)
     own = {language: Vocabulary.from_counts(found).to_text().encode() for language, found in counts.items()}
     own |= {language: file.read_bytes() for language, file in settings.language_vocab_files.items()}
     limits = {language: work.copy(f"vocab.{language}", own[language]) for language in sorted(own)}
@@ -248,7 +250,7 @@ def get_vocabularies(
 
 
 def count_pieces(work: Work, workers: Workers, files: list[Path]) -> Counter[str]:
-    """How often each BPE piece comes, by the counters of work files, in the order of first occurrence."""
+    """How often each BPE piece comes, by the counters of work files."""
 
     def job(some: tuple[Path, ...]) -> stages.TotalJob:
         return stages.TotalJob(work.path("totals", [file.name for file in some]), some)

@@ -396,6 +396,32 @@ def test_one_over_long_line_is_told_with_its_place(tmp_path: Path, texts: dict[s
     assert any(f"train.de: 1 line above max_line_bytes left out (the first is {place})" in w for w in warnings)
 
 
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_text_of_over_long_lines_alone_is_refused(tmp_path: Path, texts: dict[str, dict[str, Any]], split: str) -> None:
+    write(tmp_path / "long", ["x" * 900, "y" * 900])
+    texts[split]["de"] = str(tmp_path / "long")
+    with pytest.raises(UserError, match=rf"^{split}\.de: no line is left of it: 2 are longer than max_line_bytes=800$"):
+        run(tmp_path / "out", texts | {"test": {}}, max_line_bytes=800, deduplicate=True)
+
+
+@pytest.mark.parametrize(
+    ("blank", "told"), [(["de"], "^de: its training text holds no word$"), (["de", "en"], "no word of two characters")]
+)
+def test_training_text_of_blank_lines_alone_is_refused(
+    tmp_path: Path, texts: dict[str, dict[str, Any]], blank: list[str], told: str
+) -> None:
+    for n, language in enumerate(blank, start=5):
+        texts["train"][language] = write(tmp_path / language, [""] * n)
+    with pytest.raises(UserError, match=told):
+        run(tmp_path / "out", texts)
+
+
+def test_any_name_of_the_output_folder_will_do(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
+    write(tmp_path / "a", ["of somebody"])
+    run(tmp_path / "a\u2028b\nc", texts)  # U+2028 and the newline end lines, to Python's splitlines
+    assert read_text(str(tmp_path / "a")) == ["of somebody"]
+
+
 def test_another_encoding_is_told_before_the_work(
     tmp_path: Path, texts: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
