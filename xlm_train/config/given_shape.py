@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,9 +51,9 @@ def take_shape(config: DictConfig, words: Sequence[str]) -> str | None:
 
 
 def _shape_in(run: Path, path: str) -> dict[str, Any]:
-    """The shape in a run's newest checkpoint, else in the one that it starts from; empty where that cannot be read."""
-    own = next(iter(checkpoint_file.in_folder(run / "checkpoints")), None)
-    try:
-        return checkpoint_file.shape_of(own or local_checkpoint(path))
-    except (UserError, OSError):
-        return {}
+    """The shape in a run's newest whole checkpoint, else in the one that it starts from; empty where none can be read."""
+    files: list[str | Path] = [*checkpoint_file.in_folder(run / "checkpoints"), path]
+    for file in files:
+        with contextlib.suppress(UserError, OSError):
+            return checkpoint_file.shape_of(local_checkpoint(file))
+    return {}
