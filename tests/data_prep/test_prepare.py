@@ -32,6 +32,8 @@ from data_prep.distributed import Share
 from data_prep.prepare import prepare
 from data_prep.publish import locked
 from data_prep.settings import read_settings
+from data_prep.stages import most_frequent
+from data_prep.work import compress, save
 from tests.conftest import REPOSITORY, golden_pieces
 from xlm_train.config.overrides import config_folder
 from xlm_train.data.corpus import Corpus
@@ -699,6 +701,21 @@ def test_the_rarest_words_can_be_left_out_of_learning(
     }
     assert "words that come up to 3 times are left out (bpe.max_words=4): 37.50% of the text" in capsys.readouterr().err
     assert merged("none", bpe__max_words=None) == merged("all2")
+
+
+def test_no_more_words_are_learned_from_than_wanted_however_often_they_come(tmp_path: Path) -> None:
+    often = {"haus": 900_000, "maus": 800_000, "zug": 70_000, "rad": 70_000, "bus": 3}
+    for part in (0, 1):
+        words = list(often)[part::2]
+        save(
+            tmp_path / f"{part}.npz",
+            words=compress("\n".join(words).encode()),
+            counts=np.array([often[word] for word in words]),
+        )
+    for most, kept, rarest in ((5, 5, 0), (4, 4, 3), (3, 2, 70_000), (2, 2, 70_000), (1, 1, 800_000), (0, 0, 900_000)):
+        counts, *gone = most_frequent([tmp_path / "0.npz", tmp_path / "1.npz"], most)
+        assert counts == dict(list(often.items())[:kept])
+        assert gone == [rarest, sum(often.values()) - sum(counts.values())]
 
 
 # ---- interruptions
