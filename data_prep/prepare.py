@@ -6,6 +6,7 @@ folder and finds them there after a restart.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -170,12 +171,12 @@ def sum_words(work: Work, workers: Workers, files: Sequence[Path], parts: int, m
         parts: Counters in each of them. One: the order of first occurrence is kept.
         most: Words wanted at most, the rarest are left out; None: all.
     """
-    names = work.copy("names", "\n".join(map(str, files)).encode())
+    names = work.copy("names", os.fsencode("\0".join(map(str, files))))
     jobs = [stages.SumJob(work.path("sums", names.name, part), names, part) for part in range(parts)]
     with waiting("sum", "words"):
         workers.do(stages.sum_words, jobs)
         counts, rarest, gone = stages.most_frequent([job.out for job in jobs], most or 1 << 62)
-    if not counts:
+    if rarest and not counts:
         raise UserError(f"bpe.max_words={most}: more words than that come equally often; raise it")
     if rarest:
         log(
@@ -236,6 +237,8 @@ def get_vocabularies(
         for language in settings.learning_order
         if not (settings.vocab_file and settings.language_vocab_files)
     }
+    if problems := [f"{language}: its training text holds no word" for language, found in counts.items() if not found]:
+        raise UserError(problems)
     own = {language: Vocabulary.from_counts(found).to_text().encode() for language, found in counts.items()}
     own |= {language: file.read_bytes() for language, file in settings.language_vocab_files.items()}
     limits = {language: work.copy(f"vocab.{language}", own[language]) for language in sorted(own)}
@@ -247,7 +250,7 @@ def get_vocabularies(
 
 
 def count_pieces(work: Work, workers: Workers, files: list[Path]) -> Counter[str]:
-    """How often each BPE piece comes, by the counters of work files, in the order of first occurrence."""
+    """How often each BPE piece comes, by the counters of work files."""
 
     def job(some: tuple[Path, ...]) -> stages.TotalJob:
         return stages.TotalJob(work.path("totals", [file.name for file in some]), some)

@@ -197,6 +197,13 @@ def tokenise(settings: Settings, work: Work, workers: Workers) -> tuple[Texts, P
                 f"{settings.max_line_bytes}; parallel text cannot leave lines out: "
                 f"raise max_line_bytes, or take {one.split} out of parallel"
             )
+    if problems := [
+        f"{one.name}: no line is left of it: {one.dropped_lines.long_lines:,} are longer than "
+        f"max_line_bytes={settings.max_line_bytes}"
+        for one in texts.values()
+        if not one.lines
+    ]:
+        raise UserError(problems)
     for split in settings.parallel:
         lines = {text.name: sum(text.lines) for text in texts.values() if text.split == split}
         if len(set(lines.values())) > 1:

@@ -7,10 +7,13 @@ jobs can run anywhere and in any order. The parent reads the results from the fi
 from __future__ import annotations
 
 import functools
+import os
 import zlib
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +215,7 @@ class SumJob:
 
     Args:
         out: The work file.
-        names: A file with the paths of work files, a line each.
+        names: A file with the paths of work files, a NUL between two.
         part: The number of the counters.
     """
 
@@ -223,7 +226,8 @@ class SumJob:
 
 def sum_words(job: SumJob) -> None:
     """Work file: the sum of the counters, as a counter."""
-    save(job.out, **_counter(total(map(Path, job.names.read_text().splitlines()), job.part)))
+    paths = map(Path, os.fsdecode(job.names.read_bytes()).split("\0"))
+    save(job.out, **_counter(total(paths, job.part)))
 
 
 @dataclass(frozen=True)
@@ -355,12 +359,14 @@ def most_frequent(paths: Sequence[Path], most: int) -> tuple[dict[str, int], int
     Returns:
         The counts; how often a word comes that is left out, at most (0: none is); how often those come in all.
     """
-    times = np.zeros(1 << 16, np.int64)  # how many words come so often; the last: or more often
+    times: Counter[int] = Counter()  # how many words come so often
     for path in paths:
-        times += np.bincount(np.minimum(load(path, "counts"), len(times) - 1), minlength=len(times))
-    kept = np.cumsum(times[::-1])[::-1]  # words that come so often or more
-    least = max(1, min(int(np.searchsorted(-kept, -most)), len(times) - 1))
+        different, words = np.unique(load(path, "counts"), return_counts=True)
+        times.update(dict(zip(different.tolist(), words.tolist(), strict=True)))
+    often = sorted(times, reverse=True)
+    n_kept = bisect_right([*accumulate(times[count] for count in often)], most)
+    rarest = often[n_kept] if n_kept < len(often) else 0
     found: dict[str, int] = {}
     for path in paths:
-        found.update((word, count) for word, count in load_counter(path).items() if count >= least)
-    return found, least - 1, int((np.arange(least) * times[:least]).sum())
+        found.update((word, count) for word, count in load_counter(path).items() if count > rarest)
+    return found, rarest, sum(count * words for count, words in times.items() if count <= rarest)

@@ -32,6 +32,8 @@ from data_prep.distributed import Share
 from data_prep.prepare import prepare
 from data_prep.publish import locked
 from data_prep.settings import read_settings
+from data_prep.stages import most_frequent
+from data_prep.work import compress, save
 from tests.conftest import REPOSITORY, golden_pieces
 from xlm_train.config.overrides import config_folder
 from xlm_train.data.corpus import Corpus
@@ -396,6 +398,32 @@ def test_one_over_long_line_is_told_with_its_place(tmp_path: Path, texts: dict[s
     assert any(f"train.de: 1 line above max_line_bytes left out (the first is {place})" in w for w in warnings)
 
 
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_text_of_over_long_lines_alone_is_refused(tmp_path: Path, texts: dict[str, dict[str, Any]], split: str) -> None:
+    write(tmp_path / "long", ["x" * 900, "y" * 900])
+    texts[split]["de"] = str(tmp_path / "long")
+    with pytest.raises(UserError, match=rf"^{split}\.de: no line is left of it: 2 are longer than max_line_bytes=800$"):
+        run(tmp_path / "out", texts | {"test": {}}, max_line_bytes=800, deduplicate=True)
+
+
+@pytest.mark.parametrize(
+    ("blank", "told"), [(["de"], "^de: its training text holds no word$"), (["de", "en"], "no word of two characters")]
+)
+def test_training_text_of_blank_lines_alone_is_refused(
+    tmp_path: Path, texts: dict[str, dict[str, Any]], blank: list[str], told: str
+) -> None:
+    for n, language in enumerate(blank, start=5):
+        texts["train"][language] = write(tmp_path / language, [""] * n)
+    with pytest.raises(UserError, match=told):
+        run(tmp_path / "out", texts)
+
+
+def test_any_name_of_the_output_folder_will_do(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
+    write(tmp_path / "a", ["of somebody"])
+    run(tmp_path / "a\u2028b\nc", texts)  # U+2028 and the newline end lines, to Python's splitlines
+    assert read_text(str(tmp_path / "a")) == ["of somebody"]
+
+
 def test_another_encoding_is_told_before_the_work(
     tmp_path: Path, texts: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -673,6 +701,21 @@ def test_the_rarest_words_can_be_left_out_of_learning(
     }
     assert "words that come up to 3 times are left out (bpe.max_words=4): 37.50% of the text" in capsys.readouterr().err
     assert merged("none", bpe__max_words=None) == merged("all2")
+
+
+def test_no_more_words_are_learned_from_than_wanted_however_often_they_come(tmp_path: Path) -> None:
+    often = {"haus": 900_000, "maus": 800_000, "zug": 70_000, "rad": 70_000, "bus": 3}
+    for part in (0, 1):
+        words = list(often)[part::2]
+        save(
+            tmp_path / f"{part}.npz",
+            words=compress("\n".join(words).encode()),
+            counts=np.array([often[word] for word in words]),
+        )
+    for most, kept, rarest in ((5, 5, 0), (4, 4, 3), (3, 2, 70_000), (2, 2, 70_000), (1, 1, 800_000), (0, 0, 900_000)):
+        counts, *gone = most_frequent([tmp_path / "0.npz", tmp_path / "1.npz"], most)
+        assert counts == dict(list(often.items())[:kept])
+        assert gone == [rarest, sum(often.values()) - sum(counts.values())]
 
 
 # ---- interruptions

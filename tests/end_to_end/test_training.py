@@ -287,10 +287,15 @@ def test_a_run_from_another_ones_weights_takes_its_shape(
     assert last(tmp_path / "larger")["shape"]["dim"] == 32
     assert yaml.safe_load((tmp_path / "larger/config.yaml").read_text())["model"]["dim"] == 32  # so the same goes on
     shutil.rmtree(first)  # which the run needs no more
+    (tmp_path / "larger/checkpoints/step-00000002.pt").write_bytes(b"damaged")  # is passed over, as it is in resuming
     for more, width, depth in (([], 32, 2), (["model.dim=64"], 64, 2), (["model=mini"], 128, 3)):
         config = OmegaConf.create(compose("train", *words, *more))
         take_shape(config, [*words, *more])
         assert (config.model.dim, config.model.n_layers) == (width, depth)
+    config = OmegaConf.create(compose("train", *words))
+    config.update(run_name="another", init_from="${paths.runs}/larger")
+    take_shape(config, words)
+    assert config.model.dim == 32
 
 
 def test_verify_says_what_is_in_a_folder(smoke: Callable[..., Path]) -> None:

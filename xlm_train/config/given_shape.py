@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,16 +30,20 @@ def take_shape(config: DictConfig, words: Sequence[str]) -> str | None:
         What was taken, to be logged; None where nothing was.
     """
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     keys = {word.lstrip("+~").partition("=")[0] for word in words}
     given: Any = OmegaConf.to_container(config, resolve=False)
-    path, model = given.get("init_from"), given.get("model")
+    model = given.get("model")
+    try:
+        path, runs, run = (OmegaConf.select(config, key) for key in ("init_from", "paths.runs", "run_name"))
+    except OmegaConfBaseException:  # of an interpolation: told with all other problems
+        return None
     if not isinstance(path, str) or not isinstance(model, dict) or "model" in keys:
         return None
-    run = Path(str(given["paths"]["runs"]), str(given["run_name"]))
     taken = {
         name: value
-        for name, value in _shape_in(run, path).items()
+        for name, value in _shape_in(Path(str(runs), str(run)), path).items()
         if name in model and name not in FREE and f"model.{name}" not in keys and model[name] != value
     }
     OmegaConf.update(config, "model", taken)
@@ -46,9 +51,9 @@ def take_shape(config: DictConfig, words: Sequence[str]) -> str | None:
 
 
 def _shape_in(run: Path, path: str) -> dict[str, Any]:
-    """The shape in a run's newest checkpoint, else in the one that it starts from; empty where that cannot be read."""
-    own = next(iter(checkpoint_file.in_folder(run / "checkpoints")), None)
-    try:
-        return checkpoint_file.shape_of(own or local_checkpoint(path))
-    except (UserError, OSError):
-        return {}
+    """The shape in a run's newest whole checkpoint, else in the one that it starts from; empty where none can be read."""
+    files: list[str | Path] = [*checkpoint_file.in_folder(run / "checkpoints"), path]
+    for file in files:
+        with contextlib.suppress(UserError, OSError):
+            return checkpoint_file.shape_of(local_checkpoint(file))
+    return {}

@@ -257,7 +257,7 @@ class RunFolder:
 
         Args:
             status: running, finished, preempted, stopped or failed.
-            details: written beside it; without a step among them, that of the last start stays.
+            details: written beside it; without a step among them, the one written last stays.
         """
         at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         write_json(self.path / "status.json", {"status": status, "time": at, "step": self._step_in_status(), **details})
