@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from data_prep import select, stages
 from data_prep.select import EMPTY, SEEN, DuplicateCounter, Hashes, Smallest
 from data_prep.statistics import RawCounts
-from data_prep.work import load, load_json, save
+from data_prep.work import load, load_json, load_mapped, save
 from xlm_train.runtime.files import atomic_write
 
 # ---- what all sentences of a text decide
@@ -216,7 +216,7 @@ def choose(job: ChooseJob) -> None:
     seen = [np.zeros(len(hashes), dtype=bool) for hashes in known]
     repeated = np.zeros(job.n, dtype=bool)
     for file in job.repeated:
-        again = np.load(file, mmap_mode="r")
+        again = load_mapped(file)
         start, end = np.searchsorted(again, [job.first, job.first + job.n])
         repeated[again[start:end] - job.first] = True
     counts: Counter[str] = Counter()

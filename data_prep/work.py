@@ -66,10 +66,24 @@ def load(path: Path, name: str) -> NDArray[Any]:
         with np.load(path, allow_pickle=False) as file:
             return file[name]  # type: ignore[no-any-return]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        path.unlink(missing_ok=True)
-        raise UserError(
-            f"{path}: this work file was damaged and has been removed; run the same command again"
-        ) from error
+        raise _removed(path) from error
+
+
+def load_mapped(path: Path) -> NDArray[Any]:
+    """The array of a work file of one, mapped: its length is checked, its bytes are not.
+
+    Raises:
+        UserError: As `load`.
+    """
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    except (OSError, ValueError, EOFError) as error:
+        raise _removed(path) from error
+
+
+def _removed(path: Path) -> UserError:
+    path.unlink(missing_ok=True)
+    return UserError(f"{path}: this work file was damaged and has been removed; run the same command again")
 
 
 def load_json(path: Path, name: str) -> Any:
@@ -107,9 +121,9 @@ class Work:
         return folder / (name + suffix)
 
     def copy(self, stage: str, data: bytes) -> Path:
-        """A small file of the run, under a name that changes with its content."""
+        """A small file of the run, under a name that changes with its content. One that is damaged is written again."""
         path = self.path(stage, hashlib.sha256(data).hexdigest(), suffix="")
-        if not path.exists():
+        if not path.exists() or path.read_bytes() != data:
             with atomic_write(path) as file:
                 file.write(data)
         return path

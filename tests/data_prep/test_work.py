@@ -1,0 +1,37 @@
+"""Files of the work folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_prep.work import Work, load, load_mapped, save
+from xlm_train.runtime.errors import UserError
+
+
+@pytest.mark.parametrize("read", [lambda path: load(path, "n"), load_mapped], ids=["load", "load_mapped"])
+def test_a_damaged_work_file_is_removed_and_named(read: Callable[[Path], Any], tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    numbers = np.arange(1000)
+    if read is load_mapped:
+        path = tmp_path / "a.npy"
+        np.save(path, numbers)
+    else:
+        save(path, n=numbers)
+    assert np.array_equal(read(path), numbers)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=rf"{path}: this work file was damaged and has been removed"):
+        read(path)
+    assert not path.exists()
+
+
+def test_a_damaged_copy_is_written_again(tmp_path: Path) -> None:
+    work = Work(tmp_path, {})
+    path = work.copy("held", b"some hashes")
+    path.write_bytes(b"some")
+    assert work.copy("held", b"some hashes") == path
+    assert path.read_bytes() == b"some hashes"
