@@ -113,6 +113,7 @@ def test_a_failed_job_is_run_again_alone(words: list[str], tmp_path: Path) -> No
     assert files_of(tmp_path / "sweep,optimizer.lr=0.001") == before
 
 
+@pytest.mark.slow
 def test_a_signal_stops_the_sweep_and_the_same_command_goes_on(words: list[str], tmp_path: Path) -> None:
     words = [*words, "trainer.max_steps=60", "seed=1,2,3"]
     process = subprocess.Popen(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import torch
 
 from tests.conftest import process_environment
 from xlm_train.runtime import checkpoint_file
-from xlm_train.runtime.errors import CheckpointError, OutOfMemory, UserError
+from xlm_train.runtime.errors import CheckpointError, UserError
 
 
 def content(step: int) -> dict:
@@ -39,18 +38,31 @@ def test_round_trip(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["step-00000007.pt"]
 
 
+IN_LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+from xlm_train.runtime import checkpoint_file
+from xlm_train.runtime.errors import OutOfMemory
+import torch
+mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (mapped + 100_000_000, -1))
+try:
+    checkpoint_file.newest(sys.argv[1])
+except OutOfMemory as error:
+    print(error)
+"""
+
+
 def test_a_file_too_large_for_memory_is_not_called_damaged(tmp_path: Path) -> None:
     path = tmp_path / checkpoint_file.name_of(1)
-    large = torch.zeros(50_000_000)  # kept, so that its memory is not free to be read into
-    checkpoint_file.save(path, {**content(1), "shape": {"dim": 40}, "model": {"w": large}})
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + 100_000_000, before[1]))
-    try:
-        with pytest.raises(OutOfMemory, match=r"00000001\.pt: out of memory while its 0\.2 GB were read: free some"):
-            checkpoint_file.newest(tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
+    checkpoint_file.save(path, {**content(1), "shape": {"dim": 40}, "model": {"w": torch.zeros(50_000_000)}})
+    told = subprocess.run(
+        [sys.executable, "-c", IN_LITTLE_MEMORY, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=process_environment(),
+    )
+    assert told.stdout.startswith(f"{path}: out of memory while its 0.2 GB were read: free some"), told
     assert checkpoint_file.shape_of(path) == {"dim": 40}
 
 
