@@ -99,12 +99,9 @@ def text_of(document: str) -> str:
     return (REPOSITORY / f"docs/{document}.md").read_text(encoding="utf-8")
 
 
-def commands_of(document: str, before: str | None = None) -> list[Command]:
-    """A document's commands in order; with `before`, those above that heading."""
+def commands_of(document: str) -> list[Command]:
+    """A document's commands in order."""
     text, commands = text_of(document), []
-    if before is not None:
-        assert text.count(before) == 1
-        text = text.split(before)[0]
     kinds = re.findall(r"^```(\w*)$", text, re.MULTILINE)
     assert set(kinds[::2]) <= {"bash", "text"}
     assert set(kinds[1::2]) == {""}
@@ -156,18 +153,17 @@ def shell(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def follow(tmp_path: Path, shell: dict[str, str]) -> Callable[..., str]:
-    """follow(document, before=None): run its commands, or those above a heading; returns all that they printed."""
+    """follow(document): run its commands; returns all that they printed."""
 
-    def followed(document: str, before: str | None = None) -> str:
+    def followed(document: str) -> str:
         output, needed = "", set()
-        for command in commands_of(document, before):
+        for command in commands_of(document):
             text = command.text
             for pattern, replacement in SUBSTITUTIONS[document]:
                 text, count = re.subn(pattern, replacement, text)
                 needed |= {pattern} if count else set()
             output += run(Command(text, command.status), tmp_path, shell)
-        if before is None:
-            assert needed == {pattern for pattern, _ in SUBSTITUTIONS[document]}
+        assert needed == {pattern for pattern, _ in SUBSTITUTIONS[document]}
         return output
 
     return followed
