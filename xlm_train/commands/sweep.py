@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.config.command import is_multirun_job
+from xlm_train.config.command import is_multirun_job, typed_overrides
 from xlm_train.config.overrides import compose, config_dir_of, group_options, overrides_of
 from xlm_train.runtime.console import Progress
 from xlm_train.runtime.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError, UserError
@@ -237,9 +237,8 @@ def _varied() -> list[str]:
     """This job's overrides of keys that the command line does not give one value for all jobs."""
     from hydra.core.hydra_config import HydraConfig
 
-    job = HydraConfig.get()
-    shared = job.job.config.override_dirname.exclude_keys
-    return [word for word in job.overrides.task if word.partition("=")[0].lstrip("+~") not in shared]
+    shared = HydraConfig.get().job.config.override_dirname.exclude_keys
+    return [word for word in typed_overrides() if word.partition("=")[0].lstrip("+~") not in shared]
 
 
 def is_done(run: RunFolder) -> bool:
@@ -258,7 +257,7 @@ def run_job(main: Callable[[DictConfig], int | None], config: DictConfig, flag: 
     hydra = HydraConfig.get()
     folder, suffix = Path(hydra.sweep.dir), job_suffix()
     start = read_json(folder / "start.json")
-    overrides = [word for word in hydra.overrides.task if not word.startswith("run_name=")]
+    overrides = [word for word in typed_overrides() if not word.startswith("run_name=")]
     run = Path(config.paths.runs) / f"{config.run_name}{suffix}"
     record: dict[str, Any] = {
         "start": start["start"],

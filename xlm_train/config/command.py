@@ -148,10 +148,14 @@ def is_multirun_job() -> bool:
 
 
 def typed_overrides() -> list[str]:
-    """The overrides of this command, or of this job of its `-m`; none before Hydra has begun."""
+    """The overrides of this command, or of this job of its `-m`, as they are written; none before Hydra has begun."""
     from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
 
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    if not HydraConfig.initialized():
+        return []
+    words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return list(words)
 
 
 def asks_for_multirun(arguments: Sequence[str]) -> bool:
