@@ -32,14 +32,14 @@ class EntryPoint:
     def __call__(self) -> None:
         """Run it."""
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, interrupt)
+            signal.signal(signal.SIGINT, _interrupt)
         self.main()
 
 
 _work_has_begun = False
 
 
-def interrupt(number: int, frame: FrameType | None) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     """Handle SIGINT: exit at once until `begin_work`, raise KeyboardInterrupt from then on.
 
     An exception in the middle of an import, or of reading a config, may come to nothing or to a traceback.
