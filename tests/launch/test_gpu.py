@@ -125,7 +125,7 @@ def test_a_part_that_fails_or_hangs_is_told(tmp_path: Path) -> None:
     assert "status 3" in gpu.in_child(lambda work: os._exit(3), work, 60)["failed"]
     found = gpu.in_child(hangs, work, 1)
     assert found["failed"] == "not done after 1 s"
-    assert found["seconds"] < 30
+    assert found["seconds"] < 300  # not the 600 of what hangs
     stat = Path(f"/proc/{(tmp_path / 'pid').read_text()}/stat")
     assert not stat.exists() or ") Z " in stat.read_text()
 

@@ -179,7 +179,7 @@ def test_of_many_one_gets_the_lease(store: Store, tmp_path: Path) -> None:
     folders = [tmp_path / str(number) for number in range(8)]
     for folder in folders:
         folder.mkdir()
-    leases = [Lease(store, folder, 30.0) for folder in folders]
+    leases = [Lease(store, folder, 600.0) for folder in folders]
     for lease in leases:
         lease.remember(0)
     got: list[Lease] = []
@@ -204,7 +204,7 @@ def test_of_many_one_gets_the_lease(store: Store, tmp_path: Path) -> None:
     began = time.monotonic()
     got[0].release()
     leases[0 if got[0] is not leases[0] else 1].wait_until_free()
-    assert time.monotonic() - began < 10  # not the 30 seconds
+    assert time.monotonic() - began < 60  # not the 600 seconds
 
 
 def test_a_manifest_names_nothing_outside() -> None:

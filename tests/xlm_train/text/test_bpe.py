@@ -280,7 +280,7 @@ def test_a_very_long_word_takes_no_quadratic_time(golden_codes: BpeCodes) -> Non
     start = time.process_time()
     pieces = encoder.encode_text(word).split(" ")
     assert "".join(piece.removesuffix("@@") for piece in pieces) == word
-    assert time.process_time() - start < 20  # about 1 s; a quadratic way takes an hour
+    assert time.process_time() - start < 300  # about 1 s; a quadratic way takes an hour
 
 
 @given(TEXT)

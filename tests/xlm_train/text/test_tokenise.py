@@ -329,10 +329,10 @@ def test_surrogates_become_spaces() -> None:
 )
 @pytest.mark.parametrize("language", ["en", "de", "fi"])
 def test_long_lines_take_linear_time(unit: str, language: str) -> None:
-    """Quadratic time would be some 10 s, linear time is 0.2 s at most."""
+    """Quadratic time would be minutes, linear time is below a second."""
     start = time.process_time()
-    Tokeniser(language).tokenise([unit * (100_000 // len(unit))])
-    assert time.process_time() - start < 2
+    Tokeniser(language).tokenise([unit * (300_000 // len(unit))])
+    assert time.process_time() - start < 20
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_long_lines_take_linear_time(unit: str, language: str) -> None:
 def test_the_scripts_own_marker_takes_linear_time(line: str) -> None:
     start = time.process_time()
     Tokeniser("en").tokenise([line, "DOT" * 33_000])
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 20  # 0.02 s; minutes if it were quadratic
 
 
 # ---- Tables ----
