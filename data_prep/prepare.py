@@ -99,7 +99,7 @@ def prepare(settings: Settings) -> dict[str, Any]:
         orders = order_by_length(work, workers, shards, texts, pairs, corpus)
         result = manifest.describe(settings, tools, every, pairs, encoded, corpus, orders, bpe)
         files = bpe.files() | {"report.html": work.copy("report", report.page(result, corpus).encode())}
-        publish(settings, result, shards, files)
+        publish(settings, result, shards, files, workers)
     tell(settings, result)
     return result
 

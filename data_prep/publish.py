@@ -8,12 +8,15 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_prep.checks import OURS
 from data_prep.settings import Settings
+from data_prep.work import FAN, Workers
 from xlm_train.data import manifest
 from xlm_train.runtime.console import counted, log, waiting
 from xlm_train.runtime.errors import UserError
@@ -174,7 +177,9 @@ def _other_inputs(found: Mapping[str, Any], settings: Settings) -> list[str]:
     return differences
 
 
-def publish(settings: Settings, result: dict[str, Any], folder: Path, files: Mapping[str, Path]) -> None:
+def publish(
+    settings: Settings, result: dict[str, Any], folder: Path, files: Mapping[str, Path], workers: Workers
+) -> None:
     """Put a finished corpus in its place, the manifest last; clear the work folder.
 
     What stood there before is whole until here. From the removal of the old manifest to the writing of the new there
@@ -186,6 +191,7 @@ def publish(settings: Settings, result: dict[str, Any], folder: Path, files: Map
         result: The manifest.
         folder: Holds the shards.
         files: The small files, by their names in the corpus.
+        workers: Upload the shards.
 
     Raises:
         UserError: A shard was changed meanwhile.
@@ -200,18 +206,48 @@ def publish(settings: Settings, result: dict[str, Any], folder: Path, files: Map
         shutil.rmtree(folder)
         raise UserError(f"{out}: {lost[0]} was changed while this ran; run the same command again")
     if is_url(settings.out):
-        _upload(Store(settings.out), result, {**files, **{name: folder / name for name in shards}})
+        _upload(Store(settings.out), result, folder, files, workers)
     else:
         _move(out, result, folder, files)
     shutil.rmtree(folder if settings.keep_work else out / ".work")
 
 
-def _upload(store: Store, result: dict[str, Any], files: Mapping[str, Path]) -> None:
+@dataclass(frozen=True)
+class UploadJob:
+    """Shards to put into a store.
+
+    Args:
+        out: The work file that says that they are there.
+        url: Of the corpus in the store.
+        folder: Of the shards.
+        names: Of the shards.
+    """
+
+    out: Path
+    url: str
+    folder: Path
+    names: tuple[str, ...]
+
+
+def upload_shards(job: UploadJob) -> None:
+    """Put shards into a store, several at a time."""
+    Store(job.url).upload_all({name: job.folder / name for name in job.names})
+    job.out.touch()
+
+
+def _upload(store: Store, result: dict[str, Any], folder: Path, files: Mapping[str, Path], workers: Workers) -> None:
     """Put a corpus into a store, as `publish` does into a folder; an upload that is killed begins again."""
     store.remove([manifest.FILE])
-    with waiting("upload", f"{counted(len(files), 'file')} to {store.url}"):
+    shards = list(manifest.files_of(result))
+    with (
+        tempfile.TemporaryDirectory(prefix="uploaded-", dir=folder.parent) as done,
+        waiting("upload", f"{counted(len(files) + len(shards), 'file')} to {store.url}"),
+    ):
+        parts = [tuple(shards[start : start + FAN]) for start in range(0, len(shards), FAN)]
+        jobs = [UploadJob(Path(done, str(number)), store.url, folder, part) for number, part in enumerate(parts)]
+        workers.do(upload_shards, jobs)
         store.upload_all(files)
-    old = [name for name in store.names("") if OURS.fullmatch(name) and name not in files]
+    old = [name for name in store.names("") if OURS.fullmatch(name) and name not in {*files, *shards}]
     store.remove(old)
     store.write(manifest.FILE, json.dumps(result, indent=2, ensure_ascii=False).encode())
 

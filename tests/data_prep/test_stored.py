@@ -15,6 +15,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from data_prep import publish
+from data_prep.distributed import workers_for
 from data_prep.prepare import prepare
 from data_prep.settings import read_settings
 from data_prep.sources import sources_of
@@ -22,6 +24,7 @@ from tests.conftest import process_environment
 from tests.data_prep.test_prepare import made_text, request, write
 from tests.s3_server import S3Server
 from xlm_train.data.corpus import Corpus
+from xlm_train.data.manifest import files_of
 from xlm_train.runtime.errors import ConfigError, TextError, UserError
 from xlm_train.runtime.storage import Store
 from xlm_train.runtime.stored_object import FIRST_BLOCK, StoredObject
@@ -81,6 +84,19 @@ def test_a_corpus_from_a_store_to_a_store(
     assert f"{url} holds exactly this corpus already" in "".join(capsys.readouterr())
     with pytest.raises(UserError, match=r"was made otherwise: seed: 0 then, 1 now"):
         run(url, words(f"{store.url}/text"), seed=1)
+
+
+def test_tasks_upload_the_shards(folder: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datatrove")
+    monkeypatch.setattr(publish, "FAN", 2)
+    (tmp_path / "work").mkdir()
+    made = run(str(tmp_path / "made"), words(str(folder)), shard_tokens=2000)
+    tasks = workers_for("local", 3, 1, {}, tmp_path / "work")
+    small = {name: tmp_path / "made" / name for name in ("codes", "vocab", "report.html")}
+    publish._upload(Store(f"{store.url}/corpus"), made, tmp_path / "made", small, tasks)
+    assert len(files_of(made)) > 5
+    assert len(list((tmp_path / "work").glob("datatrove/upload_shards-*/logs/task_*.log"))) == 3
+    Corpus(f"{store.url}/corpus").verify()
 
 
 def test_a_stored_corpus_is_replaced(folder: Path, store: Store) -> None:
