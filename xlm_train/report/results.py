@@ -212,7 +212,13 @@ def _details(known: dict[str, Any]) -> str:
 
 
 def _said(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return rounded(value, 3) if isinstance(value, float) else str(value)
+
+
+def rounded(value: float, digits: int) -> str:
+    """A number to so many digits, large ones written out: 120, not 1.2e+02."""
+    written = f"{value:.{digits}g}"
+    return f"{float(written):,.0f}" if "e+" in written and value < 1e9 else f"{float(written):,.{digits}g}"
 
 
 def checkpoints(runs: Sequence[Run]) -> list[Block]:

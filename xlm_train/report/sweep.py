@@ -14,6 +14,7 @@ from xlm_train.report.content import Section
 from xlm_train.report.html import PALETTE, Cell, Paragraph, Table
 from xlm_train.report.png import draw
 from xlm_train.report.reading import Run, read_run
+from xlm_train.report.results import rounded
 from xlm_train.report.sweep_figures import figures, job_curves
 from xlm_train.report.sweep_rows import (
     DONE,
@@ -141,13 +142,7 @@ def seeds(rows: Sequence[Row]) -> list[Table]:
 def _said(found: Spread | None) -> str:
     if found is None:
         return ""
-    return _rounded(found.mean, 4) + ("" if found.deviation is None else f" ± {_rounded(found.deviation, 2)}")
-
-
-def _rounded(value: float, digits: int) -> str:
-    """A number to so many digits, large ones written out: 120, not 1.2e+02."""
-    written = f"{value:.{digits}g}"
-    return f"{float(written):,.0f}" if "e+" in written and value < 1e9 else f"{float(written):,.{digits}g}"
+    return rounded(found.mean, 4) + ("" if found.deviation is None else f" ± {rounded(found.deviation, 2)}")
 
 
 def _averages(rows: Sequence[Row]) -> dict[str, Any]:
