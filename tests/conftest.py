@@ -24,6 +24,7 @@ from xlm_train.text.numbered import NumberedText
 pytest_plugins = ["tests.s3_server"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+PATIENCE = 300.0  # seconds for what must happen; longer and it hangs, however busy the machine
 
 # A shell lets what it starts in the background ignore SIGINT, and all that this starts in turn (bash cannot even trap it).
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -179,7 +180,7 @@ def command(
         text=True,
         cwd=cwd,
         env=process_environment(**environment),
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
     assert result.returncode == status, f"exit status {result.returncode}\n{result.stdout}\n{result.stderr}"

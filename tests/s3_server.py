@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import process_environment
+from tests.conftest import PATIENCE, process_environment
 
 SECRET = "planted-secret-Zq8vN3kRw1"
 TOKEN = "planted-token-Xr5bM9cTy7"
@@ -72,7 +72,7 @@ class S3Server:
     def deaf(self, is_deaf: bool) -> None:
         """Refuse all connections, or no longer: the network is down, and objects stay."""
         self.says("deaf", "" if is_deaf else None)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while self._answers() is is_deaf:
             assert time.monotonic() < deadline
             time.sleep(0.02)

@@ -34,7 +34,7 @@ from data_prep.publish import locked
 from data_prep.settings import read_settings
 from data_prep.stages import most_frequent
 from data_prep.work import compress, save
-from tests.conftest import REPOSITORY, golden_pieces
+from tests.conftest import PATIENCE, REPOSITORY, golden_pieces
 from xlm_train.config.overrides import config_folder
 from xlm_train.data.corpus import Corpus
 from xlm_train.runtime.errors import ConfigError, TextError, UserError
@@ -821,7 +821,7 @@ def test_killed_with_workers_it_leaves_no_process_and_goes_on(tmp_path: Path, te
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path, env=ENV
     ) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not list(out.glob(".work/tokenised/*/*.npz")):
             assert time.monotonic() < deadline
             assert process.poll() is None
@@ -829,7 +829,7 @@ def test_killed_with_workers_it_leaves_no_process_and_goes_on(tmp_path: Path, te
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         process.kill()
     assert len(children) >= 2
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while any(_runs(child) for child in children):
         assert time.monotonic() < deadline, "workers outlived the parent"
         time.sleep(0.05)
@@ -918,7 +918,7 @@ def test_a_worker_that_dies_is_an_error(tmp_path: Path, texts: dict[str, dict[st
     out = tmp_path / "out"
     command = command_line(out, texts, "workers=2", "piece_bytes=200")
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=tmp_path, env=ENV) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not list(out.glob(".work/tokenised/*/*.npz")):
             assert time.monotonic() < deadline
             assert process.poll() is None
@@ -1014,7 +1014,7 @@ def test_a_killed_task_ends_the_command(tmp_path: Path, texts: dict[str, dict[st
     more = ["executor=local", "tasks=2", "workers=2", "piece_bytes=2000"]
     command = command_line(out, texts, *more)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=tmp_path, env=ENV) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while True:
             assert time.monotonic() < deadline
             assert process.poll() is None
@@ -1030,7 +1030,7 @@ def test_a_killed_task_ends_the_command(tmp_path: Path, texts: dict[str, dict[st
                 continue
             break
         os.kill(worker, signal.SIGKILL)
-        message = process.communicate(timeout=30)[1].decode()
+        message = process.communicate(timeout=PATIENCE)[1].decode()
         assert process.returncode == 2
     error = message[message.index("xlm-prep: error: ") :]
     named = re.search(r"task \d of \w+ was killed \(SIGKILL; log: (.*/logs/task_0000\d\.log)\)", error)
@@ -1109,6 +1109,8 @@ def test_a_killed_parent_leaves_no_noise() -> None:
         "    assert list(workers.map(abs, [-1, -2])) == [1, 2]\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert ended.returncode == -signal.SIGKILL
     assert ended.stderr == ""

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import REPOSITORY, process_environment, text_files
+from tests.conftest import PATIENCE, REPOSITORY, process_environment, text_files
 from xlm_train.config.parts import REFUSED
 
 DOCUMENT = (REPOSITORY / "docs/extending.md").read_text(encoding="utf-8")
@@ -62,7 +62,7 @@ def follow(folder: Path) -> Callable[..., str]:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE,
             check=False,
         )
         assert result.returncode == 0, result.stdout + result.stderr
@@ -171,7 +171,7 @@ def test_another_normalisation(folder: Path, tmp_path: Path, follow: Callable[..
             env=process_environment(PYTHONPATH=str(changed)),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE,
             check=False,
         )
 

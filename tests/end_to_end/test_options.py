@@ -15,7 +15,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.conftest import command
+from tests.conftest import PATIENCE, command
 from tests.end_to_end.test_training import start
 from tests.end_to_end.worlds import assert_same, last
 from xlm_train.config.train import problems_of
@@ -69,7 +69,7 @@ def test_a_slow_rank_is_named(words: list[str], tmp_path: Path) -> None:
     settings = ["trainer.max_steps=100000", "callbacks.metrics.every_n_steps=20"]
     process = start(*words, *settings, "run_name=slow")
     events = tmp_path / "slow/events.jsonl"
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENCE
     while not (events.is_file() and '"start"' in events.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
     worker = workers_of(tmp_path / "slow")[-1]
@@ -92,7 +92,7 @@ def test_a_slow_rank_is_named(words: list[str], tmp_path: Path) -> None:
         thread.join()
         os.kill(worker, signal.SIGCONT)
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        process.wait(PATIENCE)
     slow = [json.loads(line) for line in events.read_text().splitlines() if "slow_rank" in line]
     assert slow, "the rank was not named"
     assert slow[0]["rank"] == 1

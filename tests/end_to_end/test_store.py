@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import command, train_here
-from tests.end_to_end.worlds import PATIENCE, SERVER, Death, _process, assert_same_run, start
+from tests.conftest import PATIENCE, command, train_here
+from tests.end_to_end.worlds import SERVER, Death, _process, assert_same_run, start
 from tests.s3_server import KEY_ID, SECRET, TOKEN, S3Server
 from xlm_train.commands.verify import verify
 from xlm_train.runtime import checkpoint_file

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from tests.conftest import command, process_environment
+from tests.conftest import PATIENCE, command, process_environment
 from xlm_train.commands.sweep import best_perplexity, sweep_of
 from xlm_train.config.overrides import config_folder
 from xlm_train.config.train import problems_of
@@ -120,13 +120,13 @@ def test_a_signal_stops_the_sweep_and_the_same_command_goes_on(words: list[str],
         [sys.executable, "-m", "xlm_train.commands.train", *words], env=process_environment(), stderr=subprocess.DEVNULL
     )
     first, second, third = (tmp_path / f"sweep,seed={seed}" for seed in (1, 2, 3))
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not any(line["step"] >= 10 for line in read_metrics(second / "metrics.jsonl")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 75
+    assert process.wait(PATIENCE) == 75
     assert [status_of(run)["status"] for run in (first, second)] == ["finished", "preempted"]
     assert not third.exists()
     assert [job["status"] for job in jobs_of(tmp_path).values()] == ["finished", "preempted", "not started"]
@@ -183,13 +183,13 @@ def test_a_signal_reaches_jobs_in_other_processes(launcher: str, words: list[str
     process = subprocess.Popen(
         [sys.executable, "-m", "xlm_train.commands.train", *words], env=process_environment(), stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + PATIENCE
     while not read_metrics(tmp_path / "sweep,seed=1/metrics.jsonl"):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 75
+    assert process.wait(PATIENCE) == 75
     statuses = [job["status"] for job in jobs_of(tmp_path).values()]
     assert statuses[0] == "preempted"
     assert set(statuses) <= {"preempted", "not started"}
@@ -295,7 +295,7 @@ def test_a_plugin_that_is_not_installed_is_named(word: str, extra: str) -> None:
     program = "import sys; sys.modules['hydra_plugins'] = None; from xlm_train.commands.train import main; main()"
     result = subprocess.run(
         [sys.executable, "-c", program, "-m", "run_name=x", "seed=1,2", word],
-        capture_output=True, text=True, env=process_environment(), timeout=100, check=False,
+        capture_output=True, text=True, env=process_environment(), timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert result.returncode == 2
     assert f"pip install 'xlm_train[{extra}]'" in result.stderr

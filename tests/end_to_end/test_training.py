@@ -22,7 +22,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from tests.conftest import command, process_environment, train_here
+from tests.conftest import PATIENCE, command, process_environment, train_here
 from tests.end_to_end.worlds import assert_same, assert_same_run, last
 from xlm_train.config.given_shape import take_shape
 from xlm_train.runtime import checkpoint_file
@@ -75,7 +75,7 @@ def test_preemption(number: signal.Signals, smoke: Callable[..., Path], corpus_f
     run = tmp_path / "preempted"
     wait_for_step(run, 10, process)
     process.send_signal(number)
-    assert process.wait(60) == 75
+    assert process.wait(PATIENCE) == 75
     assert json.loads((run / "status.json").read_text())["status"] == "preempted"
     stopped = last(run)["progress"]["step"]
     assert 10 <= stopped < 60
@@ -94,7 +94,7 @@ def start(*words: str) -> subprocess.Popen[bytes]:
 
 def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
     """Wait until the run has reported a step."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not any(line["step"] >= step for line in read_metrics(run / "metrics.jsonl")):
         assert process.poll() is None, "the process ended by itself"
         assert time.monotonic() < deadline
@@ -142,7 +142,7 @@ def test_two_processes_preempted_between_reports_and_resumed(
     process = start(*common, "run_name=preempted")
     wait_for_step(tmp_path / "preempted", 16, process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 75
+    assert process.wait(PATIENCE) == 75
     stopped = last(tmp_path / "preempted")["progress"]["step"]
     assert stopped % 3 == 0
     command("xlm_train.commands.train", *common, "run_name=preempted")

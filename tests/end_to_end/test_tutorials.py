@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import REPOSITORY, process_environment, read_lines, text_files
+from tests.conftest import PATIENCE, REPOSITORY, process_environment, read_lines, text_files
 from tests.launch.test_slurm import Slurm
 from xlm_train.config.overrides import check_overrides, overrides_of
 
@@ -132,7 +132,7 @@ def run(command: Command, folder: Path, environment: dict[str, str]) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     output = result.stdout + result.stderr

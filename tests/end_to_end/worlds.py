@@ -26,10 +26,10 @@ from typing import Any
 
 import torch
 
+from tests.conftest import PATIENCE
 from xlm_train.runtime import checkpoint_file
 from xlm_train.training.loggers import read_metrics
 
-PATIENCE = 240.0  # seconds for a whole start
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     ["xlm_train.training.module", "xlm_train.training.callbacks", "xlm_train.train", "xlm_train.report"]

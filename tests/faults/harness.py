@@ -30,13 +30,12 @@ from typing import Any
 
 import torch
 
-from tests.conftest import command, process_environment
+from tests.conftest import PATIENCE, command, process_environment
 from xlm_train.runtime import checkpoint_file
 from xlm_train.training.loggers import read_metrics
 
 MARK = "XLM_FAULTS"  # environment variable by which every process of a start is found, orphans included
 LOOK_EVERY = 0.002  # seconds
-PATIENCE = 300.0  # seconds for anything else that must happen
 GONE_WITHIN = 180.0  # seconds for the others to leave after one was killed; a few on an idle machine
 
 # 40 MB a checkpoint, every third step: a write is under way for a good part of the time. Reports, validations and

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import PATIENCE
 from tests.faults.conftest import SMALL, PrivateMounts
-from tests.faults.harness import PATIENCE, compare, random_corpus, wait_until
+from tests.faults.harness import compare, random_corpus, wait_until
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import CheckpointError
 

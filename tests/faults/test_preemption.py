@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import PATIENCE, Started, compare, last_report, wait_for_step, wait_until
+from tests.conftest import PATIENCE
+from tests.faults.harness import Started, compare, last_report, wait_for_step, wait_until
 from xlm_train.runtime import checkpoint_file
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import PATIENCE, Started, campaign, compare, wait_for_step, words_of
+from tests.conftest import PATIENCE
+from tests.faults.harness import Started, campaign, compare, wait_for_step, words_of
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import PATIENCE, REPOSITORY
 from tests.end_to_end.test_training import assert_same_run, wait_for_step
 from tests.launch.conftest import LAUNCH, ci_must_not_skip
 
@@ -113,7 +113,7 @@ def root(tmp_path: Path, corpus_folder: Path) -> Path:
         " && /opt/venv/bin/python -m pip install --quiet --no-deps --no-index --ignore-installed /tmp/*.whl"
     )
     subprocess.run(
-        inside(root, "0", "bash", "-c", install), check=True, timeout=120, env={"PATH": "/usr/sbin:/usr/bin"}
+        inside(root, "0", "bash", "-c", install), check=True, timeout=PATIENCE, env={"PATH": "/usr/sbin:/usr/bin"}
     )
     return root
 
@@ -136,7 +136,7 @@ def test_its_command_and_a_pods_command_run_as_its_user(
 ) -> None:
     user = last("USER")
     helped = subprocess.run(
-        inside(root, user, *json.loads(last("CMD"))), capture_output=True, text=True, timeout=60, check=True
+        inside(root, user, *json.loads(last("CMD"))), capture_output=True, text=True, timeout=PATIENCE, check=True
     )
     assert "Usage: xlm-train" in helped.stdout
 
@@ -151,9 +151,9 @@ def test_its_command_and_a_pods_command_run_as_its_user(
         wait_for_step(root / "runs/x", 20, process)
         first = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
         os.kill(first, signal.SIGTERM)  # what a container's first process gets
-        assert process.wait(60) == 75
+        assert process.wait(PATIENCE) == 75
     finally:
         process.kill()
-    assert subprocess.run(command, timeout=120, check=False).returncode == 0
+    assert subprocess.run(command, timeout=PATIENCE, check=False).returncode == 0
     assert {path.stat().st_uid for path in (root / "runs").rglob("*")} == {int(user)}
     assert_same_run(undisturbed(2), root / "runs/x")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, command
+from tests.conftest import PATIENCE, REPOSITORY, command
 from tests.end_to_end.test_worlds import BOUND
 from tests.end_to_end.worlds import largest_difference, reported
 from tests.launch.conftest import LAUNCH
@@ -51,7 +51,7 @@ def machine(words: list[str], environment: dict[str, str], tmp_path: Path) -> It
 
 
 def wait_until(condition: Callable[[], bool], folder: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, [path.read_text() for path in sorted(folder.glob("log.*"))]
         time.sleep(0.01)
@@ -95,8 +95,8 @@ def test_machines_go_and_come(machine: Machine, words: list[str], tmp_path: Path
     wait_until(lambda: worlds(run) == [2, 1, 2], tmp_path)
 
     back.send_signal(signal.SIGTERM)
-    assert back.wait(60) == 75
-    assert host.wait(120) == 0
+    assert back.wait(PATIENCE) == 75
+    assert host.wait(PATIENCE) == 0
     assert worlds(run) == [2, 1, 2, 1]
     difference = largest_difference(tmp_path / "undisturbed", run)  # every step is reported once
     print(f"losses differ by {difference:.1e} at most")

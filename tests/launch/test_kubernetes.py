@@ -17,7 +17,7 @@ import pytest
 import yaml
 from kubeflow_trainer_api import models
 
-from tests.conftest import REPOSITORY
+from tests.conftest import PATIENCE, REPOSITORY
 from tests.end_to_end.test_training import assert_same_run, wait_for_step
 from tests.launch.conftest import LAUNCH
 from xlm_train.config.overrides import check_overrides
@@ -184,7 +184,7 @@ def test_one_pod_is_told_to_leave_and_all_are_started_again(
     assert [process.wait(POD["terminationGracePeriodSeconds"]) for process in pods] == [75, 75]
     assert action(75) == "Ignore"
     pods = [pod(index, words, environment) for index in range(2)]
-    assert [process.wait(120) for process in pods] == [0, 0]
+    assert [process.wait(PATIENCE) for process in pods] == [0, 0]
     assert_same_run(undisturbed(2), tmp_path / "x")
 
 
@@ -192,7 +192,7 @@ def test_one_pod_is_told_to_leave_and_all_are_started_again(
 def test_a_mistake_ends_the_job(words: list[str], environment: dict[str, str], tmp_path: Path) -> None:
     words = [*words, f"paths.runs={tmp_path}", "run_name=x", "data.slots=1"]
     pods = [pod(index, words, environment) for index in range(2)]
-    assert "FailJob" in {action(process.wait(60)) for process in pods}
+    assert "FailJob" in {action(process.wait(PATIENCE)) for process in pods}
 
 
 def test_commands_of_the_document_take_what_they_are_given() -> None:

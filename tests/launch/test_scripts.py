@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import PATIENCE, REPOSITORY
 from tests.end_to_end.test_training import assert_same_run, wait_for_step
 from tests.launch.conftest import LAUNCH, ci_must_not_skip
 
@@ -55,7 +55,10 @@ def test_asked_to_leave_it_saves_and_the_same_line_goes_on(
     process = subprocess.Popen(line, env={**environment, **sizes}, cwd=REPOSITORY)
     wait_for_step(tmp_path / "x", 20, process)
     process.send_signal(number)
-    assert process.wait(60) == status
+    assert process.wait(PATIENCE) == status
     assert json.loads((tmp_path / "x/status.json").read_text())["status"] == "preempted"
-    assert subprocess.run(line, env={**environment, **sizes}, cwd=REPOSITORY, timeout=120, check=False).returncode == 0
+    assert (
+        subprocess.run(line, env={**environment, **sizes}, cwd=REPOSITORY, timeout=PATIENCE, check=False).returncode
+        == 0
+    )
     assert_same_run(undisturbed(2), tmp_path / "x")

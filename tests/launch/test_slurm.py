@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import PATIENCE, REPOSITORY
 from tests.end_to_end.test_training import assert_same_run
 from tests.launch.conftest import LAUNCH, STEPS
 from xlm_train.training.loggers import read_metrics
@@ -54,7 +54,7 @@ def slurm(tmp_path: Path, environment: dict[str, str]) -> Slurm:
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert process.poll() is None, "the job ended by itself"
         assert time.monotonic() < deadline
@@ -78,7 +78,7 @@ def test_its_time_is_up_and_it_is_queued_again_once(
     job = slurm.sbatch(f"--nodes={nodes}", "--gpus-per-node=1", LAUNCH / "slurm.sbatch", *words)
     wait_until(at_step(run, 20), job)
     slurm.do("time-up")
-    assert job.wait(120) == 0, slurm.output()
+    assert job.wait(PATIENCE) == 0, slurm.output()
     (started,) = {call[0] for call in slurm.calls("start")}
     assert slurm.calls("scontrol") == [["requeue", started]]
     assert len(slurm.calls("start")) == len(slurm.calls("srun")) == 2
@@ -97,7 +97,7 @@ def test_other_sizes_than_the_jobs_are_refused_and_a_failure_is_not_queued_again
     slurm: Slurm, words: list[str], tmp_path: Path
 ) -> None:
     job = slurm.sbatch("--nodes=1", "--gpus-per-node=2", LAUNCH / "slurm.sbatch", *words, "trainer.devices=1")
-    assert job.wait(120) not in (0, 75)
+    assert job.wait(PATIENCE) not in (0, 75)
     assert "the launcher started 2 processes, but trainer.devices=1 x trainer.nodes=1 = 1" in slurm.output()
     assert "Traceback" not in slurm.output()
     assert slurm.calls("scontrol") == []
@@ -108,7 +108,7 @@ def test_other_sizes_than_the_jobs_are_refused_and_a_failure_is_not_queued_again
 def test_what_is_missing_is_said_before_anything_starts(slurm: Slurm, missing: str, message: str) -> None:
     slurm.environment[missing] = "" if missing == "RUN_NAME" else "/nowhere"
     job = slurm.sbatch(LAUNCH / "slurm.sbatch")
-    assert job.wait(60) not in (0, 75)
+    assert job.wait(PATIENCE) not in (0, 75)
     assert message in slurm.output()
     assert slurm.calls("srun") == []
 
@@ -120,7 +120,7 @@ def test_told_to_leave_before_training_has_begun(
     job = slurm.sbatch("--nodes=1", "--gpus-per-node=2", LAUNCH / "slurm.sbatch", *words)
     wait_until((slurm.folder / "tasks").is_file, job)
     slurm.do("time-up")
-    assert job.wait(120) == 0, slurm.output()
+    assert job.wait(PATIENCE) == 0, slurm.output()
     assert len(slurm.calls("scontrol")) == 1
     assert_same_run(undisturbed(2), tmp_path / "runs/x")
 
@@ -133,10 +133,10 @@ def test_scancel_saves_and_is_not_queued_again(
     job = slurm.sbatch("--nodes=1", "--gpus-per-node=2", LAUNCH / "slurm.sbatch", *words)
     wait_until(at_step(run, 20), job)
     slurm.do("scancel")
-    assert job.wait(120) == 75
+    assert job.wait(PATIENCE) == 75
     assert slurm.calls("scontrol") == []
     assert status_of(run) == "preempted"
-    assert slurm.sbatch("--nodes=1", "--gpus-per-node=2", LAUNCH / "slurm.sbatch", *words).wait(120) == 0
+    assert slurm.sbatch("--nodes=1", "--gpus-per-node=2", LAUNCH / "slurm.sbatch", *words).wait(PATIENCE) == 0
     assert_same_run(undisturbed(2), run)
 
 
@@ -147,12 +147,12 @@ def test_each_array_task_runs_a_line_and_one_that_failed_is_run_again_alone(
     jobs = tmp_path / "jobs.txt"
     jobs.write_text("optimizer.lr=1e-3 trainer.max_steps=3\noptimizer.lr=wrong trainer.max_steps=3\n")
     script = LAUNCH / "slurm_array.sbatch"
-    assert slurm.sbatch("--array=1-2", script, jobs, *words).wait(120) == 2
+    assert slurm.sbatch("--array=1-2", script, jobs, *words).wait(PATIENCE) == 2
     first = tmp_path / "runs/x,optimizer.lr=1e-3,trainer.max_steps=3"
     assert status_of(first) == "finished"
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [first.name]
     jobs.write_text("optimizer.lr=1e-3 trainer.max_steps=3\noptimizer.lr=2e-3 trainer.max_steps=3\n")
-    assert slurm.sbatch("--array=2", script, jobs, *words).wait(120) == 0
+    assert slurm.sbatch("--array=2", script, jobs, *words).wait(PATIENCE) == 0
     assert status_of(tmp_path / "runs/x,optimizer.lr=2e-3,trainer.max_steps=3") == "finished"
-    assert slurm.sbatch("--array=3", script, jobs, *words).wait(120) == 2
+    assert slurm.sbatch("--array=3", script, jobs, *words).wait(PATIENCE) == 2
     assert slurm.calls("scontrol") == []

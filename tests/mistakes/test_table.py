@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, process_environment, text_files
+from tests.conftest import PATIENCE, REPOSITORY, process_environment, text_files
 from tests.mistakes.forked import MODULES, Answer, Forks, Request, listing
 from tests.mistakes.table import BEGINNINGS, COMMANDS, CONTINUE, PLAN, SCORE, TABLE, TRAIN, TRANSLATE, Mistake
 
@@ -208,7 +208,7 @@ def test_ctrl_c_in_the_first_second(number: int, line: str, desk: Desk) -> None:
         if name == "train":  # the first asks it to leave, the second insists
             time.sleep(0.2)
             process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=PATIENCE)
         assert "Traceback" not in said
         assert (process.returncode, "interrupted" in said) == (130, True), said
     assert listing(desk.folder) == before

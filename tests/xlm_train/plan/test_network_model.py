@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, process_environment
+from tests.conftest import PATIENCE, REPOSITORY, process_environment
 from xlm_train.plan.network_model import Bucket, Gradient, Link, make_buckets, step_time, wire_bytes
 
 PAIR = Link(devices=1, nodes=2, inside=1.0, between=1e6, latency=0.0)  # 1 MB/s between two hosts
@@ -117,7 +117,13 @@ def test_against_training_over_a_slow_link(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "benchmarks.network", "--megabits", "100", "--json", str(file)]
     for _ in range(2):
         result = subprocess.run(
-            words, capture_output=True, text=True, cwd=REPOSITORY, env=process_environment(), timeout=300, check=False
+            words,
+            capture_output=True,
+            text=True,
+            cwd=REPOSITORY,
+            env=process_environment(),
+            timeout=PATIENCE,
+            check=False,
         )
         if result.returncode == 0:
             break

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import REPOSITORY, command, process_environment
+from tests.conftest import PATIENCE, REPOSITORY, command, process_environment
 from xlm_train.config.cluster import ClusterConfig
 from xlm_train.data.corpus import Corpus
 from xlm_train.model.flops import DECODING, Row, flops_per_token, row_flops, training_flops_per_token
@@ -529,7 +529,7 @@ def test_against_this_machine(arguments: dict[str, Any], streams: int, positions
             seconds, peak = json.loads(child.stdout.readline())
             measured.append(seconds)
     child.stdin.close()
-    assert child.wait(timeout=30) == 0
+    assert child.wait(timeout=PATIENCE) == 0
     memory = sum(peak_memory(shape, parameters, setting(streams=streams, positions=positions, slots=slots)).values())
     print(
         f"memory {memory / 1e6:.0f} of {peak / 1e6:.0f} MB ({memory / peak - 1:+.1%}),"

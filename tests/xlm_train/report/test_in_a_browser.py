@@ -17,7 +17,7 @@ import pytest
 from data_prep import report as corpus_report
 from data_prep.binarise import Binarised
 from data_prep.statistics import percentiles
-from tests.conftest import REPOSITORY
+from tests.conftest import PATIENCE, REPOSITORY
 from tests.launch.test_table2 import FOUND
 from tests.xlm_train.report.test_report import lines_of, written
 from xlm_train.report import sweep
@@ -65,7 +65,7 @@ def measured(browser: str, page: str, folder: Path, width: int, dark: bool = Fal
     options += f" --user-data-dir={folder / 'profile'} --virtual-time-budget=3000 --dump-dom"
     result = subprocess.run(
         [browser, *options.split(), (folder / "frame.html").as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, timeout=PATIENCE, check=True,
     )  # fmt: skip
     found = re.search(r'<pre id="said">(.+?)</pre>', result.stdout)
     assert found, result.stderr[-2000:]
