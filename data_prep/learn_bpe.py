@@ -1,8 +1,7 @@
 """Byte-pair encoding, learned: the merges of a joint code from counted words, by either of two engines.
 
-tokenizers   what Hugging Face's tokenizers learns, the default: fastBPE's merges, but where two pairs are equally
-             frequent the other may be taken first (docs/bpe.md tells how much that is).
-fastbpe      the tool of the original's recipe itself: the same codes, byte for byte.
+builtin      merges.py, the default.
+fastbpe      the tool of the original's recipe itself, to compare with: the same codes, byte for byte.
 """
 
 from __future__ import annotations
@@ -16,10 +15,11 @@ from collections.abc import Iterator, Mapping
 
 from data_prep import fastbpe
 from data_prep.merges import learn_merges
+from data_prep.table_order import table_order
 from xlm_train.runtime.errors import UserError
 from xlm_train.text.bpe_codes import END_OF_WORD, BpeCodes
 
-ENGINES = ("tokenizers", "fastbpe")
+ENGINES = ("builtin", "fastbpe")
 
 MAX_PAIR_COUNT = (1 << 31) - 1  # fastBPE counts pairs in 32 bits with sign, and goes wrong silently beyond
 
@@ -40,12 +40,11 @@ def check_engine(engine: str) -> None:
         fastbpe.binary()
 
 
-def learn(word_counts: Mapping[str, int], n_codes: int, engine: str = "tokenizers") -> BpeCodes:
+def learn(word_counts: Mapping[str, int], n_codes: int, engine: str = "builtin") -> BpeCodes:
     """Learn merges from words.
 
-    With tokenizers the result depends on the words and their counts alone; with fastbpe also on the order of the
-    mapping: with the order of first occurrence, which `NumberedText.counts` keeps, fastBPE does exactly what it does on the
-    text itself. Memory is that of the distinct words.
+    The result depends on the words, their counts and their order: with the order of first occurrence, which
+    `NumberedText.counts` keeps, it is what fastBPE learns from the text itself. Memory is that of the distinct words.
 
     Args:
         word_counts: How often each word occurs (`NumberedText.counts`).
@@ -63,7 +62,9 @@ def learn(word_counts: Mapping[str, int], n_codes: int, engine: str = "tokenizer
         _check_pair_counts(word_counts)
         codes = _learn_fastbpe(word_counts, n_codes)
     else:
-        codes = BpeCodes(learn_merges(word_counts, n_codes))
+        words = list(word_counts)
+        in_order = {words[number]: word_counts[words[number]] for number in table_order(words).tolist()}
+        codes = BpeCodes(learn_merges(in_order, n_codes))
     if len(codes) < n_codes:
         log.warning("bpe.n_codes=%d: %d were learned, and every word is whole then", n_codes, len(codes))
     return codes
@@ -116,5 +117,5 @@ def _check_pair_counts(word_counts: Mapping[str, int]) -> None:
     if count > MAX_PAIR_COUNT:
         raise UserError(
             f"the pair {' '.join(pair)!r} comes {count:,} times; fastBPE counts to {MAX_PAIR_COUNT:,}: "
-            "use bpe.engine=tokenizers, or learn from a sample (bpe.sample=alpha bpe.sample_sentences=10_000_000)"
+            "use bpe.engine=builtin, or learn from a sample (bpe.sample=alpha bpe.sample_sentences=10_000_000)"
         )

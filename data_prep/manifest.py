@@ -31,9 +31,7 @@ def tools(settings: Settings) -> dict[str, str]:
     if settings.lowercase or settings.remove_accents:
         found["unicode"] = unicodedata.unidata_version
     if settings.codes_file is None:
-        found |= (
-            {"fastBPE": fastbpe.VERSION} if settings.bpe.engine == "fastbpe" else {"tokenizers": version("tokenizers")}
-        )
+        found["fastBPE"] = fastbpe.VERSION  # whose codes they are, whoever learned them
     return found
 
 

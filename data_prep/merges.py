@@ -1,9 +1,8 @@
 """The merges of a byte-pair encoding, learned from counted words (Sennrich et al. 2016, algorithm 1).
 
 Of all pairs of neighbouring symbols the most frequent becomes one symbol wherever it stands, then the next. Of equally
-frequent ones the first by number is taken: last characters of words are numbered first, then all characters, both by
-code point, then what merges make. That is what Hugging Face's tokenizers makes of `BpeTrainer`; here no word is handed
-over as often as it was counted, and how often each merge is made comes with it.
+frequent ones the first by number is taken: symbols are numbered as they first occur in the words, then as merges make
+them. That is fastBPE's rule, whose order of words table_order.py knows.
 
 All words are one array of cells, a character each. The number of a symbol stands in its first and its last cell, so its
 neighbours' numbers are in the cells beside it. A pair is kept with the places where it stood when it was counted; whether
@@ -17,7 +16,6 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,13 +39,14 @@ def learn_merges(word_counts: Mapping[str, int], n_merges: int) -> list[tuple[st
     A pair whose result another merge has made already is left as it is: codes cannot hold both.
 
     Args:
-        word_counts: How often each word occurs, one of them at least of two characters. Their order does not matter.
+        word_counts: How often each word occurs, one of them at least of two characters. Their order decides between
+            pairs that are equally frequent.
         n_merges: Merges to learn; there are fewer if every word is whole before.
 
     Returns:
-        Left symbol, right symbol and how often the merge is made, for each, in order.
+        Left symbol, right symbol and how often they stand side by side, for each, in order.
     """
-    learner = _Learner({word: count for word, count in word_counts.items() if len(word) > 1}, n_merges)
+    learner = _Learner(word_counts, n_merges)
     while learner.wanted and learner.find_pairs():
         learner.merge_some()
     return learner.merges
@@ -70,25 +69,26 @@ class _Groups:
 
 
 class _Learner:
-    """Words and their pairs while merges are made. The words have two characters or more."""
+    """Words and their pairs while merges are made."""
 
     def __init__(self, words: Mapping[str, int], n_merges: int) -> None:
         sizes = np.fromiter(map(len, words), np.intp, len(words))
         text = np.frombuffer("\0".join(["", *words, ""]).encode("utf-32-le", "surrogatepass"), np.uint32)
         gaps = np.cumsum(np.append(0, sizes + 1))
-        is_word = np.ones(len(text), bool)
-        is_word[gaps] = False
-        last = gaps[1:] - 1
-        endings, characters = _different(text[last]), _different(text[is_word])
-        number = np.zeros(int(text.max()) + 1, np.int32)
-        number[characters] = np.arange(len(endings), len(endings) + len(characters))
-        self.cells = number[text]
-        number[endings] = np.arange(len(endings))
-        self.cells[last] = number[text[last]]
+        symbols = 2 * text + 2  # 0 is free for the gaps
+        symbols[gaps[1:] - 1] += 1  # the last of a word is another one
+        symbols[gaps] = 0
+        first = np.full(int(symbols.max()) + 1, len(symbols))
+        first[symbols[::-1]] = np.arange(len(symbols))[::-1]
+        first[0] = len(symbols)
+        different = np.argsort(first)[: np.count_nonzero(first < len(symbols))]
+        number = np.zeros(len(first), np.int32)
+        number[different] = np.arange(len(different))
+        self.cells = number[symbols]
         self.cells[gaps] = _GAP
         self.is_first = np.ones(len(text), bool)
         self.weights = np.append(0, np.repeat(np.fromiter(words.values(), np.int64, len(words)), sizes + 1))
-        self.names = [*(chr(ending) + END_OF_WORD for ending in endings), *map(chr, characters)]
+        self.names = [chr((symbol >> 1) - 1) + END_OF_WORD * (symbol & 1) for symbol in different.tolist()]
         self.known = set(self.names)
         self.lengths = np.ones(len(self.names) + min(n_merges, len(text)), np.intp)
         # The count below which pairs are not kept. It begins at about that of the last merge in running text.
@@ -169,9 +169,8 @@ class _Learner:
         part = of < n
         of, places, middles, ends = of[part], places[part], middles[part], ends[part]
         first = len(self.names)
-        counts = np.bincount(of, self.weights[places]).astype(np.int64).tolist()
-        for (_, left, right, _), count in zip(pairs, counts, strict=False):
-            self.merges.append((self.names[left], self.names[right], count))
+        for count, left, right, _ in pairs[:n]:
+            self.merges.append((self.names[left], self.names[right], -count))
             self.lengths[len(self.names)] = self.lengths[left] + self.lengths[right]
             self.names.append(self.names[left] + self.names[right])
             self.known.add(self.names[-1])
@@ -239,10 +238,3 @@ def _every_second(places: Places, length: int) -> Places:
     is_start = np.diff(places, prepend=-1 - length) != length
     number = np.arange(len(places))
     return places[(number - np.maximum.accumulate(np.where(is_start, number, 0))) % 2 == 0]
-
-
-def _different(characters: NDArray[np.uint32]) -> NDArray[Any]:
-    """The different code points, in order."""
-    seen = np.zeros(int(characters.max()) + 1, bool)
-    seen[characters] = True
-    return np.flatnonzero(seen)

@@ -135,8 +135,7 @@ def get_codes(settings: Settings, work: Work, workers: Workers, texts: Texts) ->
         else None
     )
     size = sum(sum(text.bytes) * min(1, 1 if shares is None else shares[text.language]) for text in train)
-    # fastBPE's codes depend on the order of the words; the others' parts are doubled, to be the same for a little more text
-    parts = 1 if settings.bpe.engine == "fastbpe" else min(1 << (int(size) // PART_BYTES).bit_length(), MOST_PARTS)
+    parts = min(1 << (int(size) // PART_BYTES).bit_length(), MOST_PARTS)  # doubled: the same for a little more text
     files: list[Path] = []
 
     def jobs() -> Iterator[Sized]:
@@ -150,7 +149,7 @@ def get_codes(settings: Settings, work: Work, workers: Workers, texts: Texts) ->
                 first[text.language] += text.stay[number]
 
     run("words", stages.count_piece_words, jobs(), workers)
-    most = None if settings.bpe.engine == "fastbpe" else settings.bpe.max_words
+    most = settings.bpe.max_words
     made_by = (settings.bpe.n_codes, settings.bpe.engine, most)
     path = work.path("codes", [file.name for file in files], *made_by, suffix="")
     if not path.exists():
@@ -168,8 +167,11 @@ def sum_words(work: Work, workers: Workers, files: Sequence[Path], parts: int, m
         work: Where the work files are.
         workers: Add up.
         files: Work files of `stages.count_piece_words`.
-        parts: Counters in each of them. One: the order of first occurrence is kept.
+        parts: Counters in each of them.
         most: Words wanted at most, the rarest are left out; None: all.
+
+    Returns:
+        The counts, in the order of first occurrence.
     """
     names = work.copy("names", os.fsencode("\0".join(map(str, files))))
     jobs = [stages.SumJob(work.path("sums", names.name, part), names, part) for part in range(parts)]

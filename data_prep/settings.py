@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-MAX_WORDS = 1_000_000  # configs/prep.yaml's bpe.max_words
-
-
 def whole(low: int, high: int) -> Callable[[int], str | None]:
     """Check of a field: a whole number from `low` to `high`."""
     return lambda value: None if low <= value <= high else f"must be a whole number from {low:,} to {high:,}"
@@ -135,7 +132,7 @@ class Settings:
 
     @property
     def learning_order(self) -> list[str]:
-        """Languages with training text in the order given: fastBPE breaks ties between pairs by what it reads first.
+        """Languages with training text in the order given: between equally frequent pairs it counts which was read first.
 
         Those of parallel text come last.
         """
@@ -172,13 +169,11 @@ class Settings:
         """All settings that can change a byte of the corpus; the rest only changes how it is made."""
         learned = self.codes_file is None
         drawn = learned and self.bpe.sample == "alpha"
-        counted = learned and self.bpe.engine == "tokenizers"
         held_out = self.held_out or any(self.held_out_pairs.values())
         return {
             "bpe": {
                 "n_codes": self.bpe.n_codes if learned else None,
-                "engine": self.bpe.engine if learned else None,
-                "order": self.learning_order if learned and self.bpe.engine == "fastbpe" else None,
+                "order": self.learning_order if learned else None,
                 "sample": self.bpe.sample if learned else None,
                 "sample_sentences": self.bpe.sample_sentences if drawn else None,
                 "alpha": float(self.bpe.alpha) if drawn else None,
@@ -186,8 +181,7 @@ class Settings:
                 "codes_given": not learned,
                 "vocab_given": self.vocab_file is not None,
                 "language_vocab_given": bool(self.language_vocab_files),
-                # what was made before this setting was there keeps its lineage
-                **({} if not counted or self.bpe.max_words == MAX_WORDS else {"max_words": self.bpe.max_words}),
+                "max_words": self.bpe.max_words if learned else None,
             },
             "lowercase": self.lowercase,
             "remove_accents": self.remove_accents,

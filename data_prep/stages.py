@@ -11,7 +11,7 @@ import os
 import zlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -195,7 +195,7 @@ class WordsJob:
 
 
 def count_piece_words(job: WordsJob) -> None:
-    """Work file: the counts of the words of some lines, as counters number 0 to parts - 1."""
+    """Work file: the counts of the words of some lines, as counters number 0 to parts - 1, with the words' places."""
     text = job.selection.read()
     if job.sample is None:
         counts = text.counts()
@@ -204,9 +204,16 @@ def count_piece_words(job: WordsJob) -> None:
         copies = sampled_copies(first, len(text.lengths()), share, seed)
         counts = text.take(copies > 0).counts(copies[copies > 0])
     counters: list[Counter[str]] = [Counter() for _ in range(job.parts)]
-    for word, count in counts.items():
-        counters[zlib.crc32(word.encode()) % job.parts][word] = count
-    save(job.out, **{key: value for n, counter in enumerate(counters) for key, value in _counter(counter, n).items()})
+    places: list[list[int]] = [[] for _ in range(job.parts)]
+    for place, (word, count) in enumerate(counts.items()):
+        part = zlib.crc32(word.encode()) % job.parts
+        counters[part][word] = count
+        places[part].append(place)
+    save(
+        job.out,
+        **{key: value for n, counter in enumerate(counters) for key, value in _counter(counter, n).items()},
+        **{f"places{n or ''}": np.array(part, np.int64) for n, part in enumerate(places)},
+    )
 
 
 @dataclass(frozen=True)
@@ -225,9 +232,16 @@ class SumJob:
 
 
 def sum_words(job: SumJob) -> None:
-    """Work file: the sum of the counters, as a counter."""
-    paths = map(Path, os.fsdecode(job.names.read_bytes()).split("\0"))
-    save(job.out, **_counter(total(paths, job.part)))
+    """Work file: the sum of the counters, as a counter; and where each word stands first, by file and place in it."""
+    paths = [Path(name) for name in os.fsdecode(job.names.read_bytes()).split("\0")]
+    counter: Counter[str] = Counter()
+    places: list[NDArray[np.int64]] = []
+    for number, path in enumerate(paths):
+        added = load_counter(path, job.part)
+        is_new = np.fromiter((word not in counter for word in added), bool, len(added))
+        _add(counter, added)
+        places.append((number << 32) + load(path, f"places{job.part or ''}")[is_new])
+    save(job.out, places=np.concatenate(places), **_counter(counter))
 
 
 @dataclass(frozen=True)
@@ -339,25 +353,30 @@ def load_counter(path: Path, number: int = 0) -> dict[str, int]:
     return dict(zip(words, counts, strict=True))
 
 
-def total(paths: Iterable[Path], number: int = 0) -> Counter[str]:
+def total(paths: Iterable[Path]) -> Counter[str]:
     """The sum of counters saved in work files, in the order of first occurrence."""
     counter: Counter[str] = Counter()
-    times = counter.get
     for path in paths:
-        # not by Counter.update, which takes twice the time for what has counts already
-        dict.update(counter, {word: times(word, 0) + count for word, count in load_counter(path, number).items()})
+        _add(counter, load_counter(path))
     return counter
+
+
+def _add(counter: Counter[str], counts: Mapping[str, int]) -> None:
+    """What Counter.update does, which takes twice the time for what has counts already."""
+    times = counter.get
+    dict.update(counter, {word: times(word, 0) + count for word, count in counts.items()})
 
 
 def most_frequent(paths: Sequence[Path], most: int) -> tuple[dict[str, int], int, int]:
     """The words of counters that have no word in common, without the rarest where there are more than wanted.
 
     Args:
-        paths: Their work files.
+        paths: Work files of `sum_words`.
         most: Words wanted at most. Equally frequent ones stay or go together.
 
     Returns:
-        The counts; how often a word comes that is left out, at most (0: none is); how often those come in all.
+        The counts, in the order of first occurrence; how often a word comes that is left out, at most (0: none is); how
+        often those come in all.
     """
     times: Counter[int] = Counter()  # how many words come so often
     for path in paths:
@@ -366,7 +385,10 @@ def most_frequent(paths: Sequence[Path], most: int) -> tuple[dict[str, int], int
     often = sorted(times, reverse=True)
     n_kept = bisect_right([*accumulate(times[count] for count in often)], most)
     rarest = often[n_kept] if n_kept < len(often) else 0
-    found: dict[str, int] = {}
+    found: list[tuple[str, int]] = []
+    places = [np.empty(0, np.int64)]
     for path in paths:
-        found.update((word, count) for word, count in load_counter(path).items() if count > rarest)
-    return found, rarest, sum(count * words for count, words in times.items() if count <= rarest)
+        found += [item for item in load_counter(path).items() if item[1] > rarest]
+        places.append(load(path, "places")[load(path, "counts") > rarest])
+    in_order = dict(found[number] for number in np.argsort(np.concatenate(places)).tolist())
+    return in_order, rarest, sum(count * words for count, words in times.items() if count <= rarest)

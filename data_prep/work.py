@@ -39,7 +39,7 @@ UNITS = {"MB": 1, "lines": 0}
 
 FAN = 64  # pieces, or results of other jobs, that a job takes which does little with each
 
-VERSION = 2  # of what work files hold; raised where that changes, so that files of an earlier version are not read
+VERSION = 3  # of what work files hold; raised where that changes, so that files of an earlier version are not read
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
