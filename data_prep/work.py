@@ -7,6 +7,7 @@ there: restarting needs no other record.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -60,13 +61,13 @@ def load(path: Path, name: str) -> NDArray[Any]:
     """One array of a work file. Only its bytes are read; their checksum is compared.
 
     Raises:
-        UserError: The file is damaged; it is removed, so that the same command makes it again.
+        UserError: The file is damaged; it is removed, so that the same command makes it again. Or it cannot be read.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             return file[name]  # type: ignore[no-any-return]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise _removed(path) from error
+        raise _unreadable(path, error) from error
 
 
 def load_mapped(path: Path) -> NDArray[Any]:
@@ -78,10 +79,12 @@ def load_mapped(path: Path) -> NDArray[Any]:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
     except (OSError, ValueError, EOFError) as error:
-        raise _removed(path) from error
+        raise _unreadable(path, error) from error
 
 
-def _removed(path: Path) -> UserError:
+def _unreadable(path: Path, error: Exception) -> UserError:
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.ENOENT):
+        return UserError(f"{path}: {error.strerror}")  # too many open files, a disk that fails: it may be whole
     path.unlink(missing_ok=True)
     return UserError(f"{path}: this work file was damaged and has been removed; run the same command again")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,24 @@ def test_a_damaged_work_file_is_removed_and_named(read: Callable[[Path], Any], t
     with pytest.raises(UserError, match=rf"{path}: this work file was damaged and has been removed"):
         read(path)
     assert not path.exists()
+
+
+def test_a_work_file_that_cannot_be_opened_now_stays(tmp_path: Path) -> None:
+    save(path := tmp_path / "a.npz", n=np.arange(10))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), hard))
+    taken = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        with pytest.raises(UserError, match=f"{path}: Too many open files"):
+            load(path, "n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for file in taken:
+            os.close(file)
+    assert np.array_equal(load(path, "n"), np.arange(10))
 
 
 def test_a_damaged_copy_is_written_again(tmp_path: Path) -> None:
