@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 BUCKETS = (
     1, 13, 29, 59, 127, 257, 541, 1109, 2357, 5087, 10273, 20753, 42043, 85229, 172933, 351061, 712697, 1447153,
-    2938679, 5967347, 12117689, 24607243, 49969847, 101473717,
+    2938679, 5967347, 12117689, 24607243, 49969847, 101473717, 206062531, 418451333, 849749479,
+    1725587117,
 )  # fmt: skip
 """How many buckets the table has, one after the other, while words are put in."""
 
@@ -33,17 +34,12 @@ def table_order(words: Sequence[str]) -> NDArray[np.intp]:
 
     Returns:
         (words,) their numbers.
-
-    Raises:
-        IndexError: They are more than 10^8.
     """
     hashes = _hashes([word.encode("utf-8", "surrogatepass") for word in words])
     order = np.empty(0, np.intp)
     growth = iter(BUCKETS)
     while len(order) < len(words):
-        buckets = next(growth, 0)
-        if not buckets:
-            raise IndexError(f"{len(words)} words")
+        buckets = next(growth)
         order = np.append(order, np.arange(len(order), min(buckets, len(words))))
         _, first, bucket = np.unique(hashes[order] % np.uint64(buckets), return_index=True, return_inverse=True)
         order = order[np.lexsort((np.arange(len(order), 0, -1), -first[bucket]))]
