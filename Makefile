@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo table2 test test-all lint bench fastbpe clean
+.PHONY: demo table2 test shuffled test-all lint bench fastbpe clean
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -40,6 +40,10 @@ table2: .venv/.table2
 # Two test processes of one thread each: more threads would only wait for each other on two cores.
 test: .venv/.dev fastbpe lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow'
+
+# The fast tests in an order of its own each time; pytest names the seed. SEED=7 takes that order again.
+shuffled: .venv/.dev fastbpe
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow' -p randomly $(if $(SEED),--randomly-seed=$(SEED))
 
 test-all: .venv/.dev fastbpe
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
