@@ -81,10 +81,10 @@ def tokenise_piece(job: TokeniseJob) -> None:
     hashes = sentence_hashes(lines)
     characters = np.fromiter(map(len, lines), dtype=np.uint32, count=len(lines))
     tokeniser = Tokeniser(job.language, lowercase=job.lowercase, remove_accents=job.remove_accents)
-    tokenised = tokeniser.tokenise(lines)
-    counts = RawCounts.of(raw, text, int((hashes == 0).sum()), tokenised[:SAMPLE_LINES])
-    del text, lines
-    save(job.out, hashes=hashes, characters=characters, counts=asdict(counts), **_packed(NumberedText.of(tokenised)))
+    tokens = tokeniser.number(lines)
+    sample = tokens.take(np.arange(len(lines)) < SAMPLE_LINES).lines()
+    counts = RawCounts.of(raw, text, int((hashes == EMPTY).sum()), sample)
+    save(job.out, hashes=hashes, characters=characters, counts=asdict(counts), **_packed(tokens))
     if job.stored is not None:
         job.stored.unlink()
 
