@@ -55,6 +55,8 @@ class NumberedText:
 
     def take(self, chosen: npt.NDArray[np.bool_]) -> NumberedText:
         """The chosen ones of the lines."""
+        if chosen.all():
+            return self
         numbers = self.numbers[np.repeat(chosen, self.lengths())]
         first = np.full(len(self.words), len(numbers))
         first[numbers[::-1]] = np.arange(len(numbers))[::-1]
