@@ -28,7 +28,8 @@ Places = NDArray[np.intp]
 Pair = tuple[int, int, int, Places]
 """Minus its count (or more than that, if it was counted earlier), left and right symbol, first cell of each place."""
 
-BATCH = 12  # pairs looked at together: with more of them more are put back, with fewer numpy has too little to do
+BATCH = 64  # pairs looked at together, or fewer with so many places: with more of them more are put back, with fewer
+PLACES = 50_000  # numpy has too little to do
 PARTS = 8  # in which all pairs are counted: what is being counted takes some 50 bytes for each place of a pair
 FEWER = 4  # divides the count below which pairs are not kept, when none is left above it
 
@@ -107,7 +108,11 @@ class _Learner:
 
     def merge_some(self) -> None:
         """Make the next merge, and those after it of which it is certain that they are next."""
-        batch = [heappop(self.heap) for _ in range(min(BATCH, len(self.heap)))]
+        batch: list[Pair] = []
+        n_places = 0
+        while self.heap and len(batch) < BATCH and n_places < PLACES:
+            batch.append(heappop(self.heap))
+            n_places += len(batch[-1][3])
         of = np.repeat(np.arange(len(batch)), [len(pair[3]) for pair in batch])
         left, right = (np.array([pair[side] for pair in batch])[of] for side in (1, 2))
         places = np.concatenate([pair[3] for pair in batch])
