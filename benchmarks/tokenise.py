@@ -21,7 +21,8 @@ from typing import Any
 
 from xlm_train.text.moses_normalise import normalise_punctuation, remove_non_printing, replace_unicode_punctuation
 from xlm_train.text.moses_tokenise import tokenise
-from xlm_train.text.tokenise import Tokeniser, groups, join_lines, split_lines, unusual_characters
+from xlm_train.text.numbered import NumberedText, groups
+from xlm_train.text.tokenise import BLOCK_CHARACTERS, Tokeniser, join_lines, split_lines, unusual_characters
 
 
 def cpu_seconds(work: Callable[[], Any], who: int = resource.RUSAGE_SELF) -> tuple[float, Any]:
@@ -40,7 +41,7 @@ def time_steps(language: str, lines: list[str]) -> dict[str, float]:
         seconds[step] = min(run[0] for run in runs)
         return runs[0][1]
 
-    blocks = measure("cut and join", lambda: [join_lines(group) for group in groups(lines)])
+    blocks = measure("cut and join", lambda: [join_lines(group) for group in groups(lines, BLOCK_CHARACTERS)])
     unusual = measure("unusual characters", lambda: [unusual_characters(block) for block in blocks])
     steps: list[tuple[str, Callable[[str, frozenset[str]], str]]] = [
         ("replace", replace_unicode_punctuation),
@@ -54,6 +55,8 @@ def time_steps(language: str, lines: list[str]) -> dict[str, float]:
         )
     measure("split", lambda: [split_lines(block) for block in blocks])
     measure("whole chain", lambda: Tokeniser(language).tokenise(lines))
+    measure("and numbered", lambda: [NumberedText.of(Tokeniser(language).tokenise(lines))])
+    measure("in parts", lambda: [Tokeniser(language).number(lines)])
     both = Tokeniser(language, lowercase=True, remove_accents=True)
     measure("with lower-casing", lambda: both.tokenise(lines))
     return seconds

@@ -26,7 +26,9 @@ Places = NDArray[np.intp]
 Pair = tuple[int, int, int, Places]
 """Minus its count (or more than that, if it was counted earlier), left and right symbol, first cell of each place."""
 
-BATCH = 12  # pairs looked at together: with more of them more are put back, with fewer numpy has too little to do
+BATCH = 64  # pairs looked at together, or fewer with so many places: with more of them more are put back, with fewer
+PLACES = 50_000  # numpy has too little to do
+PARTS = 8  # in which all pairs are counted: what is being counted takes some 50 bytes for each place of a pair
 FEWER = 4  # divides the count below which pairs are not kept, when none is left above it
 
 _INSIDE, _GAP = -2, -1  # cells of a symbol between its first and last; cells around words
@@ -106,7 +108,11 @@ class _Learner:
 
     def merge_some(self) -> None:
         """Make the next merge, and those after it of which it is certain that they are next."""
-        batch = [heappop(self.heap) for _ in range(min(BATCH, len(self.heap)))]
+        batch: list[Pair] = []
+        n_places = 0
+        while self.heap and len(batch) < BATCH and n_places < PLACES:
+            batch.append(heappop(self.heap))
+            n_places += len(batch[-1][3])
         of = np.repeat(np.arange(len(batch)), [len(pair[3]) for pair in batch])
         left, right = (np.array([pair[side] for pair in batch])[of] for side in (1, 2))
         places = np.concatenate([pair[3] for pair in batch])
@@ -203,8 +209,11 @@ class _Learner:
     def _count_all(self) -> None:
         places = np.flatnonzero(self.is_first)
         symbols = self.cells[places]
-        is_pair = (symbols[:-1] != _GAP) & (symbols[1:] != _GAP)
-        self._add(symbols[:-1][is_pair], symbols[1:][is_pair], places[:-1][is_pair])
+        left, right = symbols[:-1], symbols[1:]
+        is_pair = (left != _GAP) & (right != _GAP)
+        for part in range(PARTS):
+            chosen = np.flatnonzero(is_pair & ((left ^ right) % PARTS == part))
+            self._add(left[chosen], right[chosen], places[chosen])
 
     def _add(self, left: NDArray[np.int32], right: NDArray[np.int32], places: Places) -> None:
         """Pairs of two symbols each, by the place; the rare ones are left out."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep import learn_bpe, manifest, report, select, stages, statistics
+from data_prep import counters, learn_bpe, manifest, report, select, stages, statistics
 from data_prep.assign import assign
 from data_prep.binarise import (
     Binarised,
@@ -177,7 +177,7 @@ def sum_words(work: Work, workers: Workers, files: Sequence[Path], parts: int, m
     jobs = [stages.SumJob(work.path("sums", names.name, part), names, part) for part in range(parts)]
     with waiting("sum", "words"):
         workers.do(stages.sum_words, jobs)
-        counts, rarest, gone = stages.most_frequent([job.out for job in jobs], most or 1 << 62)
+        counts, rarest, gone = counters.most_frequent([job.out for job in jobs], most or 1 << 62)
     if rarest and not counts:
         raise UserError(f"bpe.max_words={most}: more words than that come equally often; raise it")
     if rarest:
@@ -257,7 +257,7 @@ def count_pieces(work: Work, workers: Workers, files: list[Path]) -> Counter[str
     def job(some: tuple[Path, ...]) -> stages.TotalJob:
         return stages.TotalJob(work.path("totals", [file.name for file in some]), some)
 
-    return stages.total(fold(workers, stages.add_up, files, job))
+    return counters.total(fold(workers, stages.add_up, files, job))
 
 
 # ---- 3. ids

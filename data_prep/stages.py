@@ -9,17 +9,14 @@ from __future__ import annotations
 import functools
 import os
 import zlib
-from bisect import bisect_right
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.counters import Sums, counter_arrays, load_counter, total
 from data_prep.select import EMPTY, Hashes, mix, sampled_copies, sentence_hashes
 from data_prep.statistics import RawCounts
 from data_prep.work import compress, decompress, load, save
@@ -81,10 +78,10 @@ def tokenise_piece(job: TokeniseJob) -> None:
     hashes = sentence_hashes(lines)
     characters = np.fromiter(map(len, lines), dtype=np.uint32, count=len(lines))
     tokeniser = Tokeniser(job.language, lowercase=job.lowercase, remove_accents=job.remove_accents)
-    tokenised = tokeniser.tokenise(lines)
-    counts = RawCounts.of(raw, text, int((hashes == 0).sum()), tokenised[:SAMPLE_LINES])
-    del text, lines
-    save(job.out, hashes=hashes, characters=characters, counts=asdict(counts), **_packed(NumberedText.of(tokenised)))
+    tokens = tokeniser.number(lines)
+    sample = tokens.take(np.arange(len(lines)) < SAMPLE_LINES).lines()
+    counts = RawCounts.of(raw, text, int((hashes == EMPTY).sum()), sample)
+    save(job.out, hashes=hashes, characters=characters, counts=asdict(counts), **_packed(tokens))
     if job.stored is not None:
         job.stored.unlink()
 
@@ -203,17 +200,16 @@ def count_piece_words(job: WordsJob) -> None:
         first, share, seed = job.sample
         copies = sampled_copies(first, len(text.lengths()), share, seed)
         counts = text.take(copies > 0).counts(copies[copies > 0])
-    counters: list[Counter[str]] = [Counter() for _ in range(job.parts)]
-    places: list[list[int]] = [[] for _ in range(job.parts)]
-    for place, (word, count) in enumerate(counts.items()):
-        part = zlib.crc32(word.encode()) % job.parts
-        counters[part][word] = count
-        places[part].append(place)
-    save(
-        job.out,
-        **{key: value for n, counter in enumerate(counters) for key, value in _counter(counter, n).items()},
-        **{f"places{n or ''}": np.array(part, np.int64) for n, part in enumerate(places)},
-    )
+    words = list(counts)
+    owners = np.zeros(len(words), np.intp)
+    if job.parts > 1:
+        owners = np.fromiter((zlib.crc32(word.encode()) % job.parts for word in words), np.intp, len(words))
+    arrays: dict[str, Any] = {}
+    for part in range(job.parts):
+        places = np.flatnonzero(owners == part)
+        chosen = [words[place] for place in places.tolist()]
+        arrays |= counter_arrays({word: counts[word] for word in chosen}, part) | {f"places{part or ''}": places}
+    save(job.out, **arrays)
 
 
 @dataclass(frozen=True)
@@ -233,15 +229,11 @@ class SumJob:
 
 def sum_words(job: SumJob) -> None:
     """Work file: the sum of the counters, as a counter; and where each word stands first, by file and place in it."""
-    paths = [Path(name) for name in os.fsdecode(job.names.read_bytes()).split("\0")]
-    counter: Counter[str] = Counter()
-    places: list[NDArray[np.int64]] = []
-    for number, path in enumerate(paths):
-        added = load_counter(path, job.part)
-        is_new = np.fromiter((word not in counter for word in added), bool, len(added))
-        _add(counter, added)
+    sums, places = Sums(), [np.empty(0, np.int64)]
+    for number, path in enumerate(map(Path, os.fsdecode(job.names.read_bytes()).split("\0"))):
+        is_new = sums.add(path, job.part)
         places.append((number << 32) + load(path, f"places{job.part or ''}")[is_new])
-    save(job.out, places=np.concatenate(places), **_counter(counter))
+    save(job.out, places=np.concatenate(places), **counter_arrays(sums.counter()))
 
 
 @dataclass(frozen=True)
@@ -259,7 +251,7 @@ class TotalJob:
 
 def add_up(job: TotalJob) -> None:
     """Work file: the sum of the counters, as a counter."""
-    save(job.out, **_counter(total(job.files)))
+    save(job.out, **counter_arrays(total(job.files)))
 
 
 @dataclass(frozen=True)
@@ -282,7 +274,7 @@ class CutJob:
 def cut_piece(job: CutJob) -> None:
     """Work file: the lines as numbers of pieces, n_words, and how often each piece occurs, as a counter."""
     made = _encoder(job.codes, job.limit).cut(job.selection.read())
-    save(job.out, numbers=made.numbers, n_words=np.array(made.words), **_counter(made.counts()))
+    save(job.out, numbers=made.numbers, n_words=np.array(made.words), **counter_arrays(made.counts()))
 
 
 @dataclass(frozen=True)
@@ -335,60 +327,3 @@ def read_codes(path: Path) -> BpeCodes:
 def read_vocabulary(path: Path) -> Vocabulary:
     """The vocabulary of a work file."""
     return Vocabulary.from_file(path)
-
-
-def _counter(counts: Counter[str], number: int = 0) -> dict[str, Any]:
-    """A counter as members of a work file. Words cannot hold a newline, so they are kept as lines."""
-    words = "\n".join(counts).encode()
-    return {
-        f"words{number or ''}": compress(words),
-        f"counts{number or ''}": np.fromiter(counts.values(), np.int64, len(counts)),
-    }
-
-
-def load_counter(path: Path, number: int = 0) -> dict[str, int]:
-    """A counter of a work file, in the order it was saved in."""
-    counts = load(path, f"counts{number or ''}").tolist()
-    words = decompress(load(path, f"words{number or ''}")).decode().split("\n") if counts else []
-    return dict(zip(words, counts, strict=True))
-
-
-def total(paths: Iterable[Path]) -> Counter[str]:
-    """The sum of counters saved in work files, in the order of first occurrence."""
-    counter: Counter[str] = Counter()
-    for path in paths:
-        _add(counter, load_counter(path))
-    return counter
-
-
-def _add(counter: Counter[str], counts: Mapping[str, int]) -> None:
-    """What Counter.update does, which takes twice the time for what has counts already."""
-    times = counter.get
-    dict.update(counter, {word: times(word, 0) + count for word, count in counts.items()})
-
-
-def most_frequent(paths: Sequence[Path], most: int) -> tuple[dict[str, int], int, int]:
-    """The words of counters that have no word in common, without the rarest where there are more than wanted.
-
-    Args:
-        paths: Work files of `sum_words`.
-        most: Words wanted at most. Equally frequent ones stay or go together.
-
-    Returns:
-        The counts, in the order of first occurrence; how often a word comes that is left out, at most (0: none is); how
-        often those come in all.
-    """
-    times: Counter[int] = Counter()  # how many words come so often
-    for path in paths:
-        different, words = np.unique(load(path, "counts"), return_counts=True)
-        times.update(dict(zip(different.tolist(), words.tolist(), strict=True)))
-    often = sorted(times, reverse=True)
-    n_kept = bisect_right([*accumulate(times[count] for count in often)], most)
-    rarest = often[n_kept] if n_kept < len(often) else 0
-    found: list[tuple[str, int]] = []
-    places = [np.empty(0, np.int64)]
-    for path in paths:
-        found += [item for item in load_counter(path).items() if item[1] > rarest]
-        places.append(load(path, "places")[load(path, "counts") > rarest])
-    in_order = dict(found[number] for number in np.argsort(np.concatenate(places)).tolist())
-    return in_order, rarest, sum(count * words for count, words in times.items() if count <= rarest)

@@ -27,11 +27,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from data_prep.counters import most_frequent
 from data_prep.distributed import Share
 from data_prep.prepare import prepare
 from data_prep.publish import locked
 from data_prep.settings import read_settings
-from data_prep.stages import most_frequent
 from data_prep.work import compress, save
 from tests.conftest import PATIENCE, REPOSITORY, golden_pieces
 from xlm_train.config.overrides import config_folder

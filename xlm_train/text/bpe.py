@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from xlm_train.text.bpe_codes import CONTINUED, END_OF_WORD, BpeCodes
-from xlm_train.text.bpe_table import ManyWords, WordTable, ranges
-from xlm_train.text.numbered import NumberedText
+from xlm_train.text.bpe_table import ManyWords, WordTable
+from xlm_train.text.numbered import NumberedText, ranges
 from xlm_train.text.vocabulary import EOS, LINE_END, SPECIALS, UNK, Vocabulary
 
 _NUMBERS_AT_ONCE = 1 << 18  # of a text, when its words become pieces: what is needed for that stays in the cache

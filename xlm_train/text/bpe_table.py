@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xlm_train.text.bpe_codes import END_OF_WORD, BpeCodes, as_piece
+from xlm_train.text.numbered import ranges
 from xlm_train.text.vocabulary import LINE_END
 
 MAX_WORDS = 1 << 19
@@ -153,10 +154,3 @@ class WordTable(dict[str, int]):
         if self._many_numbers is None:
             self._many_numbers = np.array([self._number_of(piece) for piece in many.pieces], np.intc)
         return self._many_numbers
-
-
-def ranges(firsts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """first, first + 1, ..., first + length - 1 for each of several."""
-    found = np.repeat(firsts - (np.cumsum(lengths) - lengths), lengths)
-    found += np.arange(len(found))
-    return found

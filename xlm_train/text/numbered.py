@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from xlm_train.text.vocabulary import LINE_END, split_lines
 
-_BLOCK_CHARACTERS = 1 << 20  # of lines parted at once: what else is needed goes with it
+BLOCK_CHARACTERS = 1 << 20  # of lines parted at once: what else is needed goes with it
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,10 @@ class NumberedText:
         Raises:
             ValueError: A line holds a newline.
         """
-        known = _Numbers({LINE_END: 0})
+        known = Numbers({LINE_END: 0})
         parts = [np.empty(0, np.intc)]
-        for block in _blocks(lines):
-            words = split_lines(block)
-            parts.append(np.fromiter(map(known.__getitem__, words), np.intc, len(words)))
+        for group in groups(lines, BLOCK_CHARACTERS):
+            parts.append(known.of(split_lines(group)))
         return cls(list(known), np.concatenate(parts).astype(np.min_scalar_type(len(known))))
 
     def lines(self) -> list[str]:
@@ -56,6 +55,8 @@ class NumberedText:
 
     def take(self, chosen: npt.NDArray[np.bool_]) -> NumberedText:
         """The chosen ones of the lines."""
+        if chosen.all():
+            return self
         numbers = self.numbers[np.repeat(chosen, self.lengths())]
         first = np.full(len(self.words), len(numbers))
         first[numbers[::-1]] = np.arange(len(numbers))[::-1]
@@ -78,19 +79,32 @@ class NumberedText:
         return counts
 
 
-class _Numbers(dict[str, int]):
-    def __missing__(self, word: str) -> int:
-        number = self[word] = len(self)
+class Numbers(dict[str, int]):
+    """Different strings, numbered as they come up."""
+
+    def __missing__(self, string: str) -> int:
+        number = self[string] = len(self)
         return number
 
+    def of(self, strings: Sequence[str]) -> npt.NDArray[np.intc]:
+        """The number of each."""
+        return np.fromiter(map(self.__getitem__, strings), np.intc, len(strings))
 
-def _blocks(lines: Sequence[str]) -> Iterator[Sequence[str]]:
-    """The same lines in consecutive blocks of about _BLOCK_CHARACTERS."""
-    start = held = 0
-    for number, line in enumerate(lines):
+
+def groups(lines: Sequence[str], characters: int) -> Iterator[Sequence[str]]:
+    """Consecutive groups of lines, each of so many characters or one line above it."""
+    first = held = 0
+    for i, line in enumerate(lines, start=1):
         held += len(line)
-        if held >= _BLOCK_CHARACTERS:
-            yield lines[start : number + 1]
-            start, held = number + 1, 0
-    if start < len(lines):
-        yield lines[start:]
+        if held >= characters:
+            yield lines[first:i]
+            first, held = i, 0
+    if first < len(lines):
+        yield lines[first:]
+
+
+def ranges(firsts: npt.NDArray[np.integer[Any]], lengths: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+    """first, first + 1, ..., first + length - 1 for each of several."""
+    found = np.repeat(firsts - (np.cumsum(lengths) - lengths), lengths)
+    found += np.arange(len(found))
+    return found

@@ -11,21 +11,33 @@ match nor the search that follows it crosses one.
 
 from __future__ import annotations
 
+import string
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
+import numpy as np
+import numpy.typing as npt
+
+from xlm_train.text import numbered
 from xlm_train.text.moses_normalise import normalise_punctuation, remove_non_printing, replace_unicode_punctuation
 from xlm_train.text.moses_tokenise import tokenise
+from xlm_train.text.numbered import NumberedText, Numbers, groups, ranges
 
 # Goes into the corpus manifest. To be raised whenever any line can come out differently.
 RULES_VERSION = "1"
 
 # Characters of one block: small enough for its copies to stay in a core's cache, large enough for the cost of
 # some hundred calls a block (0.1 ms) not to count.
-_BLOCK_CHARACTERS = 1 << 16
+BLOCK_CHARACTERS = 1 << 16
 
 _PRINTABLE_ASCII = bytes(range(0x20, 0x7F)) + b"\n"
+
+# No rule looks across a space that has one of the first characters before it and one of the second behind it: what is
+# on one side does not depend on what is on the other, nor on whether the line ends there.
+_BEFORE_BORDER, _BEHIND_BORDER = (
+    np.isin(np.arange(256), list(f"{string.ascii_letters}{string.digits}{marks}".encode())) for marks in (",;:!?-", "")
+)
 
 
 @dataclass(frozen=True)
@@ -57,10 +69,35 @@ class Tokeniser:
             ValueError: A line contains a newline.
         """
         tokens: list[str] = []
-        for group in groups(lines):
+        for group in groups(lines, BLOCK_CHARACTERS):
             *_, block = self._steps(join_lines(group)).values()
             tokens += split_lines(block)
         return tokens
+
+    def number(self, lines: Sequence[str]) -> NumberedText:
+        """The tokens of lines with each different word numbered: `NumberedText.of(self.tokenise(lines))`, but faster.
+
+        Lines are cut into parts where no rule looks across, mostly single words, and each different part is tokenised
+        once.
+
+        Args:
+            lines: Without their newline.
+
+        Raises:
+            ValueError: A line contains a newline.
+        """
+        known = Numbers()
+        numbers, ends = [np.empty(0, np.intc)], [np.empty(0, bool)]
+        for group in groups(lines, numbered.BLOCK_CHARACTERS):
+            parts, is_last = _parts(group)
+            numbers.append(known.of(parts))
+            ends.append(is_last)
+        tokens = NumberedText.of(self.tokenise(list(known)))
+        lengths = tokens.lengths()  # with a line's end, which only the last part of a line takes
+        firsts = np.cumsum(lengths) - lengths
+        which = np.concatenate(numbers)
+        taken = ranges(firsts[which], lengths[which] - ~np.concatenate(ends))
+        return NumberedText(tokens.words, tokens.numbers[taken])
 
     def stages(self, lines: Sequence[str]) -> dict[str, list[str]]:
         """The lines after each step: "replace", "normalise", "nonprinting", "tokens" and, if it is on, "lower"."""
@@ -94,16 +131,19 @@ class Tokeniser:
         return block
 
 
-def groups(lines: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Consecutive groups of lines, each of a block's size or one line above it."""
-    first = characters = 0
-    for i, line in enumerate(lines, start=1):
-        characters += len(line)
-        if characters >= _BLOCK_CHARACTERS:
-            yield lines[first:i]
-            first, characters = i, 0
-    if first < len(lines):
-        yield lines[first:]
+def _parts(lines: Sequence[str]) -> tuple[list[str], npt.NDArray[np.bool_]]:
+    """Lines cut at all borders.
+
+    Returns:
+        The parts of all lines; (parts,) whether it is the last of its line.
+    """
+    block = join_lines(lines)
+    text = np.frombuffer(bytearray(block.encode("utf-8", "surrogatepass")), np.uint8)
+    is_end = text == ord("\n")
+    spaces = np.flatnonzero(text == ord(" "))
+    text[spaces[_BEFORE_BORDER[text[spaces - 1]] & _BEHIND_BORDER[text[spaces + 1]]]] = ord("\n")
+    is_last = is_end[np.flatnonzero(text == ord("\n"))]
+    return split_lines(text.tobytes().decode("utf-8", "surrogatepass")), is_last[1:]
 
 
 def join_lines(lines: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from tests.conftest import checksums, golden_tokens, read_lines, sha256_of
 from xlm_train.text import moses_unicode
 from xlm_train.text.moses_tokenise import _prefixes
 from xlm_train.text.moses_unicode import ALPHABETIC, DECIMAL, LOWERCASE, NUMBER, OTHER, OTHER_LOWERCASE, CodePoints
+from xlm_train.text.numbered import NumberedText
 from xlm_train.text.tokenise import RULES_VERSION, Tokeniser
 
 STAGES = {"replace": "1_replace", "normalise": "2_norm", "nonprinting": "3_nonprint", "tokens": "4_tok"}
@@ -52,8 +53,10 @@ def test_every_stage_of_nasty_lines_equals_perl(shared: Path, language: str) -> 
 
 @pytest.mark.parametrize("language", ["en", "de"])
 def test_tokens_of_a_training_set_equal_perl(shared: Path, language: str) -> None:
-    tokens = Tokeniser(language).tokenise(read_lines(shared / "corpora" / f"voice.train.{language}.gz"))
+    lines = read_lines(shared / "corpora" / f"voice.train.{language}.gz")
+    tokens = Tokeniser(language).tokenise(lines)
     assert sha256_of(tokens) == checksums(shared / "goldens" / "tokenize")[f"voice.train.{language}.4_tok"]
+    assert Tokeniser(language).number(lines).lines() == tokens
 
 
 # ---- Where sacremoses differs. Every expected line is what perl 5.36 prints for the scripts' rules ----
@@ -285,6 +288,35 @@ def test_a_line_does_not_depend_on_its_company(
     assert [line for a, b in pairwise(edges) for line in tokeniser.tokenise(lines[a:b])] == alone
 
 
+# ---- Different parts of lines, tokenised once ----
+
+
+def check_numbered(tokeniser: Tokeniser, lines: list[str]) -> None:
+    """Check `number` against what it stands for."""
+    found, expected = tokeniser.number(lines), NumberedText.of(tokeniser.tokenise(lines))
+    assert found.lines() == expected.lines()
+    assert found.words == expected.words
+    assert found.numbers.dtype == expected.numbers.dtype
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    lines=LINES | st.lists(st.lists(st.sampled_from(PIECES), max_size=9).map(" ".join), max_size=8),
+    language=st.sampled_from(["en", "de", "fr", "fi", "tdt", "ca", "so", "cs", "xx"]),
+    lowercase=st.booleans(),
+    accents=st.booleans(),
+)
+def test_numbered_parts_equal_whole_lines(lines: list[str], language: str, lowercase: bool, accents: bool) -> None:
+    check_numbered(Tokeniser(language, lowercase=lowercase, remove_accents=accents), lines)
+
+
+@pytest.mark.parametrize("language", ["en", "de", "fr", "fi", "so"])
+def test_no_rule_looks_across_a_border(language: str) -> None:
+    printable = [chr(point) for point in range(0x20, 0x7F)]
+    lines = [form.format(a, b) for form in ("x{} {}y", "'{} {}'", '."{} {}.",') for a in printable for b in printable]
+    check_numbered(Tokeniser(language), lines)
+
+
 # ---- What the callers rely on ----
 
 
@@ -294,7 +326,7 @@ def test_blocks_are_cut_without_a_trace() -> None:
 
 
 def test_no_lines_and_empty_lines() -> None:
-    assert Tokeniser("en").tokenise([]) == []
+    assert Tokeniser("en").tokenise([]) == Tokeniser("en").number([]).lines() == []
     assert Tokeniser("en").tokenise(["", "", "a", ""]) == ["", "", "a", ""]
 
 
