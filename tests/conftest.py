@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from xlm_train.text.numbered import NumberedText
 
@@ -25,6 +26,12 @@ pytest_plugins = ["tests.s3_server"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PATIENCE = 300.0  # seconds for what must happen; longer and it hangs, however busy the machine
+
+# What a busy machine does slowly is not wrong. In CI the examples are the same each time.
+settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
+settings.load_profile("patient")
 
 # A shell lets what it starts in the background ignore SIGINT, and all that this starts in turn (bash cannot even trap it).
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep import merges
@@ -50,7 +50,7 @@ def test_words_of_few_letters(monkeypatch: pytest.MonkeyPatch, alphabet: str, ba
     monkeypatch.setattr(merges, "BATCH", batch)
     words = st.dictionaries(st.text(alphabet, min_size=1, max_size=12), st.integers(1, 5), min_size=1, max_size=30)
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=60)
     @given(words, st.integers(1, 80))
     def compare(word_counts: dict[str, int], n_merges: int) -> None:
         assert learn_merges({**word_counts, "ab": 1}, n_merges) == learned_plainly({**word_counts, "ab": 1}, n_merges)

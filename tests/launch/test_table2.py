@@ -185,7 +185,7 @@ def test_killed_between_two_rows_it_does_only_what_is_left(tmp_path: Path) -> No
     runs = [out / f"runs/{name}" for name in ("mlm", "umt,init=none_none,seed=0", "umt,init=mlm_mlm,seed=0")]
 
     process = subprocess.Popen(words, cwd=REPOSITORY, env=environment, start_new_session=True)
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 1800
     while not (runs[2] / "metrics.jsonl").exists():  # the second row has begun
         assert process.poll() is None
         assert time.monotonic() < deadline

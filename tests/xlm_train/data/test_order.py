@@ -56,7 +56,7 @@ def read(order: Order, first: int, last: int, world_size: int) -> list[tuple[str
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**31), st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_permutation_is_one(n: int, seed: int, number: int) -> None:
     image = permute(np.arange(n), n, (seed, "en", number))
     assert sorted(image.tolist()) == list(range(n))
@@ -78,7 +78,7 @@ def test_passes_and_seeds_and_languages_differ() -> None:
 
 
 @given(shapes, st.integers(1, 25))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_any_number_of_processes_reads_the_same(shape: dict, steps: int) -> None:
     order = make(**shape)
     alone = read(order, 0, steps, 1)
@@ -88,7 +88,7 @@ def test_any_number_of_processes_reads_the_same(shape: dict, steps: int) -> None
 
 
 @given(shapes, st.integers(2, 30), st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_resuming_needs_the_step_alone(shape: dict, steps: int, data: st.DataObject) -> None:
     order = make(**shape)
     middle = data.draw(st.integers(0, steps))
@@ -96,7 +96,7 @@ def test_resuming_needs_the_step_alone(shape: dict, steps: int, data: st.DataObj
 
 
 @given(shapes)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_every_window_once_a_pass(shape: dict) -> None:
     order = make(**shape)
     seen: dict[tuple[str, int], list[int]] = {}
@@ -110,7 +110,7 @@ def test_every_window_once_a_pass(shape: dict) -> None:
 
 
 @given(shapes, st.integers(0, 10**9))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_quota(shape: dict, step: int) -> None:
     order = make(**shape)
     counts, after = order.slots_before(step), order.slots_before(step + 1)
@@ -140,7 +140,7 @@ def test_quota_by_hand() -> None:
     st.sampled_from([1, 7, 300, PIECE, PIECE + 1]),
     st.integers(0, 10**6),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_passes_drawn_in_pieces_are_the_passes_drawn_whole(
     windows: list[int], slots: int, slot_streams: int, first: int
 ) -> None:
@@ -335,7 +335,7 @@ vast_shapes = st.fixed_dictionaries(
 
 
 @given(vast_shapes, st.integers(0, 3 * 10**9), st.sampled_from(WORLDS), st.sampled_from(WORLDS))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_shape_resumes_at_any_step_on_any_number_of_processes(
     shape: dict, step: int, world_size: int, resumed_on: int
 ) -> None:
@@ -349,7 +349,7 @@ def test_any_shape_resumes_at_any_step_on_any_number_of_processes(
 
 
 @given(st.integers(2**33, 2**40), st.integers(0, 2**63 - 1), st.integers(0, 1000), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_vast_pass_repeats_no_window(n: int, seed: int, number: int, data: st.DataObject) -> None:
     """Of a pass too long to walk through: 20,000 places in a row, anywhere in it, read 20,000 windows of the text."""
     start = data.draw(st.integers(0, n - 20_000))
@@ -361,7 +361,7 @@ def test_a_vast_pass_repeats_no_window(n: int, seed: int, number: int, data: st.
 
 
 @given(st.integers(2**33, 2**36), st.integers(1, 12), st.integers(1, 16), st.integers(1, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_vast_pass_begins_where_the_one_before_ends(n: int, slots: int, slot_streams: int, passes: int) -> None:
     """The step in which pass `passes` begins, found in closed form: places before it belong to the pass before."""
     order = make([n], slots, slot_streams, 0.0, seed=3)
@@ -378,7 +378,7 @@ def test_a_vast_pass_begins_where_the_one_before_ends(n: int, slots: int, slot_s
     st.floats(0, 1),
     st.integers(0, 10**9),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_two_languages_stay_within_a_slot_of_their_shares(
     sentences: list[int], slots: int, alpha: float, step: int
 ) -> None:

@@ -58,7 +58,7 @@ def texts(draw: st.DrawFn) -> dict:
 
 
 @given(texts(), st.integers(0, 10**6))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_each_sentence_once_a_pass_in_batches_of_the_budget(text: dict, pass_: int) -> None:
     batches, total = make(**text), sum(text["sides"])
     read = [batches.sentences(number, pass_) for number in range(batches.n_batches)]
@@ -69,7 +69,7 @@ def test_each_sentence_once_a_pass_in_batches_of_the_budget(text: dict, pass_: i
 
 
 @given(texts(), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_batch_is_the_same_alone_and_in_any_order(text: dict, data: st.DataObject) -> None:
     batches = make(**text)
     wanted = {(n, p): batches.sentences(n, p).tolist() for p in range(2) for n in range(batches.n_batches)}
@@ -79,7 +79,7 @@ def test_a_batch_is_the_same_alone_and_in_any_order(text: dict, data: st.DataObj
 
 
 @given(texts())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_padding_is_what_the_batches_have(text: dict) -> None:
     batches, sides = make(**text), text["sides"]
     columns = sides if text["side_by_side"] else [sum(sides)]
@@ -90,7 +90,7 @@ def test_padding_is_what_the_batches_have(text: dict) -> None:
 
 
 @given(texts())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_cut_is_the_rule(text: dict) -> None:
     """Batch k holds the sentences whose running sum falls into [kT, (k+1)T), and sentences come by length."""
     batches = make(**(text | {"side_by_side": False}))
@@ -198,13 +198,13 @@ def test_ten_million_sentences_take_the_memory_of_one_batch(tmp_path: Path) -> N
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**31))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_shuffled_is_a_permutation(n: int, seed: int) -> None:
     assert sorted(shuffled(np.arange(n), n, (seed, "en")).tolist()) == list(range(n))
 
 
 @given(st.integers(2**33, 2**40), st.integers(0, 2**63 - 1), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_vast_shuffle_repeats_nothing(n: int, seed: int, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, n - 2000))
     image = shuffled(np.arange(start, start + 2000), n, (seed, "en"))

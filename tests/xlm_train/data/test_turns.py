@@ -74,7 +74,7 @@ made_groups = st.lists(st.lists(weights, min_size=1, max_size=3), min_size=1, ma
 
 
 @given(made_groups, st.integers(0, 2**31))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_step_is_that_of_the_loop(groups: dict[str, dict[str, Weight]], seed: int) -> None:
     """Weights that are 0 at single points, over stretches and at the beginning; steps asked for in order and at random."""
     if all(weight.points[-1][1] == 0 for group in groups.values() for weight in group.values()):

@@ -224,7 +224,6 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_characters=" \n"), min_size
 TEXT = st.lists(st.lists(WORDS, max_size=8).map(" ".join), min_size=1, max_size=6)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(TEXT, max_size=6))
 def test_full_tables_of_words_change_nothing(blocks: list[list[str]]) -> None:
     codes = codes_of("a b", "ab ab", "0 0", "0 0</w>")
@@ -338,7 +337,7 @@ def unordered_codes(draw: st.DrawFn) -> BpeCodes:
 
 
 AGAINST_FASTBPE = settings(
-    max_examples=70, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=70, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 

@@ -254,7 +254,7 @@ LINES = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(lines=LINES, language=st.sampled_from(["en", "de", "fr", "fi", "tdt", "ca", "so", "cs", "xx"]))
 @example(lines=["a." + '."' * 3, "'a' 'b' c'", "", " ", "x,,5"], language="en")
 @example(lines=["DOTMULTI...x", "..DOTMULTI.x", 'a." .."b', "a.. b", "...", ".'"], language="de")
@@ -265,7 +265,7 @@ def test_blocks_equal_the_rules_line_by_line(lines: list[str], language: str) ->
         assert stages[stage] == [line[stage] for line in expected], stage
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(
         st.sampled_from(["DOTMULTI", "DOTDOTMULTI", "DOT", "MULTI", ".", "..", "...", " ", "x", ","]), max_size=14
@@ -277,7 +277,7 @@ def test_the_scripts_own_marker_in_the_text(parts: list[str], language: str) -> 
     assert Tokeniser(language).tokenise([line]) == [reference(line, language)["tokens"]]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(lines=LINES, cuts=st.lists(st.integers(0, 8), max_size=3), lowercase=st.booleans(), accents=st.booleans())
 def test_a_line_does_not_depend_on_its_company(
     lines: list[str], cuts: list[int], lowercase: bool, accents: bool

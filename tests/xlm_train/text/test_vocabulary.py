@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import count_words, golden_pieces
@@ -131,7 +131,6 @@ def test_counts_do_not_depend_on_how_text_is_divided(lines: list[str], cuts: lis
     assert list(total.items()) == list(whole.items())
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.text("ab \t", max_size=12), st.integers(0, 3)), max_size=30))
 def test_lines_are_taken_and_counted_by_their_numbers(copied: list[tuple[str, int]]) -> None:
     lines, copies = [line for line, _ in copied], np.array([n for _, n in copied], np.int64)
