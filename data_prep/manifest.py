@@ -19,6 +19,9 @@ from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import sha256_of
 from xlm_train.text.tokenise import RULES_VERSION
 
+LEARNER = {"tokenizers": "xlm_train", "fastbpe": "fastBPE"}
+"""Whose code learns by each engine (`data_prep.learn_bpe`)."""
+
 OFTEN = 20  # times that a merge is made in the text it is learned on, to be of use in other text
 PIPELINE_VERSION = "3"
 """Raised when a change here, in BPE or in binarising changes any output byte."""
@@ -30,7 +33,7 @@ def tools(settings: Settings) -> dict[str, str]:
     found |= {name: version(name) for name in ("numpy", "sacremoses")}
     if settings.lowercase or settings.remove_accents:
         found["unicode"] = unicodedata.unidata_version
-    if settings.codes_file is None:
+    if settings.codes_file is None:  # tokenizers cuts words into pieces
         found |= (
             {"fastBPE": fastbpe.VERSION} if settings.bpe.engine == "fastbpe" else {"tokenizers": version("tokenizers")}
         )
@@ -108,7 +111,12 @@ def describe(
         "languages": {language: number for number, language in enumerate(settings.languages)},
         "dtype": vocabulary.dtype.name,
         "vocabulary": {"file": "vocab", "sha256": sha256_of(bpe.vocab), "entries": len(vocabulary)},
-        "codes": {"file": "codes", "sha256": sha256_of(bpe.codes), "merges": len(codes)},
+        "codes": {
+            "file": "codes",
+            "sha256": sha256_of(bpe.codes),
+            "merges": len(codes),
+            "learned_by": None if settings.codes_file else LEARNER[settings.bpe.engine],
+        },
         "language_vocabularies": {
             language: {"file": f"vocab.{language}", "sha256": sha256_of(path)} for language, path in bpe.limits.items()
         },

@@ -157,6 +157,7 @@ def test_the_corpus_is_the_text_tokenised_and_encoded(tmp_path: Path, texts: dic
     assert Vocabulary.from_file(out / "vocab").to_text() == Vocabulary.from_counts(counted).to_text()
     assert manifest["languages"] == {"de": 0, "en": 1}
     assert manifest["dtype"] == "uint16"
+    assert manifest["codes"]["learned_by"] == "xlm_train"
     assert {path.name for path in out.iterdir()} >= {"manifest.json", "codes", "vocab", "vocab.de", "vocab.en"}
     assert not (out / ".work").exists()
 
@@ -185,6 +186,7 @@ def test_given_codes_and_vocabulary_give_the_same_corpus(tmp_path: Path, texts: 
     first, second = tmp_path / "first", tmp_path / "second"
     manifest = run(first, texts)
     again = run(second, texts, codes=str(first / "codes"), vocab=str(first / "vocab"))
+    assert again["codes"] == {**manifest["codes"], "learned_by": None}
     for split in ("train", "valid", "test"):
         for language in ("de", "en"):
             assert again["splits"][split][language]["shards"] == manifest["splits"][split][language]["shards"]
