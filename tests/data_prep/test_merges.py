@@ -72,7 +72,7 @@ def test_real_text_as_tokenizers(shared: Path) -> None:
         assert [merge[:2] for merge in learn_merges(words, n_merges)] == trained(words, n_merges)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 12])
+@pytest.mark.parametrize("batch", [1, 2, merges.BATCH])
 @pytest.mark.parametrize("alphabet", ["ab", "abcd", "aé\U00010400\0", "a</w>b"])
 def test_words_of_few_letters(monkeypatch: pytest.MonkeyPatch, alphabet: str, batch: int) -> None:
     """Rows of one letter, pairs that overlap, ties without end, literal marks of a word's end."""
