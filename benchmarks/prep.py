@@ -5,7 +5,8 @@
     python benchmarks/prep.py en=novels.en.gz de=novels.de.gz --megabytes 25 50 100 200 --set bpe.n_codes=6000
                                                               codes learned, too; no stages for themselves
 
-Larger inputs are the given text over and over, each time from another line on. MB are of raw text. The stages are
+Larger inputs are the given text over and over, each time from another line on; with --unrepeated lines of its words that
+do not repeat, which also bring new words as real text does: what memory is to be measured on. MB are of raw text. The stages are
 timed in CPU seconds, which other work on the machine disturbs little; the whole in seconds of the clock as well. Of three
 sizes and more the straight line is told that they lie on, a + b MB, and how far off the farthest is.
 """
@@ -32,9 +33,11 @@ from data_prep import stages
 from data_prep.binarise import shard_jobs, write_shard
 from data_prep.text import Encoded
 from xlm_train.text.lines import DroppedLines, Piece, cut
+from xlm_train.text.numbered import Numbers
 from xlm_train.text.vocabulary import Vocabulary
 
 PIECE_BYTES = 1 << 22
+LINES, MOST_WORDS = 20_000, 60  # of unrepeated text: lines made at a time, words of a line
 SAMPLE_EVERY = 0.25  # seconds between two looks at the memory
 COMMAND = [sys.executable, "-c", "from data_prep.prepare import main; main()"]
 
@@ -58,6 +61,42 @@ def repeated(text: bytes, size: int) -> Iterator[bytes]:
         block += text[: text.find(b"\n") + 1] if not block.endswith(b"\n") else b""
         made += len(block)
         turn += 1
+        yield block
+
+
+def unrepeated(text: bytes, size: int) -> Iterator[bytes]:
+    """`size` bytes or a little more of new lines.
+
+    A word follows the two before it somewhere in the text; one in fifty is invented, of two halves of others.
+    """
+    random, known = np.random.default_rng(0), Numbers({"\n": 0})
+    numbers = known.of([word for word in text.decode().replace("\n", " \n ").split(" ") if word])
+    words = np.array(list(known), object)
+    long = [word for word in known if len(word) > 4 and word.isalpha()]
+    pairs = numbers[:-1].astype(np.int64) * len(words) + numbers[1:]
+    order = np.argsort(pairs)
+    first, end = (np.searchsorted(pairs, pairs, side, order) for side in ("left", "right"))
+    begins = np.flatnonzero(numbers[:-1] == 0)
+    while size > 0:
+        pair, lines = random.choice(begins, LINES), np.arange(LINES)
+        steps = []
+        for _ in range(MOST_WORDS):
+            steps.append((lines, numbers[pair + 1]))
+            goes_on = (numbers[pair + 1] != 0) & (pair + 2 < len(numbers))
+            pair, lines = pair[goes_on], lines[goes_on]
+            pair = order[random.integers(first[pair], end[pair])] + 1
+            goes_on = pair < len(pairs)
+            pair, lines = pair[goes_on], lines[goes_on]
+        of_line, taken = (np.concatenate(parts) for parts in zip(*steps, strict=True))
+        by_line = np.argsort(of_line, kind="stable")
+        new = words[taken[by_line]]
+        for place in np.flatnonzero((taken[by_line] != 0) & (random.random(len(new)) < 0.02)).tolist():
+            one, other = (long[k] for k in random.integers(len(long), size=2))
+            new[place] = one[: len(one) // 2 + 1] + other[len(other) // 2 :].lower()
+        lengths = np.bincount(of_line)
+        lines_of = np.split(new, np.cumsum(lengths)[:-1])
+        block = "".join(" ".join(line).removesuffix("\n").rstrip() + "\n" for line in lines_of).encode()
+        size -= len(block)
         yield block
 
 
@@ -139,14 +178,17 @@ def own_cpu_seconds(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def run_whole(texts: dict[str, bytes], megabytes: int, settings: Sequence[str]) -> dict[str, Any]:
+Grow = Callable[[bytes, int], Iterator[bytes]]
+
+
+def run_whole(texts: dict[str, bytes], megabytes: int, settings: Sequence[str], grow: Grow) -> dict[str, Any]:
     """xlm-prep over `megabytes` of text, as a process of its own: seconds, MB/s, peak memory, files."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         size = 0
         for language, text in texts.items():
             with open(folder / f"text.{language}", "wb") as file:
-                for block in repeated(text, megabytes * 1_000_000 // len(texts)):
+                for block in grow(text, megabytes * 1_000_000 // len(texts)):
                     size += file.write(block)
         inputs = [f"train.{language}={folder}/text.{language}" for language in texts]
         command = [*COMMAND, f"out={folder}/out", *inputs, "keep_work=true", *settings]
@@ -222,6 +264,7 @@ def main() -> None:
     parser.add_argument("--codes", type=Path, help="of the stages and of the whole; none: it learns them")
     parser.add_argument("--vocab", type=Path)
     parser.add_argument("--megabytes", type=int, nargs="*", default=[20, 200], help="sizes of the whole runs")
+    parser.add_argument("--unrepeated", action="store_true", help="larger inputs are new lines, with new words")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of xlm-prep for the whole")
     parser.add_argument("--moses", type=Path, help="folder of tokenizer.perl and its neighbours")
@@ -248,9 +291,10 @@ def main() -> None:
     for language, cell in result["moses"].items():
         print(f"perl, {language}: {cell['mb_per_s']} MB/s by the clock, {cell['mb_per_cpu_s']} MB a CPU second")
 
+    grow = unrepeated if arguments.unrepeated else repeated
     print("".join(f"{title:>14}" for title in COLUMNS.values()))
     for megabytes in arguments.megabytes:
-        result["whole"].append(run_whole(texts, megabytes, settings))
+        result["whole"].append(run_whole(texts, megabytes, settings, grow))
         print("".join(f"{result['whole'][-1][name]:>14}" for name in COLUMNS), flush=True)
     if len(result["whole"]) > 2:
         result["lines"] = straight_lines(result["whole"])

@@ -26,8 +26,9 @@ Places = NDArray[np.intp]
 Pair = tuple[int, int, int, Places]
 """Minus its count (or more than that, if it was counted earlier), left and right symbol, first cell of each place."""
 
-BATCH = 64  # pairs looked at together, or fewer with so many places: with more of them more are put back, with fewer
-PLACES = 50_000  # numpy has too little to do
+# Pairs looked at together, and about how many places these may have: with more, more are put back; with fewer, numpy has
+# too little to do.
+BATCH, PLACES = 64, 50_000
 PARTS = 8  # in which all pairs are counted: what is being counted takes some 50 bytes for each place of a pair
 FEWER = 4  # divides the count below which pairs are not kept, when none is left above it
 

@@ -35,6 +35,7 @@ from xlm_train.config.command import command
 from xlm_train.runtime.console import counted, log, show, waiting
 from xlm_train.runtime.errors import EXIT_INTERRUPTED, UserError
 from xlm_train.runtime.files import read_json
+from xlm_train.runtime.memory import trim_malloc
 from xlm_train.text.vocabulary import Vocabulary
 
 PART_BYTES = 1 << 26  # of text whose words are added up at once
@@ -157,6 +158,8 @@ def get_codes(settings: Settings, work: Work, workers: Workers, texts: Texts) ->
         what = f"{settings.bpe.n_codes:,} codes from {sum(counts.values()):,} words, {len(counts):,} of them different"
         with waiting("learn", what):
             learn_bpe.learn(counts, settings.bpe.n_codes, settings.bpe.engine).write(path)
+        del counts
+        trim_malloc()  # 0.1 GB, which later stages have no use for in this process
     return path
 
 

@@ -81,6 +81,7 @@ def tokenise_piece(job: TokeniseJob) -> None:
     tokens = tokeniser.number(lines)
     sample = tokens.take(np.arange(len(lines)) < SAMPLE_LINES).lines()
     counts = RawCounts.of(raw, text, int((hashes == EMPTY).sum()), sample)
+    del text, lines
     save(job.out, hashes=hashes, characters=characters, counts=asdict(counts), **_packed(tokens))
     if job.stored is not None:
         job.stored.unlink()

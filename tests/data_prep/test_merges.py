@@ -43,7 +43,7 @@ def learned_plainly(word_counts: Mapping[str, int], n_merges: int) -> Merges:
     return found
 
 
-@pytest.mark.parametrize("batch", [1, 2, 12])
+@pytest.mark.parametrize("batch", [1, 2, merges.BATCH])
 @pytest.mark.parametrize("alphabet", ["ab", "abcd", "aé\U00010400\0", "a</w>b"])
 def test_words_of_few_letters(monkeypatch: pytest.MonkeyPatch, alphabet: str, batch: int) -> None:
     """Rows of one letter, pairs that overlap, ties without end, literal marks of a word's end."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from xlm_train.text.vocabulary import LINE_END, split_lines
 
-BLOCK_CHARACTERS = 1 << 20  # of lines parted at once: what else is needed goes with it
+BLOCK_CHARACTERS = 1 << 18  # of lines parted at once: what else is needed goes with it
 
 
 @dataclass(frozen=True)

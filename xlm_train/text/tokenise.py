@@ -87,17 +87,15 @@ class Tokeniser:
             ValueError: A line contains a newline.
         """
         known = Numbers()
-        numbers, ends = [np.empty(0, np.intc)], [np.empty(0, bool)]
+        found: list[tuple[npt.NDArray[np.intc], npt.NDArray[np.bool_]]] = []
         for group in groups(lines, numbered.BLOCK_CHARACTERS):
             parts, is_last = _parts(group)
-            numbers.append(known.of(parts))
-            ends.append(is_last)
+            found.append((known.of(parts), is_last))
         tokens = NumberedText.of(self.tokenise(list(known)))
         lengths = tokens.lengths()  # with a line's end, which only the last part of a line takes
         firsts = np.cumsum(lengths) - lengths
-        which = np.concatenate(numbers)
-        taken = ranges(firsts[which], lengths[which] - ~np.concatenate(ends))
-        return NumberedText(tokens.words, tokens.numbers[taken])
+        numbers = [tokens.numbers[ranges(firsts[part], lengths[part] - ~is_last)] for part, is_last in found]
+        return NumberedText(tokens.words, np.concatenate([tokens.numbers[:0], *numbers]))
 
     def stages(self, lines: Sequence[str]) -> dict[str, list[str]]:
         """The lines after each step: "replace", "normalise", "nonprinting", "tokens" and, if it is on, "lower"."""
