@@ -179,7 +179,7 @@ def test_kills_while_a_corpus_is_uploaded(store: Store, s3: S3Server, tmp_path: 
     url = f"{store.url}/corpus"
     overrides = [f"out={url}", f"train.de={names[0]}", f"train.en={names[1]}", "bpe.n_codes=60", "workers=1"]
     command = [sys.executable, "-c", "from data_prep.prepare import main; main()", *overrides]
-    s3.says("slow", "1500000")  # bytes a second
+    s3.says("slow", "300000")  # bytes a second: seconds for a shard
     for uploaded in (0, 3, 6):
         while s3.is_receiving():
             time.sleep(0.01)
