@@ -79,15 +79,16 @@ def most_frequent(paths: Sequence[Path], most: int) -> tuple[dict[str, int], int
     """
     times: Counter[int] = Counter()  # how many words come so often
     for path in paths:
-        different, words = np.unique(load(path, "counts"), return_counts=True)
-        times.update(dict(zip(different.tolist(), words.tolist(), strict=True)))
+        different, n_words = np.unique(load(path, "counts"), return_counts=True)
+        times.update(dict(zip(different.tolist(), n_words.tolist(), strict=True)))
     often = sorted(times, reverse=True)
     n_kept = bisect_right([*accumulate(times[count] for count in often)], most)
     rarest = often[n_kept] if n_kept < len(often) else 0
     found: list[tuple[str, int]] = []
     places = [np.empty(0, np.int64)]
     for path in paths:
-        found += [item for item in load_counter(path).items() if item[1] > rarest]
-        places.append(load(path, "places")[load(path, "counts") > rarest])
+        words, counts = _words_and_counts(path, 0)
+        found += [item for item in zip(words, counts.tolist(), strict=True) if item[1] > rarest]
+        places.append(load(path, "places")[counts > rarest])
     in_order = dict(found[number] for number in np.argsort(np.concatenate(places)).tolist())
     return in_order, rarest, sum(count * words for count, words in times.items() if count <= rarest)
