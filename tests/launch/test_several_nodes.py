@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, command
+from tests.conftest import PATIENCE, REPOSITORY, command
 from tests.end_to_end.test_training import assert_same_run
 from tests.launch.conftest import LAUNCH, STEPS, ci_must_not_skip
 from xlm_train.training.loggers import read_metrics
 
 TIMEOUT = 20  # trainer.timeout_seconds: what a lost machine may cost
 SLACK = 40  # for the processes to end after it
-PATIENCE = 60  # of several_nodes.sh with a torchrun that has no workers any more
+NOTICE = 60  # of several_nodes.sh with a torchrun that has no workers any more
 
 
 class Machines:
@@ -99,7 +99,7 @@ def test_a_machine_cut_off_ends_the_run_and_the_same_line_goes_on(
     run, log = tmp_path / "cut", tmp_path / "log"
 
     processes = machines.start(words, log)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + PATIENCE
     while not any(line["step"] >= 20 for line in read_metrics(run / "metrics.jsonl")):
         assert all(process.poll() is None for process in processes), texts(log)
         assert time.monotonic() < deadline, texts(log)
@@ -107,7 +107,7 @@ def test_a_machine_cut_off_ends_the_run_and_the_same_line_goes_on(
     machines.cable("down")
     cut = time.monotonic()
     seconds = []
-    for process, longest in zip(processes, (TIMEOUT + SLACK, TIMEOUT + SLACK + PATIENCE), strict=True):
+    for process, longest in zip(processes, (TIMEOUT + SLACK, TIMEOUT + SLACK + NOTICE), strict=True):
         assert process.wait(longest) != 0
         seconds.append(time.monotonic() - cut)
     print("the machines had left {:.0f} and {:.0f} s after the cut".format(*seconds))
@@ -118,7 +118,7 @@ def test_a_machine_cut_off_ends_the_run_and_the_same_line_goes_on(
 
     machines.cable("up")
     processes = machines.start(words, log)
-    assert [process.wait(300) for process in processes] == [0, 0], texts(log)
+    assert [process.wait(PATIENCE) for process in processes] == [0, 0], texts(log)
     assert any(f"finished after {STEPS} steps" in text for text in texts(log))
     assert "from step" in "".join(texts(log))
     assert_same_run(tmp_path / "undisturbed", run)
