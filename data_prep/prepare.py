@@ -33,9 +33,9 @@ from data_prep.text import BpeFiles, Encoded, PairText, PairTexts, Text, Texts
 from data_prep.work import Sized, Work, Workers, fold, run
 from xlm_train.config.command import command
 from xlm_train.runtime.console import counted, log, show, waiting
+from xlm_train.runtime.device import trim_malloc
 from xlm_train.runtime.errors import EXIT_INTERRUPTED, UserError
 from xlm_train.runtime.files import read_json
-from xlm_train.runtime.memory import trim_malloc
 from xlm_train.text.vocabulary import Vocabulary
 
 PART_BYTES = 1 << 26  # of text whose words are added up at once

@@ -14,7 +14,7 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import ConfigError
@@ -45,13 +45,22 @@ def disable_malloc_trim() -> bool:
     Returns:
         Whether it could be set (glibc on Linux only).
     """
-    if not sys.platform.startswith("linux"):
-        return False
+    mallopt = _glibc("mallopt")
+    return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, NEVER))
+
+
+def trim_malloc() -> None:
+    """Return to the system, once, what is freed but kept by glibc's allocator; elsewhere nothing is done."""
+    if (malloc_trim := _glibc("malloc_trim")) is not None:
+        malloc_trim(0)
+
+
+def _glibc(name: str) -> Any:
+    """A function of glibc; None where there is another C library."""
     try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        return getattr(ctypes.CDLL("libc.so.6"), name) if sys.platform.startswith("linux") else None
     except (OSError, AttributeError):
-        return False  # another C library
-    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, NEVER))
+        return None
 
 
 def release_memory() -> None:

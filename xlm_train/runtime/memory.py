@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,9 +93,3 @@ def is_out_of_memory(error: BaseException) -> bool:
 def kills() -> int:
     """Return how many processes the system has killed since its start because memory was exhausted (Linux)."""
     return _numbers(Path("/proc/vmstat"), 1).get("oom_kill", 0)
-
-
-def trim_malloc() -> None:
-    """Return to the system what is freed but kept by glibc's allocator; elsewhere nothing is done."""
-    if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import command, process_environment
-from xlm_train.runtime.device import is_accelerator, limit_openmp_spin
+from xlm_train.runtime.device import is_accelerator, limit_openmp_spin, trim_malloc
 
 # OpenMP reads its settings once, when torch loads it: what stands in the environment at that moment counts.
 WATCHED = """
@@ -104,3 +105,18 @@ def test_a_sweep_tells_openmp_too(corpus_folder: Path, tmp_path: Path) -> None:
 )
 def test_a_device_and_a_clusters_name_for_it(accelerator: str, name: str, same: bool) -> None:
     assert is_accelerator(accelerator, name) is same
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    size = 10_000  # too small to be mapped by itself
+    blocks = [b"x" * size for _ in range(10_000)]
+    last = b"x" * size  # what lies behind them keeps them from going back
+    held = resident()
+    del blocks
+    trim_malloc()
+    assert resident() < held - 50_000_000
+    assert last

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import mmap
-import sys
 from pathlib import Path
 
 import pytest
@@ -38,18 +36,3 @@ def test_limits_of_a_process_and_of_what_is_above_it(
 
 def test_a_system_without_control_groups(tmp_path: Path) -> None:
     assert list(memory._control_groups(tmp_path / "nothing")) == []
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
-def test_freed_memory_goes_back_to_the_system() -> None:
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
-
-    size = 10_000  # too small to be mapped by itself
-    blocks = [b"x" * size for _ in range(10_000)]
-    last = b"x" * size  # what lies behind them keeps them from going back
-    held = resident()
-    del blocks
-    memory.trim_malloc()
-    assert resident() < held - 50_000_000
-    assert last
