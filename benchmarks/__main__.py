@@ -15,14 +15,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import agreement, busy, framework, loss, options, start, step, translate
+from benchmarks import agreement, busy, framework, loss, miniature, options, start, step, translate
 
 RESULTS = Path(__file__).parent / "results.json"
 
 
 def main() -> None:
     found = {}
-    for benchmark in (start, framework, busy, agreement, loss, step, options, translate):
+    for benchmark in (start, framework, busy, agreement, loss, step, miniature, options, translate):
         name = benchmark.__name__.rpartition(".")[2]
         found[name] = benchmark.main([])
         RESULTS.write_text(json.dumps(found, indent=2) + "\n")  # each is kept as soon as it is there

@@ -25,6 +25,11 @@ def counter_arrays(counts: Mapping[str, int], number: int = 0) -> dict[str, Any]
     }
 
 
+def places_key(number: int = 0) -> str:
+    """The member of a work file that says where each word of its counter of this number stands first."""
+    return f"places{number or ''}"
+
+
 def load_counter(path: Path, number: int = 0) -> dict[str, int]:
     """A counter of a work file, in the order it was saved in."""
     words, counts = _words_and_counts(path, number)
@@ -89,6 +94,6 @@ def most_frequent(paths: Sequence[Path], most: int) -> tuple[dict[str, int], int
     for path in paths:
         words, counts = _words_and_counts(path, 0)
         found += [item for item in zip(words, counts.tolist(), strict=True) if item[1] > rarest]
-        places.append(load(path, "places")[counts > rarest])
+        places.append(load(path, places_key())[counts > rarest])
     in_order = dict(found[number] for number in np.argsort(np.concatenate(places)).tolist())
     return in_order, rarest, sum(count * words for count, words in times.items() if count <= rarest)

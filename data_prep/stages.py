@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.counters import Sums, counter_arrays, load_counter, total
+from data_prep.counters import Sums, counter_arrays, load_counter, places_key, total
 from data_prep.select import EMPTY, Hashes, mix, sampled_copies, sentence_hashes
 from data_prep.statistics import RawCounts
 from data_prep.work import compress, decompress, load, save
@@ -209,7 +209,7 @@ def count_piece_words(job: WordsJob) -> None:
     for part in range(job.parts):
         places = np.flatnonzero(owners == part)
         chosen = [words[place] for place in places.tolist()]
-        arrays |= counter_arrays({word: counts[word] for word in chosen}, part) | {f"places{part or ''}": places}
+        arrays |= counter_arrays({word: counts[word] for word in chosen}, part) | {places_key(part): places}
     save(job.out, **arrays)
 
 
@@ -233,8 +233,8 @@ def sum_words(job: SumJob) -> None:
     sums, places = Sums(), [np.empty(0, np.int64)]
     for number, path in enumerate(map(Path, os.fsdecode(job.names.read_bytes()).split("\0"))):
         is_new = sums.add(path, job.part)
-        places.append((number << 32) + load(path, f"places{job.part or ''}")[is_new])
-    save(job.out, places=np.concatenate(places), **counter_arrays(sums.counter()))
+        places.append((number << 32) + load(path, places_key(job.part))[is_new])
+    save(job.out, **{places_key(): np.concatenate(places)}, **counter_arrays(sums.counter()))
 
 
 @dataclass(frozen=True)

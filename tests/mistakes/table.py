@@ -348,6 +348,7 @@ PLANS = [
         ("plan=5", "plan=5: has fields"),
         ("~plan", "plan has no value"),
         ("data.path=nowhere", "data.path=nowhere: there is no such folder"),
+        ("data.path='${nowhere}'", "data.path: Interpolation key 'nowhere' not found"),
         ("trainer.precision=[a]", "trainer.precision=['a']: must be text"),
         ("out=5", "out=5: must be text or null"),
         ("out=", "out has no value"),

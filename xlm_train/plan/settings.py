@@ -96,9 +96,10 @@ def problems_of_plan(config: DictConfig) -> list[str]:
     good, problems = check_fields(OwnSettings, own)
     data, trainer, cluster = (_section(values, name) for name in ("data", "trainer", "cluster"))
     # what the run is not checked with: see `elsewhere`
-    problems += [reason for reason in reasons if reason.startswith(("plan.", "out"))]
+    unresolved = [reason for reason in reasons if reason.startswith(("plan.", "out", "data.path:"))]
+    problems += unresolved
     problems += check_fields(TrainerConfig, trainer, "trainer.")[1]
-    if not fits(data.get("path"), str | None):
+    if not fits(data.get("path"), str | None) and not any(reason.startswith("data.path:") for reason in unresolved):
         problems.append(f"data.path={data['path']}: must be text")
     wanted = {"data.path": (data.get("path"), str | None), "data.slots": (data.get("slots"), int)}
     wanted["precision"] = (trainer.get("precision"), str)
