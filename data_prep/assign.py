@@ -123,17 +123,12 @@ def repeats(work: Work, workers: Workers, every: Sequence[Selectable]) -> dict[s
         n_parts = max(1, -(-sum(text.lines) // PART_LINES))
         name = digest([file.name for file in text.hashed], n_parts)
         jobs = [
-            SortJob(
-                work.path("sorted", name, part.start, suffix=""),
-                tuple(text.hashed[part]),
-                first,
-                n_parts,
-            )
+            SortJob(work.path("sorted", name, part.start), tuple(text.hashed[part]), first, n_parts)
             for part, first in groups(text.lines)
         ]
-        files = tuple(job.out for job in jobs)
+        files, firsts = tuple(job.out for job in jobs), tuple(job.first for job in jobs)
         comparisons[text.name] = [
-            RepeatJob(work.path("repeated", name, part, suffix=".npy"), files, part, n_parts) for part in range(n_parts)
+            RepeatJob(work.path("repeated", name, part), files, part, firsts) for part in range(n_parts)
         ]
         if not all(job.out.exists() for job in comparisons[text.name]):
             sorting += jobs

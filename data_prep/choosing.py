@@ -6,16 +6,16 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import select, stages
-from data_prep.select import EMPTY, SEEN, DuplicateCounter, Hashes, Smallest
+from data_prep.select import EMPTY, DuplicateCounter, Hashes, Smallest
 from data_prep.statistics import RawCounts
-from data_prep.work import load, load_json, load_mapped, save
-from xlm_train.runtime.files import atomic_write
+from data_prep.work import load, load_json, save
 
 # ---- what all sentences of a text decide
 
@@ -104,11 +104,9 @@ class SortJob:
 
 
 def sort_lines(job: SortJob) -> None:
-    """Work file: the lines by their hashes. 16 bytes a line."""
+    """Work file: the lines of each part by their hashes. 16 bytes a line."""
     seen, starts = select.sorted_parts(np.concatenate([load(f, "hashes") for f in job.files]), job.first, job.parts)
-    with atomic_write(job.out) as file:
-        file.write(starts.tobytes())
-        file.write(seen.tobytes())
+    save(job.out, **{f"part{part}": seen[start:end] for part, (start, end) in enumerate(pairwise(starts.tolist()))})
 
 
 @dataclass(frozen=True)
@@ -119,23 +117,20 @@ class RepeatJob:
         out: The work file.
         files: Work files of `sort_lines`, in the order of the text.
         part: The number of the part.
-        parts: How many there are.
+        firsts: The number of the first line of each file.
     """
 
     out: Path
     files: tuple[Path, ...]
     part: int
-    parts: int
+    firsts: tuple[int, ...]
 
 
 def find_repeated(job: RepeatJob) -> None:
-    """Work file: numbers of lines, sorted, that repeat an earlier one."""
-    found = []
-    for file in job.files:
-        start, end = np.fromfile(file, np.int64, 2, offset=8 * job.part).tolist()
-        found.append(np.fromfile(file, SEEN, end - start, offset=8 * (job.parts + 1) + SEEN.itemsize * start))
-    with atomic_write(job.out) as out:
-        np.save(out, select.repeated_lines(np.concatenate(found)))
+    """Work file: numbers of lines, sorted, that repeat an earlier one: `lines0` .. by the first line of the pieces."""
+    found = select.repeated_lines(np.concatenate([load(file, f"part{job.part}") for file in job.files]))
+    of_files = np.split(found, np.searchsorted(found, job.firsts[1:]))
+    save(job.out, **{f"lines{first}": lines for first, lines in zip(job.firsts, of_files, strict=True)})
 
 
 # ---- lines that are held out
@@ -216,9 +211,7 @@ def choose(job: ChooseJob) -> None:
     seen = [np.zeros(len(hashes), dtype=bool) for hashes in known]
     repeated = np.zeros(job.n, dtype=bool)
     for file in job.repeated:
-        again = load_mapped(file)
-        start, end = np.searchsorted(again, [job.first, job.first + job.n])
-        repeated[again[start:end] - job.first] = True
+        repeated[load(file, f"lines{job.first}") - job.first] = True
     counts: Counter[str] = Counter()
     stay: list[int] = []
     sha256: list[str | None] = []

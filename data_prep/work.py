@@ -70,18 +70,6 @@ def load(path: Path, name: str) -> NDArray[Any]:
         raise _unreadable(path, error) from error
 
 
-def load_mapped(path: Path) -> NDArray[Any]:
-    """The array of a work file of one, mapped: its length is checked, its bytes are not.
-
-    Raises:
-        UserError: As `load`.
-    """
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
-    except (OSError, ValueError, EOFError) as error:
-        raise _unreadable(path, error) from error
-
-
 def _unreadable(path: Path, error: Exception) -> UserError:
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.ENOENT):
         return UserError(f"{path}: {error.strerror}")  # too many open files, a disk that fails: it may be whole

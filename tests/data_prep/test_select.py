@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep import select
+from data_prep.choosing import RepeatJob, SortJob, find_repeated, sort_lines
 from data_prep.select import EMPTY, Hashes
+from data_prep.work import load, save
+from xlm_train.runtime.errors import UserError
 
 texts = st.lists(st.sampled_from(["", "  ", "a", "b", "c", "Haus", "Haus ", "Maus", "x y", "y x"]), max_size=40)
 
@@ -127,6 +133,25 @@ def test_repeated_lines_are_all_but_the_first(lines: list[str], size: int, n_par
         elif line.strip():
             known.add(line.strip())
     assert sorted(found) == expected
+
+
+def test_what_repeats_comes_by_file_and_never_from_changed_bytes(tmp_path: Path) -> None:
+    values = select.mix(np.array([3, 1, 3, 2, 1, 9, 3], np.uint64), seed=0)
+    firsts, sorted_files = (0, 4), [tmp_path / "sorted0.npz", tmp_path / "sorted1.npz"]
+    for first, some, out in zip(firsts, np.split(values, firsts[1:]), sorted_files, strict=True):
+        save(file := tmp_path / f"hashes{first}.npz", hashes=some)
+        sort_lines(SortJob(out, (file,), first, parts=2))
+    jobs = [RepeatJob(tmp_path / f"repeated{part}.npz", tuple(sorted_files), part, firsts) for part in (0, 1)]
+    for job in jobs:
+        find_repeated(job)
+    found = [sorted(n for job in jobs for n in load(job.out, f"lines{first}").tolist()) for first in firsts]
+    assert found == [[2], [4, 6]]
+    data = bytearray(sorted_files[1].read_bytes())
+    for header in re.finditer(b"\x93NUMPY", bytes(data)):
+        data[header.start() + 128] ^= 1  # the first of an array's own bytes
+    sorted_files[1].write_bytes(data)
+    with pytest.raises(UserError, match="was damaged and has been removed"):
+        list(map(find_repeated, jobs))
 
 
 def test_a_sample_has_its_share_of_each_language() -> None:
