@@ -252,11 +252,11 @@ def _number(value: float | None) -> str:
 
 
 def equal_time(found: Mapping[str, Any], names: Sequence[str]) -> Table | None:
-    """The best validation of each row within the training time of the row that took the least."""
+    """The best validation of each row within the training time of the row that took the least; not of the supervised model."""
     rows = {
         key: row
         for key, row in found["rows"].items()
-        if row["status"] in ("finished", "stopped") and row["curve"]["points"]
+        if key != "supervised" and row["status"] in ("finished", "stopped") and row["curve"]["points"]
     }
     if not rows:
         return None
