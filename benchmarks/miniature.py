@@ -19,26 +19,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.step import BETAS, CLIP_NORM, EPS, LR, update
+from benchmarks.step import BETAS, CLIP_NORM, EPS, LR, chosen, masked, update
 from benchmarks.turns import Variant, in_turn, report, spread, table
 from xlm_train.model.seq2seq import Seq2Seq, pad, predictions
 from xlm_train.model.transformer import PAD, XLM, ModelShape
+from xlm_train.text.vocabulary import EOS
 
 SHAPE = ModelShape(n_words=4_043, dim=128, n_layers=3, n_heads=4, ffn_dim=512, dropout=0.0, attention_dropout=0.0)
 SLOTS, STREAMS, BPTT = 2, 16, 32
 SENTENCES, LENGTHS = 50, range(18, 23)
-EOS, MASK, SHARE = 1, 5, 0.15
 OBJECTIVES = ("mlm", "clm", "ae")
 
 
 def windows() -> Tensor:
     return torch.randint(14, SHAPE.n_words, (SLOTS * STREAMS, BPTT), generator=torch.Generator().manual_seed(0))
-
-
-def chosen(streams: int) -> Tensor:
-    """Places in flattened windows whose words are hidden."""
-    places = torch.randperm(streams * BPTT, generator=torch.Generator().manual_seed(1))
-    return places[: round(SHARE * len(places))].sort().values
 
 
 def sentences() -> list[list[int]]:
@@ -57,24 +51,23 @@ def ours(objective: str) -> Callable[[], float]:
     model = Seq2Seq(SHAPE) if objective == "ae" else XLM(SHAPE)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LR, betas=BETAS, eps=EPS, weight_decay=0.0, fused=True)
-    (target_BT, lengths_B), slots, places = pad(sentences()), windows().chunk(SLOTS), chosen(STREAMS)
+    (target_BT, lengths_B), places = pad(sentences()), chosen(STREAMS, BPTT)
     predicted = predictions(lengths_B)
+    slots = [target_BT] if objective == "ae" else windows().chunk(SLOTS)
 
-    def losses() -> list[Callable[[], Tensor]]:
+    def loss_of(slot: Tensor) -> Tensor:
         if isinstance(model, Seq2Seq):
-            return [lambda: model.loss(model.encode(target_BT, 0, lengths_B), target_BT, 0, predicted)]
+            return model.loss(model.encode(slot, 0, lengths_B), slot, 0, predicted)
         if objective == "clm":
-            return [lambda slot=slot: model.next_token_loss(slot, 0) for slot in slots]  # type: ignore[misc]
-        hidden = [slot.flatten().index_fill(0, places, MASK).view(slot.shape) for slot in slots]
-        words = [slot.flatten()[places] for slot in slots]
-        return [lambda i=i: model.masked_loss(hidden[i], 0, places, words[i]) for i in range(SLOTS)]  # type: ignore[misc]
+            return model.next_token_loss(slot, 0)
+        return model.masked_loss(masked(slot, places), 0, places, slot.flatten()[places])
 
     def step() -> float:
         total = 0.0
-        for number, loss_of in enumerate(losses()):
+        for number, slot in enumerate(slots):
             seed_noise(0, 0, number)
-            loss = loss_of()
-            (loss / (1 if objective == "ae" else SLOTS)).backward()
+            loss = loss_of(slot)
+            (loss / len(slots)).backward()
             total += loss.item()
         update(parameters, optimizer, CLIP_NORM)
         return total
@@ -116,17 +109,14 @@ def plain(objective: str) -> Callable[[], float]:
     torch.manual_seed(0)
     model = PlainModel(decoder=objective == "ae")
     optimizer = torch.optim.Adam(model.parameters(), lr=LR, betas=BETAS, eps=EPS)
-    tokens, places, target = windows(), chosen(SLOTS * STREAMS), pad(sentences())[0]
-    hidden = tokens.flatten().index_fill(0, places, MASK).view(tokens.shape)
+    tokens, places, target = windows(), chosen(SLOTS * STREAMS, BPTT), pad(sentences())[0]
 
     def loss_of() -> Tensor:
         if objective == "mlm":
-            states = model.encoder(model.embed(hidden, 0))
+            states = model.encoder(model.embed(masked(tokens, places), 0))
             return F.cross_entropy(model.output(states.flatten(0, 1)[places]), tokens.flatten()[places])
-        inputs, words = (
-            (tokens if objective == "clm" else target)[:, :-1],
-            (tokens if objective == "clm" else target)[:, 1:],
-        )
+        text = tokens if objective == "clm" else target
+        inputs, words = text[:, :-1], text[:, 1:]
         causal = nn.Transformer.generate_square_subsequent_mask(inputs.shape[1])
         if objective == "clm":
             states = model.encoder(model.embed(inputs, 0), mask=causal, is_causal=True)

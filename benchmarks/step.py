@@ -40,9 +40,9 @@ def windows(streams: int) -> Tensor:
     return torch.randint(14, N_WORDS, (streams, BPTT), generator=torch.Generator().manual_seed(0))
 
 
-def chosen(streams: int) -> Tensor:
+def chosen(streams: int, bptt: int = BPTT) -> Tensor:
     """Places in the flattened windows whose words are to be predicted."""
-    places = torch.randperm(streams * BPTT, generator=torch.Generator().manual_seed(1))
+    places = torch.randperm(streams * bptt, generator=torch.Generator().manual_seed(1))
     return places[: round(SHARE * len(places))].sort().values
 
 
