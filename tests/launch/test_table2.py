@@ -141,6 +141,22 @@ def test_the_page_of_all_rows_in_a_browser_and_as_a_picture(page: ModuleType, tm
     assert (tmp_path / "table2.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_at_equal_time_the_shortest_row_sets_the_time_and_the_supervised_model_has_no_part(page: ModuleType) -> None:
+    def row(*points: tuple[int, float, float]) -> dict[str, Any]:
+        columns = ["step", "training seconds", "BLEU de-en"]
+        return {"status": "finished", "curve": {"columns": columns, "points": [list(point) for point in points]}}
+
+    rows = {
+        "none/none,0": row((10, 100.0, 1.0), (20, 200.0, 3.0), (30, 300.0, 2.0)),
+        "mlm/mlm,0": row((10, 150.0, 4.0), (20, 290.0, 5.0), (30, 450.0, 9.0)),
+        "supervised": row((10, 50.0, 7.0)),
+    }
+    assert page.equal_time({"rows": rows}, ["de-en"]).rows == [
+        ["none / none,0", "20", "300", "3.0"],
+        ["mlm / mlm,0", "20", "300", "5.0"],
+    ]
+
+
 def test_the_dictionary_finds_the_words(page: ModuleType) -> None:
     pairs = [("das haus", "the house"), ("das buch", "the book"), ("ein buch", "a book"), ("ein haus", "a house")]
     found = page.dictionary([(source.split(), target.split()) for source, target in pairs])
