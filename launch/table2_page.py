@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -209,7 +210,7 @@ def sections(found: Mapping[str, Any]) -> list[Section]:
     )
     paper = [[key.replace("/", " / "), *map(str, values)] for key, values in PAPER.items()]
     recollected = Paragraph("newstest2016, 1,024 wide, 6 layers; recollected and unverified but for 34.3")
-    equal, retrieved = equal_time(found, names), []
+    equal, several, retrieved = equal_time(found, names), means(found, names), []
     if found["retrieval"]:
         lines = [
             [kind, f"{values['step']:,}", *(_number(values[name]) for name in names)]
@@ -218,6 +219,7 @@ def sections(found: Mapping[str, Any]) -> list[Section]:
         retrieved.append(Table("", ["", "step", *names], lines))
     content = [
         Section("", [Paragraph(intro), Table("", heads, cells)]),
+        Section("Rows with several seeds", [] if several is None else [several]),
         Section("BLEU on the validation set by update", curves(found)),
         Section("At equal training time, on the validation set", [] if equal is None else [equal]),
         Section("The paper's table", [recollected, Table("", ["encoder / decoder", "en-de", "de-en"], paper)]),
@@ -279,16 +281,45 @@ def equal_time(found: Mapping[str, Any], names: Sequence[str]) -> Table | None:
 
 
 def curves(found: Mapping[str, Any]) -> list[Figure]:
-    """A figure a direction; from the ninth row on colours come again, dashed."""
+    """A figure a direction, a curve a row: the mean of its seeds. From the ninth row on colours come again, dashed."""
     figures = []
     for name in sorted(found["without_a_model"]):
         lines = []
-        for number, (key, row) in enumerate(found["rows"].items()):
-            if points := row["curve"]["points"]:
-                column = row["curve"]["columns"].index(f"BLEU {name}")
+        for number, (kind, seeds) in enumerate(seeds_by_row(found["rows"]).items()):
+            points = [
+                {point[0]: point[row["curve"]["columns"].index(f"BLEU {name}")] for point in row["curve"]["points"]}
+                for row in seeds
+                if row["curve"]["points"]
+            ]
+            steps = sorted(set.intersection(*map(set, points))) if points else []
+            if steps:
                 again, hue = divmod(number, len(PALETTE))
-                steps, values = zip(*((point[0], point[column]) for point in points), strict=True)
-                lines.append(Curve(key, steps, values, hue, dots=again > 0))
+                label = kind if len(points) == 1 else f"{kind}, mean of {len(points)} seeds"
+                values = [fmean(seed[step] for seed in points) for step in steps]
+                lines.append(Curve(label, steps, values, hue, dots=again > 0))
         if lines:
             figures.append(Figure(name, "BLEU", lines, [], "steps"))
     return figures
+
+
+def seeds_by_row(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The runs of each row, from "ENCODER/DECODER,SEED"."""
+    found: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for key, row in rows.items():
+        found[key.partition(",")[0]].append(row)
+    return dict(found)
+
+
+def means(found: Mapping[str, Any], names: Sequence[str]) -> Table | None:
+    """Rows of which several seeds have test scores: mean, lowest and highest BLEU of tokenised text."""
+    lines = []
+    for kind, seeds in seeds_by_row(found["rows"]).items():
+        scored = [row["test"] for row in seeds if "test" in row]
+        if len(scored) > 1:
+            cells = []
+            for name in names:
+                values = [test[name]["tokenised_bleu"]["value"] for test in scored]
+                cells.append(f"{fmean(values):.1f} ({min(values):.1f} to {max(values):.1f})")
+            lines.append([kind.replace("/", " / "), str(len(scored)), *cells])
+    heads = ["encoder / decoder", "seeds", *(f"BLEU {name}, mean (lowest to highest)" for name in names)]
+    return Table("", heads, lines) if lines else None

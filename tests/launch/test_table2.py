@@ -136,9 +136,29 @@ def test_the_page_of_all_rows_in_a_browser_and_as_a_picture(page: ModuleType, tm
     row = a_row("finished", [20, 30.0, 2.0, 1.0], [40, 90.0, 4.0, 3.0], bleu=3.25) | {"samples": [sample]}
     page.write_page(tmp_path, FOUND | {"rows": dict.fromkeys(names, row)})
     text = (tmp_path / "table2.html").read_text("utf-8")
-    assert all(text.count(f"</svg>{name}</span>") == 2 for name in names)  # in both figures' legends
+    rows = [name.partition(",")[0] for name in names]
+    assert all(text.count(f"</svg>{row}</span>") == 2 for row in rows)  # in both figures' legends
     assert "&lt;i&gt;" in text
     assert (tmp_path / "table2.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_seeds_of_a_row_are_one_curve_and_a_line_of_means(page: ModuleType, tmp_path: Path) -> None:
+    rows = {
+        "none/none,0": a_row("finished", [20, 30.0, 2.0, 1.0], [40, 90.0, 4.0, 3.0], bleu=3.25),
+        "none/none,1": a_row("finished", [20, 30.0, 3.0, 1.0], [40, 90.0, 6.0, 5.0], bleu=4.25),
+        "none/none,2": a_row("running", [20, 30.0, 4.0, 4.0]),
+        "none/none,3": a_row("not started"),
+        "mlm/mlm,0": a_row("finished", [20, 30.0, 8.0, 7.0], bleu=10.5),
+    }
+    first, _ = page.curves(FOUND | {"rows": rows})
+    # only the first validation is one that all three have reached
+    assert [(curve.label, curve.x, curve.y) for curve in first.curves] == [
+        ("none/none, mean of 3 seeds", [20], [3.0]),
+        ("mlm/mlm", [20], [8.0]),
+    ]
+    assert page.means(FOUND | {"rows": rows}, ["de-en"]).rows == [["none / none", "2", "3.8 (3.2 to 4.2)"]]
+    page.write_page(tmp_path, FOUND | {"rows": rows})
+    assert "3.8 (3.2 to 4.2)" in (tmp_path / "table2.md").read_text("utf-8")
 
 
 def test_at_equal_time_the_shortest_row_sets_the_time_and_the_supervised_model_has_no_part(page: ModuleType) -> None:
