@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import forked
+from tests.forked import PATIENCE, REPOSITORY, process_environment
 from xlm_train.text.numbered import NumberedText
 
 pytest_plugins = ["tests.s3_server"]
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-PATIENCE = 300.0  # seconds for what must happen; longer and it hangs, however busy the machine
 
 # What a busy machine does slowly is not wrong. In CI the examples are the same each time.
 settings.register_profile(
@@ -190,18 +190,29 @@ def paired_corpus(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def command(
-    module: str, *arguments: str, status: int = 0, cwd: Path | None = None, **environment: str
+    module: str, *arguments: str, status: int = 0, cwd: Path | None = None, anew: bool = False, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command of this checkout in a process of its own; fails the test where its exit status is another."""
-    result = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=process_environment(**environment),
-        timeout=PATIENCE,
-        check=False,
-    )
+    """Run a command of this checkout in a process of its own; fails the test where its exit status is another.
+
+    The project's commands are forked from a process that has imported everything. `anew`, and those that get an
+    environment of their own: by a new interpreter, as what is imported, in which order and how, can matter to them.
+    """
+    words = [module, *arguments]
+    name = next((name for name, of in forked.MODULES.items() if of == module), None)
+    if name is None or anew or environment:
+        result = subprocess.run(
+            [sys.executable, "-m", *words],
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            env=process_environment(**environment),
+            timeout=PATIENCE,
+            check=False,
+        )
+    else:
+        request = forked.Request([name, *arguments], str(cwd or Path.cwd()), process_environment())
+        answer = forked.run(request)
+        result = subprocess.CompletedProcess(words, answer.status, answer.out, answer.err)
     assert result.returncode == status, f"exit status {result.returncode}\n{result.stdout}\n{result.stderr}"
     return result
 
@@ -213,11 +224,6 @@ def train_here(config: dict[str, Any]) -> int:
     from xlm_train.train import train
 
     return train(from_resolved(config), StopFlag())
-
-
-def process_environment(**more: str) -> dict[str, str]:
-    """Environment for a process of this checkout, one thread a process."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **more}
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from tests.conftest import PATIENCE, command, process_environment, train_here
-from tests.end_to_end.worlds import assert_same, assert_same_run, last
+from tests.end_to_end.worlds import assert_same, assert_same_run, last, train_on
 from xlm_train.config.given_shape import take_shape
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import ConfigError, UserError
@@ -34,9 +34,9 @@ Compose = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def smoke(compose: Compose, corpus_folder: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Run experiment=smoke in this process; returns the run folder."""
+    """Run experiment=smoke in this process, or in so many; returns the run folder."""
 
-    def run(name: str, *overrides: str) -> Path:
+    def run(name: str, *overrides: str, processes: int | None = None) -> Path:
         config = compose(
             "train",
             "experiment=smoke",
@@ -45,6 +45,8 @@ def smoke(compose: Compose, corpus_folder: Path, tmp_path: Path) -> Callable[...
             f"run_name={name}",
             *overrides,
         )
+        if processes is not None:
+            return train_on(processes, config)
         assert train_here(config) == 0
         return tmp_path / name
 
@@ -136,9 +138,10 @@ def test_two_processes_preempted_between_reports_and_resumed(
     smoke: Callable[..., Path], corpus_folder: Path, tmp_path: Path
 ) -> None:
     """Two real processes: the resumed run has the undisturbed one's weights and its reported losses, bit for bit."""
-    common = ["experiment=smoke", f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "trainer.devices=2"]
-    common += ["trainer.max_steps=60", "callbacks.metrics.every_n_steps=8", "callbacks.interruption.every_n_steps=3"]
-    command("xlm_train.commands.train", *common, "run_name=undisturbed")
+    options = ["trainer.max_steps=60", "callbacks.metrics.every_n_steps=8"]
+    smoke("undisturbed", *options, processes=2)
+    common = ["experiment=smoke", f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "trainer.devices=2", *options]
+    common += ["callbacks.interruption.every_n_steps=3"]
     process = start(*common, "run_name=preempted")
     wait_for_step(tmp_path / "preempted", 16, process)
     process.send_signal(signal.SIGTERM)
@@ -149,7 +152,9 @@ def test_two_processes_preempted_between_reports_and_resumed(
     assert_same_run(tmp_path / "undisturbed", tmp_path / "preempted")
 
 
-def test_a_user_mistake_in_two_processes_is_said_plainly(corpus_folder: Path, tmp_path: Path) -> None:
+def test_a_user_mistake_in_two_processes_is_said_plainly(
+    smoke: Callable[..., Path], corpus_folder: Path, tmp_path: Path
+) -> None:
     words = ["experiment=smoke", f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "trainer.devices=2"]
     (tmp_path / "rubbish.pt").write_bytes(b"rubbish")
     wrong = f"init_from={tmp_path / 'rubbish.pt'}"
@@ -157,7 +162,7 @@ def test_a_user_mistake_in_two_processes_is_said_plainly(corpus_folder: Path, tm
     assert "rubbish.pt: 7 bytes: not a checkpoint" in result.stderr
     assert "Traceback" not in result.stderr
     # the corrected command is not refused because of the failed one
-    command("xlm_train.commands.train", *words, "run_name=x", "trainer.max_steps=1")
+    smoke("x", "trainer.max_steps=1", processes=2)
 
 
 def test_a_launcher_with_another_number_of_processes_is_refused(corpus_folder: Path, tmp_path: Path) -> None:

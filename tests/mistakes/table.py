@@ -19,7 +19,7 @@ class Mistake:
     status: The exit status.
     apart: Whether it is tried in a process of its own, too.
     leaves: The folder of a run that had begun: it says what went wrong.
-    file_bytes, without, stdout: See forked.Request.
+    file_bytes, without, stdout: See tests/forked.py.
     """
 
     line: str

@@ -8,14 +8,14 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.conftest import PATIENCE, REPOSITORY, process_environment, text_files
-from tests.mistakes.forked import MODULES, Answer, Forks, Request, listing
+from tests.forked import MODULES, Answer, Request, listing
 from tests.mistakes.table import BEGINNINGS, COMMANDS, CONTINUE, PLAN, SCORE, TABLE, TRAIN, TRANSLATE, Mistake
 
 CONFIGS = {
@@ -27,19 +27,17 @@ CONFIGS = {
 
 @dataclass(frozen=True)
 class Desk:
-    """The folder in which the command lines are typed, and what carries them out."""
+    """The folder in which the command lines are typed."""
 
     folder: Path
-    forks: Forks
 
     def run(self, line: list[str], **more: object) -> Answer:
-        return self.forks.run(Request(line, str(self.folder), **more))  # type: ignore[arg-type]
+        return forked.run(Request(line, str(self.folder), composed_once=True, **more))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
-def desk(shared: Path, corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    with Forks() as forks:
-        yield laid_out(Desk(tmp_path_factory.mktemp("desk"), forks), shared, corpus_folder)
+def desk(shared: Path, corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    return laid_out(Desk(tmp_path_factory.mktemp("desk")), shared, corpus_folder)
 
 
 def laid_out(desk: Desk, shared: Path, corpus: Path) -> Desk:

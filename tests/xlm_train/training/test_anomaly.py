@@ -17,8 +17,8 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
-from tests.conftest import command, train_here
-from tests.end_to_end.worlds import SERVER, assert_same, last
+from tests.conftest import train_here
+from tests.end_to_end.worlds import SERVER, assert_same, last, train_on
 from tests.xlm_train.conftest import CorpusMaker
 from xlm_train.config.train import problems_of
 from xlm_train.data.corpus import Corpus
@@ -193,17 +193,19 @@ class SlowDisk(pl.Callback):
         trainer.checkpoint_io._write = slowly
 
 
-def test_two_processes_roll_back_alike(run: Run, corpus_folder: Path, tmp_path: Path) -> None:
+def test_two_processes_roll_back_alike(
+    compose: Callable[..., dict[str, Any]], corpus_folder: Path, tmp_path: Path
+) -> None:
     """The step right after a checkpoint, which is still being written, is bad: no restart is needed."""
     bad = 5
-    common = ["experiment=smoke", f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "trainer.devices=2"]
+    common = ["experiment=smoke", f"data.path={corpus_folder}", f"paths.runs={tmp_path}"]
     common += ["callbacks.checkpointing.every_n_steps=5", "callbacks.guard.policy=rollback"]
-    slow = [f"+callbacks.slow._target_={__name__}.SlowDisk", "trainer.max_restarts=0"]
-    command("xlm_train.commands.train", *common, "run_name=two", f"debug.nan_steps=[{bad}]", *slow)
+    slow = f"+callbacks.slow._target_={__name__}.SlowDisk"
+    train_on(2, compose("train", *common, "run_name=two", f"debug.nan_steps=[{bad}]", slow))
     assert [e["step"] for e in events(tmp_path / "two", "start")] == [0, 5]
     (tmp_path / "never").mkdir()
     (tmp_path / "never/excluded.json").write_text(f"[{bad}]")
-    command("xlm_train.commands.train", *common, "run_name=never")
+    train_on(2, compose("train", *common, "run_name=never"))
     assert last(tmp_path / "two")["progress"]["skipped"] == [bad]
     assert_same(state(tmp_path / "two"), state(tmp_path / "never"))
 

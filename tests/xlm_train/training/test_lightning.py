@@ -421,7 +421,8 @@ def test_callbacks_of_one_s_own_folder(mine: Callable[[str], list[str]], corpus_
     """Beside the shipped ones; null leaves one out; the exit status is 0, not that of a preempted run."""
     text = f"defaults: [default]\n{EARLY}summary: {{_target_: {STOCK}.ModelSummary}}\nstragglers: null\nenergy: null\n"
     where = [f"data.path={corpus_folder}", f"paths.runs={tmp_path}", "run_name=own"]
-    shown = command("xlm_train.commands.train", *mine(text), *where, "callbacks.validation.every_n_steps=3").stderr
+    words = [*mine(text), *where, "callbacks.validation.every_n_steps=3"]
+    shown = command("xlm_train.commands.train", *words, anew=True).stderr  # Lightning's logger is as its import made it
     assert "Trainable params" in shown
     assert "stopped after 6 steps" in shown
     assert status(tmp_path / "own") == STOPPED

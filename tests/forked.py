@@ -1,11 +1,12 @@
 """Runs commands as their console scripts do, each in a fork of one process that has imported everything: 0.1 s, not 3 s.
 
-python -m tests.mistakes.forked     requests as JSON lines on standard input, answers on standard output
+python -m tests.forked     requests as JSON lines on standard input, answers on standard output
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -16,14 +17,14 @@ import signal
 import subprocess
 import sys
 import traceback
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import data_prep
 import xlm_train
-from tests.conftest import process_environment
 from tests.mistakes.table import BEGINNINGS
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 MODULES = {
     "xlm-prep": "data_prep.prepare",
     "xlm-train": "xlm_train.commands.train",
@@ -35,7 +36,7 @@ MODULES = {
     "xlm-report": "xlm_train.commands.report",
     "xlm-plan": "xlm_train.commands.plan",
 }
-SECONDS = 120  # after which a command hangs
+PATIENCE = 300.0  # seconds for what must happen; longer and it hangs, however busy the machine
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,20 @@ class Request:
     """A command line to run.
 
     words: The command's name and its arguments.
+    environment: Its whole environment; None: that of the process that forks.
     file_bytes: No file may become larger, as on a disk that gets full; None: no limit.
     without: A package that is not installed.
     stdout: A device to write to, or "|": a pipe that nobody reads; empty: the answer has it.
+    composed_once: Hydra does not compose the config a second time, as it does only to see that hydra.mode is not set in it.
     """
 
     words: list[str]
     folder: str
+    environment: dict[str, str] | None = None
     file_bytes: int | None = None
     without: str = ""
     stdout: str = ""
+    composed_once: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,30 +69,30 @@ class Answer:
     err: str
 
 
-@dataclass
-class Forks:
-    """The process that forks, as seen from the tests."""
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    """The process that forks: one for all tests of this process, which it ends with."""
+    return subprocess.Popen(
+        [sys.executable, "-m", __name__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=process_environment(HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES=""),
+    )
 
-    process: subprocess.Popen[str] = field(init=False)
 
-    def __enter__(self) -> Forks:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=process_environment(HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES=""),
-        )
-        return self
+def run(request: Request) -> Answer:
+    """Run a command to its end."""
+    server = _server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    print(json.dumps(asdict(request)), file=server.stdin, flush=True)
+    return Answer(**json.loads(server.stdout.readline()))
 
-    def __exit__(self, *_: object) -> None:
-        self.process.communicate()
 
-    def run(self, request: Request) -> Answer:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(json.dumps(asdict(request)), file=self.process.stdin, flush=True)
-        return Answer(**json.loads(self.process.stdout.readline()))
+def process_environment(**more: str) -> dict[str, str]:
+    """Environment for a process of this checkout, one thread a process."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **more}
 
 
 def serve() -> None:
@@ -97,15 +102,11 @@ def serve() -> None:
     for package in (xlm_train, data_prep):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
-    from hydra._internal.hydra import Hydra
-
     from xlm_train.config.overrides import check_overrides
 
     for line in BEGINNINGS:  # what is done once in a process is done before the forks
         name, *words = line.split()
         check_overrides(name.removeprefix("xlm-"), words)
-    # Hydra composes each config a second time, only to see that hydra.mode is not set in it
-    Hydra.get_mode = lambda *args, **options: None  # type: ignore[method-assign]
     for line in sys.stdin:
         print(json.dumps(asdict(_forked(Request(**json.loads(line))))), file=answers, flush=True)
 
@@ -136,7 +137,7 @@ def _forked(request: Request) -> Answer:
 
 def _become(request: Request, out: int, err: int) -> None:
     """Be the command until it ends, in the forked process."""
-    signal.alarm(SECONDS)
+    signal.alarm(int(PATIENCE))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     if request.stdout == "|":
         read, out = os.pipe()
@@ -149,6 +150,13 @@ def _become(request: Request, out: int, err: int) -> None:
     os.close(err)
     os.chdir(request.folder)
     sys.argv = list(request.words)
+    if request.environment is not None:
+        os.environ.clear()
+        os.environ.update(request.environment)
+    if request.composed_once:
+        from hydra._internal.hydra import Hydra
+
+        Hydra.get_mode = lambda *args, **options: None  # type: ignore[method-assign]
     if request.without:
         sys.modules[request.without] = None  # type: ignore[assignment]
     if request.file_bytes is not None:
