@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from benchmarks.step import BETAS, CLIP_NORM, EPS, LR, chosen, masked, update
 from benchmarks.turns import Variant, in_turn, report, spread, table
 from xlm_train.model.seq2seq import Seq2Seq, pad, predictions
-from xlm_train.model.transformer import PAD, XLM, ModelShape
-from xlm_train.text.vocabulary import EOS
+from xlm_train.model.transformer import XLM, ModelShape
+from xlm_train.text.vocabulary import EOS, PAD
 
 SHAPE = ModelShape(n_words=4_043, dim=128, n_layers=3, n_heads=4, ffn_dim=512, dropout=0.0, attention_dropout=0.0)
 SLOTS, STREAMS, BPTT = 2, 16, 32

@@ -17,7 +17,6 @@ import argparse
 import gzip
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.bpe import cpu_seconds
 from data_prep import stages
 from data_prep.binarise import shard_jobs, write_shard
 from data_prep.text import Encoded
@@ -40,11 +40,6 @@ PIECE_BYTES = 1 << 22
 LINES, MOST_WORDS = 20_000, 60  # of unrepeated text: lines made at a time, words of a line
 SAMPLE_EVERY = 0.25  # seconds between two looks at the memory
 COMMAND = [sys.executable, "-c", "from data_prep.prepare import main; main()"]
-
-
-def cpu_seconds() -> float:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def read(name: str) -> bytes:

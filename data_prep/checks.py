@@ -10,7 +10,7 @@ from typing import Any
 
 from data_prep import learn_bpe
 from data_prep.distributed import check_executor
-from data_prep.sources import sources_of
+from data_prep.sources import path_of, sources_of
 from data_prep.sources.jsonl import JsonLines
 from data_prep.sources.pairs import AlignedInputs, PairSource, as_file, pair_sources_of
 from data_prep.sources.parquet import ParquetFile
@@ -29,11 +29,6 @@ OURS = re.compile(r"manifest\.json|codes|vocab(\..+)?|report\.html|(train|valid|
 AGREEMENT = 0.9  # share of a vocabulary's entries that its codes must be able to make
 TEXT_PER_BYTE = {".gz": 2.7, ".bz2": 3.6, ".xz": 3.8, ".zst": 3.0, ".parquet": 1.8}  # typical for sentences
 DISK_PER_TEXT_BYTE = 2.4  # tokenised + words + pieces + ids + binarised, all there at the same time at the end
-
-
-def path_of(text: str) -> Path:
-    """The path that a user wrote, `~` replaced."""
-    return Path(text).expanduser()
 
 
 def folder_of(out: str) -> Path:
@@ -150,10 +145,11 @@ def _pairs_given_twice(sources: Mapping[Key, Sequence[PairSource]]) -> list[str]
     owners: dict[Any, str] = {}
     for (split, pair), entries in sources.items():
         for source in entries:
-            for given in source.sides if isinstance(source, AlignedInputs) else [source]:
+            sides = source.sides if isinstance(source, AlignedInputs) else [source]
+            for given, name in zip(sides, source.names, strict=False):
                 one, key = as_file(given), f"pairs.{pair}.{split}"
                 if one in owners:
-                    problems.append(f"{key}: {source.names[0]} is given twice (also in {owners[one]})")
+                    problems.append(f"{key}: {name} is given twice (also in {owners[one]})")
                 owners[one] = key
     return problems
 

@@ -220,7 +220,10 @@ def _wait_for(launched: Any, share: Share) -> None:
     while missing := len(launched.get_incomplete_ranks(skip_completed=True)):
         share.check()
         queue = subprocess.run(["squeue", "-h", "-j", str(launched.job_id)], capture_output=True, text=True)
-        if not queue.stdout.strip() and launched.get_incomplete_ranks(skip_completed=True):
+        unreachable = (
+            queue.returncode != 0 and "Invalid job id" not in queue.stderr
+        )  # which a job that has ended becomes
+        if not unreachable and not queue.stdout.strip() and launched.get_incomplete_ranks(skip_completed=True):
             raise UserError(
                 f"{counted(missing, 'task')} ended without finishing; see {share.folder}, "
                 "and run the same command again to go on"

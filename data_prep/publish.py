@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ from data_prep.work import FAN, Workers
 from xlm_train.data import manifest
 from xlm_train.runtime.console import counted, log, waiting
 from xlm_train.runtime.errors import UserError
-from xlm_train.runtime.files import atomic_write, fsync_folder, read_json, sha256_of, write_json
+from xlm_train.runtime.files import atomic_write, fsync_folder, lock, read_json, sha256_of, write_json
 from xlm_train.runtime.storage import Store, is_url
 from xlm_train.text.files import ReadStats
 
@@ -43,7 +42,7 @@ def locked(out: Path) -> Iterator[None]:
         raise UserError(f"out={out}: cannot be made or written to: {error.strerror}") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         except BlockingIOError:
             file.seek(0)
             raise UserError(

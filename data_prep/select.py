@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xlm_train.data import permutation
+
 Hashes = NDArray[np.uint64]
 EMPTY = np.uint64(0)
 
@@ -30,13 +32,10 @@ def sentence_hashes(lines: Iterable[str]) -> Hashes:
 
 
 def mix(values: Hashes, seed: int) -> Hashes:
-    """A seeded, one-to-one scrambling of 64-bit values (the finaliser of splitmix64)."""
+    """A seeded, one-to-one scrambling of 64-bit values."""
     offset = np.uint64((seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) & 0xFFFFFFFFFFFFFFFF)
     with np.errstate(over="ignore"):
-        x = values ^ offset
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+        return permutation.mix(values ^ offset)
 
 
 class DuplicateCounter:

@@ -21,16 +21,14 @@ PROMPTS = {"en": "a person who", "de": "eine Person, die"}
 N_CODES = 1000
 
 
-def run(*words: str | Path) -> str:
-    """Show and run a command of this project; its last lines of standard output are returned. Stops where it fails."""
+def run(*words: str | Path) -> None:
+    """Show and run a command of this project. Stops where it fails."""
     shown = " ".join(f"'{word}'" if set(str(word)) & set(" []'\"") else str(word) for word in words)
     print(f"\n$ {shown}", flush=True)
     program = Path(sys.executable).parent / str(words[0])
-    result = subprocess.run([str(program), *map(str, words[1:])], stdout=subprocess.PIPE, text=True, check=False)
-    print(result.stdout, end="", flush=True)
+    result = subprocess.run([str(program), *map(str, words[1:])], check=False)
     if result.returncode:
         sys.exit(f"demo: {words[0]} failed with status {result.returncode}")
-    return result.stdout
 
 
 def published_snippet(folder: Path) -> str:

@@ -14,11 +14,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from table2_page import PAPER, collect, write_page
 
-from data_prep.checks import path_of
+from data_prep.sources import path_of
 from xlm_train.runtime.errors import EXIT_PREEMPTED, ConfigError, UserError
 from xlm_train.runtime.files import read_json
 
@@ -167,16 +167,28 @@ def _text_problems(texts: Mapping[str, Mapping[str, str]]) -> list[str]:
 
 
 class Commands:
-    """Runs commands of this project. SIGTERM goes on to them; the terminal's SIGINT they get by themselves."""
+    """Runs commands of this project. SIGTERM goes on to them; the terminal's SIGINT they get by themselves.
+
+    At either they save and leave, no other is started, and this program leaves; at once where none runs.
+    """
 
     def __init__(self) -> None:
         self.running: list[subprocess.Popen[bytes]] = []
-        signal.signal(signal.SIGTERM, self._pass_on)
-        signal.signal(signal.SIGINT, lambda number, frame: None)
+        self.busy = self.stopped = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
 
-    def _pass_on(self, number: int, frame: Any) -> None:
-        for process in self.running:
-            process.send_signal(number)
+    def _stop(self, number: int, frame: Any) -> None:
+        self.stopped = True
+        if number == signal.SIGTERM:
+            for process in self.running:
+                process.send_signal(number)
+        if not self.busy:
+            self._leave()
+
+    def _leave(self) -> NoReturn:
+        print("table2: stopped; the same command goes on", file=sys.stderr)
+        sys.exit(EXIT_PREEMPTED)
 
     def run(self, *commands: Sequence[str], side_by_side: int = 1, go_on: bool = False) -> int:
         """Show and run commands, so many at a time, and none after one that failed. Returns the worst status.
@@ -184,18 +196,21 @@ class Commands:
         Leaves where one was asked to stop and, unless it may go on, where one fails.
         """
         waiting, statuses = list(commands), []
+        self.busy = True
         while waiting or self.running:
-            while waiting and len(self.running) < side_by_side and not any(statuses):
+            while waiting and len(self.running) < side_by_side and not any(statuses) and not self.stopped:
                 words = waiting.pop(0)
                 print(f"\n$ {shlex.join(words)}", flush=True)
                 self.running.append(subprocess.Popen([sys.executable, "-m", MODULES[words[0]], *words[1:]]))
+                if self.stopped:  # while it was being started
+                    self.running[-1].terminate()
             if not self.running:
                 break
             statuses.append(self.running[0].wait())
             self.running.pop(0)
-        if EXIT_PREEMPTED in statuses:
-            print("table2: stopped; the same command goes on", file=sys.stderr)
-            sys.exit(EXIT_PREEMPTED)
+        self.busy = False
+        if EXIT_PREEMPTED in statuses or self.stopped:
+            self._leave()
         worst = max(map(abs, statuses), default=0)
         if worst and not go_on:
             sys.exit(worst)

@@ -48,7 +48,7 @@ class S3Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it; returns when it answers. Objects of an earlier start are gone: `pause` keeps them."""
+        """Start it; returns when it answers. Objects of an earlier start are gone: `deaf` keeps them."""
         words = [sys.executable, "-m", "tests.s3_server", str(self.port), str(self.folder)]
         with open(self.folder / "log", "wb") as log:
             self.process = subprocess.Popen(words, env=process_environment(), stdout=subprocess.PIPE, stderr=log)

@@ -66,7 +66,7 @@ def open_input(entry: Any, language: str) -> list[Source]:
         raise ValueError(f"{entry!r} is no input: give a path or a mapping")
     if is_url(entry):
         return [_of_file(found) for found in objects_of(str(entry))]
-    path = Path(entry).expanduser()
+    path = path_of(entry)
     if path.is_dir():
         return _folder(path, language)
     if not path.exists() and any(mark in str(path) for mark in "*?["):
@@ -89,7 +89,15 @@ def _of_file(path: Place) -> Source:
 
 def place_of(given: Any) -> Place:
     """The file or object that a user wrote."""
-    return StoredObject(str(given)) if is_url(given) else Path(given).expanduser()
+    return StoredObject(str(given)) if is_url(given) else path_of(given)
+
+
+def path_of(given: str | Path) -> Path:
+    """The path that a user wrote, `~` replaced; as a shell does, not where there is no such user."""
+    try:
+        return Path(given).expanduser()
+    except RuntimeError:
+        return Path(given)
 
 
 def _existing(given: Any) -> Place:

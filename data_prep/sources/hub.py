@@ -70,9 +70,7 @@ class HubDataset:
         except (
             Exception
         ) as error:  # the library has its own kinds for network, names, layout: all are the user's to fix
-            return [
-                f"{self.name}: cannot be opened as a data set: {type(error).__name__}: {str(error).splitlines()[0]}"
-            ]
+            return [f"{self.name}: cannot be opened as a data set: {_said(error)}"]
         if first is None:
             return [f"{self.name}: is empty"]
         if self.column not in first:
@@ -104,9 +102,7 @@ class HubDataset:
             for batch in self._open().select_columns([self.column]).iter(batch_size=BATCH_ROWS):
                 yield batch[self.column]
         except Exception as error:
-            raise TextError(
-                f"{self.name}: reading stopped: {type(error).__name__}: {str(error).splitlines()[0]}"
-            ) from error
+            raise TextError(f"{self.name}: reading stopped: {_said(error)}") from error
 
     def _open(self) -> Any:
         try:
@@ -119,3 +115,9 @@ class HubDataset:
         return datasets.load_dataset(
             self.dataset, self.config, split=self.split, revision=self.revision, streaming=True
         )
+
+
+def _said(error: Exception) -> str:
+    """The kind of an error and its first line, if it says anything."""
+    first = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -256,11 +256,14 @@ def _open(item: Any, languages: tuple[str, str], swapped: bool) -> list[PairSour
             f"{dict(item)} is no input: give {{path: FILE.parquet, column: NAME}} or "
             "{dataset: NAME, config: .., split: .., column: .., revision: ..}"
         )
-    found = open_input(item, languages[0])
-    return [
-        RowInput(ParquetFile(source.path, COLUMN), languages)
-        if isinstance(source, ParquetFile)
-        else TsvFile(source, swapped)
-        for source in found
-        if isinstance(source, (ParquetFile, TextFile))
-    ]
+    sources: list[PairSource] = []
+    for source in open_input(item, languages[0]):
+        if isinstance(source, ParquetFile):
+            sources.append(RowInput(ParquetFile(source.path, COLUMN), languages))
+        elif isinstance(source, HubDataset):  # a folder of them
+            sources.append(RowInput(replace(source, column=COLUMN), languages))
+        elif isinstance(source, TextFile):
+            sources.append(TsvFile(source, swapped))
+        else:
+            raise ValueError(f"{item}: {source.name} is no parallel text")
+    return sources

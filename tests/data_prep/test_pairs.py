@@ -168,6 +168,10 @@ def test_a_data_set_in_the_hubs_layout(tmp_path: Path, files: dict[str, list[str
     text = given({**files, "train": {"dataset": str(folder.parent)}})
     run(tmp_path / "out", text)
     assert pair_lines(tmp_path / "out", "train") == tokenised(files["train"])
+    named = folder.rename(tmp_path / "rows.parquet")  # as Spark writes it
+    run(tmp_path / "spark", given({**files, "train": str(named)}))
+    assert pair_lines(tmp_path / "spark", "train") == tokenised(files["train"])
+    named.rename(folder)
     text["pairs"]["de-en"]["train"] = {"dataset": str(folder.parent), "column": "text"}
     assert "has no column 'text', but translation" in problems(tmp_path / "other", text)
 
@@ -365,9 +369,11 @@ def test_mistakes_are_found_together(tmp_path: Path, files: dict[str, list[str]]
     assert "which pair and split? give 'pairs.de-en.train=" in problems(tmp_path / "out", {"pairs": {"de-en": "a.tsv"}})
 
 
-def test_a_file_given_twice_is_an_error(tmp_path: Path, files: dict[str, list[str]]) -> None:
-    files["valid"] = [files["train"][0], files["valid"][1]]
-    assert "is given twice (also in pairs.de-en.train)" in problems(tmp_path / "out", given(files))
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_file_given_twice_is_an_error(side: int, tmp_path: Path, files: dict[str, list[str]]) -> None:
+    files["valid"][side] = files["train"][side]
+    found = problems(tmp_path / "out", given(files))
+    assert f"pairs.de-en.valid: {files['train'][side]} is given twice (also in pairs.de-en.train)" in found
 
 
 def test_one_file_under_two_paths_is_found(tmp_path: Path, files: dict[str, list[str]]) -> None:

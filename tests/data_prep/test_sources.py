@@ -198,9 +198,11 @@ def test_everything_wrong_is_found_together(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     names = ["missing.txt", "empty.txt", "nothing.gz", "plain.gz", "packed.txt", "wide.txt", "wide_without_mark.txt"]
     names += ["garbage.txt", "texts", "folder", "pipe", "*.none"]
-    problems = "\n".join(problems_of([str(tmp_path / name) for name in names]))
+    given = [*(str(tmp_path / name) for name in names), "~no-such-user/x.txt"]
+    problems = "\n".join(problems_of(given))
     for expected in (
         "missing.txt: there is no such file",
+        "~no-such-user/x.txt: there is no such file",
         "empty.txt: is empty",
         "nothing.gz: holds no text",
         "plain.gz: is named .gz but is not such a file",
@@ -214,7 +216,7 @@ def test_everything_wrong_is_found_together(tmp_path: Path) -> None:
         "*.none: no file has such a name",
     ):
         assert expected in problems
-    assert problems.count("\n") == len(names) - 1
+    assert problems.count("\n") == len(given) - 1
     assert all(problem.startswith("train.en: ") for problem in problems.split("\n"))
 
 

@@ -257,7 +257,7 @@ def test_skips_in_a_row_stop_the_run_and_leave_its_checkpoints(config: Config, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
-def test_the_first_step_after_a_resume_with_several_buckets(processes: int, config: Config, tmp_path: Path) -> None:
+def test_the_first_step_after_a_resume_with_several_buckets(processes: int, config: Config) -> None:
     """DDP reduces gradients in buckets whose layout it finds out in a process's first reduction: with more than two
     processes another layout adds in another order. The first step after a resume must have the undisturbed one's."""
     words = ("model.dim=256", "model.n_heads=4", "model.ffn_dim=1024", "model.n_layers=10", "data.slot_streams=1")

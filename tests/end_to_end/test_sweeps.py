@@ -240,6 +240,10 @@ def own_searches(tmp_path: Path) -> Path:
         (["run_name=a,b"], "run_name=a,b: one sweep has one run_name"),
         (["run_name=x", "paths.runs=a,b"], "paths.runs=a,b: one sweep has one paths.runs"),
         (["seed=1,2"], "run_name has no value: give run_name=..."),
+        (
+            ["run_name=x", "paths.runs=s3://b/runs", "seed=1,2"],
+            "paths.runs=FOLDER storage.url=s3://b/runs mirrors its runs",
+        ),
         (["run_name='a b'", "seed=1,2"], "run_name='a b': use letters"),
         (["run_name=x", "hydra/launcher=nowhere"], "hydra/launcher/nowhere"),
         (["run_name=x", "hydra/launcher=slurm", "seed=1,2"], "hydra/launcher=slurm: there is no srun on this machine"),

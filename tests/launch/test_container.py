@@ -131,9 +131,7 @@ def inside(root: Path, user: str, *command: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_its_command_and_a_pods_command_run_as_its_user(
-    root: Path, words: list[str], undisturbed: Undisturbed, tmp_path: Path
-) -> None:
+def test_its_command_and_a_pods_command_run_as_its_user(root: Path, words: list[str], undisturbed: Undisturbed) -> None:
     user = last("USER")
     helped = subprocess.run(
         inside(root, user, *json.loads(last("CMD"))), capture_output=True, text=True, timeout=PATIENCE, check=True

@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import REPOSITORY, process_environment
 from tests.launch.conftest import LAUNCH
 from xlm_train.config.overrides import compose
-from xlm_train.runtime.errors import ConfigError
+from xlm_train.runtime.errors import EXIT_PREEMPTED, ConfigError
 
 
 @pytest.fixture
@@ -60,6 +60,19 @@ def test_the_rows_and_the_length_become_overrides_that_xlm_train_takes(table2: M
     assert config.callbacks.validation.every_n_steps == steps // table2.VALIDATIONS
     assert config.objective.weights.ae == f"0:1,{steps * 3 // 16}:0.5"  # three quarters of steps / 4 iterations
     assert (config.init_encoder, config.init_decoder) == ("runs/clm", "runs/mlm")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_no_command_runs_ends_it_at_once(number: signal.Signals, table2: ModuleType) -> None:
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        table2.Commands()
+        with pytest.raises(SystemExit) as left:
+            signal.raise_signal(number)
+        assert left.value.code == EXIT_PREEMPTED
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def test_there_is_a_start_for_each_row(table2: ModuleType) -> None:

@@ -15,7 +15,6 @@ finished jobs answer from their folders, so it asks for the same jobs again and 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import os
 import re
@@ -35,7 +34,7 @@ from xlm_train.config.command import is_multirun_job, typed_overrides
 from xlm_train.config.overrides import compose, config_dir_of, group_options, overrides_of
 from xlm_train.runtime.console import Progress
 from xlm_train.runtime.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError, UserError
-from xlm_train.runtime.files import atomic_write, read_json, write_json
+from xlm_train.runtime.files import atomic_write, lock, read_json, write_json
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
     from xlm_train.runtime.run_folder import RunFolder
 
 LOOK_EVERY = 0.5  # seconds, for the `stop` file: it may lie on a network filesystem
-DONE = ("finished", "stopped")  # what a start of the same command would not change
 
 
 @dataclass(frozen=True)
@@ -100,12 +98,12 @@ class Sweep:
         """Make the folder and hold its lock: two starts of one sweep would take each other's jobs for their own."""
         try:
             (self.folder / "jobs").mkdir(parents=True, exist_ok=True)
-            lock = open(self.folder / ".lock", "w")  # noqa: SIM115 - held until the end
+            file = open(self.folder / ".lock", "w")  # noqa: SIM115 - held until the end
         except OSError as error:
             raise ConfigError(f"paths.runs: {self.folder} cannot be made: {error.strerror}") from error
-        with lock:
+        with file:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file)
             except BlockingIOError as error:
                 raise ConfigError(f"run_name: another process is carrying out the sweep of {self.folder}") from error
             yield
@@ -117,6 +115,7 @@ def sweep_of(config_name: str, arguments: Sequence[str]) -> Sweep:
     from omegaconf import OmegaConf
 
     from xlm_train.runtime.run_folder import name_problem
+    from xlm_train.runtime.storage import is_url
 
     words, config_dir = overrides_of(arguments), config_dir_of(arguments)
     parsed = OverridesParser.create().parse_overrides(words)
@@ -140,6 +139,11 @@ def sweep_of(config_name: str, arguments: Sequence[str]) -> Sweep:
         raise ConfigError("run_name has no value: give run_name=...")
     if (why := name_problem(str(config.run_name))) is not None:
         raise ConfigError(f"run_name='{config.run_name}': {why}")
+    if is_url(config.paths.runs):
+        raise ConfigError(
+            f"paths.runs={config.paths.runs}: a sweep keeps its table on a disk; paths.runs=FOLDER"
+            f" storage.url={config.paths.runs} mirrors its runs"
+        )
     launcher = str(config.hydra.launcher.get("_target_"))
     if launcher.endswith("SlurmLauncher") and shutil.which("srun") is None:
         raise ConfigError("hydra/launcher=slurm: there is no srun on this machine; start the sweep where SLURM is")
@@ -243,6 +247,8 @@ def _varied() -> list[str]:
 
 def is_done(run: RunFolder) -> bool:
     """Whether a run has come to its end under exactly this config, so that another start has nothing to do."""
+    from xlm_train.runtime.run_folder import DONE
+
     return run.read_status() in DONE and not run.changes and any(run.checkpoints.glob("step-*.pt"))
 
 
@@ -253,6 +259,8 @@ def run_job(main: Callable[[DictConfig], int | None], config: DictConfig, flag: 
     for a failed job: its folder tells (status.json, traceback.txt), and the other jobs run.
     """
     from hydra.core.hydra_config import HydraConfig
+
+    from xlm_train.runtime.run_folder import DONE
 
     hydra = HydraConfig.get()
     folder, suffix = Path(hydra.sweep.dir), job_suffix()

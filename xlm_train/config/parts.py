@@ -321,7 +321,7 @@ def callback_problems(
 
 
 def _type_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[str]:
-    """Compare the values of one of our callbacks with the types that its constructor names."""
+    """Compare the values of one of our classes with the types that its constructor names."""
     if not target.__module__.startswith("xlm_train."):
         return []
     hints = typing.get_type_hints(target.__init__)

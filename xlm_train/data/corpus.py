@@ -28,12 +28,10 @@ class Shard:
     """One mapped file of token ids.
 
     Args:
-        path: the file.
         tokens: its ids, 1-D, as the manifest's dtype, read from disk when they are looked at.
         start: number of its first token within the language's stream.
     """
 
-    path: Path
     tokens: NDArray[Any]
     start: int
 
@@ -47,15 +45,11 @@ class TokenStream:
     its first is never a target.
 
     Args:
-        language: its code.
-        split: "train", "valid" or "test".
         shards: the mapped files, in the order of the stream.
         statistics: the manifest's entry: counts of sentences, tokens, words ...
     """
 
-    def __init__(self, language: str, split: str, shards: list[Shard], statistics: Mapping[str, Any]) -> None:
-        self.language = language
-        self.split = split
+    def __init__(self, shards: list[Shard], statistics: Mapping[str, Any]) -> None:
         self.shards = shards
         self.statistics = statistics
         self.starts = [shard.start for shard in shards]
@@ -171,13 +165,13 @@ class Corpus:
                 tokens = self._map(shard["file"], np.dtype(self.manifest["dtype"]), (shard["tokens"],), problems)
                 starts = self._map(shard["index"], np.dtype(np.int64), (shard["sentences"],), problems)
                 if tokens is not None and starts is not None and len(tokens):
-                    shards[name].append(Shard(self.path / shard["file"], tokens, start))
+                    shards[name].append(Shard(tokens, start))
                     mapped.append((tokens, starts))
                     start += len(tokens)
             self._sentences[name] = Sentences(mapped)
         for split, languages in self.manifest["splits"].items():
             for language, statistics in languages.items():
-                stream = TokenStream(language, split, shards[f"{split}.{language}"], statistics)
+                stream = TokenStream(shards[f"{split}.{language}"], statistics)
                 self._streams[split, language] = stream
         for split, pairs in self.manifest.get("pairs", {}).items():
             for name, pair in pairs.items():

@@ -150,7 +150,7 @@ class SentenceBatches:
 def shuffled(index: NDArray[np.int64], n: int, key: tuple[int | str, ...]) -> NDArray[np.int64]:
     """Apply a pseudo-random permutation of 0..n-1, computed point by point.
 
-    As `order.permute`, whose power of four may be nearly 4 n, so that some of 50 numbers walk 15 times. Here the Feistel
+    As `permutation.permute`, whose power of four may be nearly 4 n, so that some of 50 numbers walk 15 times. Here the Feistel
     network is on a rectangle with less than a row too many: 50 numbers rarely walk twice, a fifth of the time.
 
     Args:

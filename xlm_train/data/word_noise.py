@@ -15,9 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xlm_train.runtime.errors import ConfigError
-from xlm_train.text.vocabulary import EOS, PAD
-
-MASK = 5  # <special1>
+from xlm_train.text.vocabulary import EOS, MASK, PAD
 
 Random = np.random.Generator | np.random.RandomState
 Batch = tuple[NDArray[np.int64], NDArray[np.int64]]  # tokens (B, T), lengths (B,) with both eos

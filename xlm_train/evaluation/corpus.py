@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from xlm_train.runtime.console import Progress
 from xlm_train.runtime.errors import CheckpointError, CorpusError, TextError
-from xlm_train.runtime.files import atomic_write
+from xlm_train.runtime.files import atomic_write, beside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,7 +135,7 @@ def score_text(
     numbers = {lang: trained.text.language(lang, f"text.{lang}={file}") for lang, file in files.items()}
     start, measured, written = time.perf_counter(), {}, {}
     for lang, file in files.items():
-        written[lang] = out.with_suffix(f".{lang}.jsonl")
+        written[lang] = beside(out, f"{lang}.jsonl")
         measured[lang] = _score_file(trained, lang, numbers[lang], file, written[lang], batch_tokens, progress)
     seconds = time.perf_counter() - start
     return {

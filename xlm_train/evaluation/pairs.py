@@ -11,8 +11,9 @@ from torch import Tensor
 
 from xlm_train.data.concatenation import JoinedPairs
 from xlm_train.data.masking import evaluation_mask
-from xlm_train.evaluation.perplexity import masked_sums, without_dropout
+from xlm_train.evaluation.perplexity import masked_sums
 from xlm_train.model.transformer import XLM
+from xlm_train.model.translation import without_dropout
 
 BATCH_PAIRS = 32  # the masks depend on it: the original's default
 

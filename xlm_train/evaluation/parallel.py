@@ -13,9 +13,9 @@ from torch import Tensor
 from xlm_train.data.corpus import Corpus
 from xlm_train.evaluation.bleu import baselines
 from xlm_train.evaluation.pairs import BATCH_PAIRS, by_length
-from xlm_train.evaluation.perplexity import predict, without_dropout
+from xlm_train.evaluation.perplexity import predict
 from xlm_train.model.seq2seq import Seq2Seq, pad, predictions
-from xlm_train.model.translation import Beam, translate
+from xlm_train.model.translation import Beam, translate, without_dropout
 from xlm_train.text.reader import TextReader
 from xlm_train.text.vocabulary import EOS, SPECIALS, UNK
 

@@ -6,7 +6,6 @@ different processes are merged by adding them.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,11 +15,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from xlm_train.data.corpus import TokenStream
 from xlm_train.data.masking import evaluation_masks
 from xlm_train.model.transformer import XLM
+from xlm_train.model.translation import without_dropout
 from xlm_train.text.vocabulary import EOS, MASK
 
 READOUT_ELEMENTS = 2**23  # logits held at once, 32 MiB in float32: on 2 CPU cores as fast as any larger number
@@ -271,14 +271,3 @@ def _batches(
             start = position
     if start < len(pieces):
         yield pieces[start:]
-
-
-@contextlib.contextmanager
-def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and afterwards back into the mode in which it was."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

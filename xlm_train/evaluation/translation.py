@@ -24,7 +24,7 @@ from xlm_train.model.translation import Beam
 from xlm_train.model.translator import Translator
 from xlm_train.runtime.console import Progress
 from xlm_train.runtime.errors import CheckpointError, ConfigError, CorpusError, TextError
-from xlm_train.runtime.files import atomic_write
+from xlm_train.runtime.files import atomic_write, beside
 from xlm_train.text.reader import file_problems, read_lines
 
 SENTENCES = {"sentences": 0}  # the unit that progress is shown in
@@ -162,7 +162,7 @@ def _detokenised(translations: Sequence[str], references: Sequence[str], sources
 
 
 def _write(out: Path, name: str, lines: Sequence[str]) -> str:
-    path = out.with_suffix(f".{name}.txt")
+    path = beside(out, f"{name}.txt")
     with atomic_write(path) as file:
         file.write("".join(f"{line}\n" for line in lines).encode())
     return str(path)

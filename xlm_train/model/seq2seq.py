@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from xlm_train.model.shape import ModelShape
-from xlm_train.model.transformer import PAD, XLM, SourceKeys
+from xlm_train.model.transformer import XLM, SourceKeys
 from xlm_train.runtime.errors import ConfigError
+from xlm_train.text.vocabulary import PAD
 
 SHARE = ("none", "embeddings")  # the values of model.share
 SIDES = ("encoder", "decoder")  # their names are prefixes in a state dict

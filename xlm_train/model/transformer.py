@@ -22,8 +22,8 @@ from xlm_train.model.cache import AlignedCache, KeyValueCache, Store
 from xlm_train.model.ops import OPS, PlainOps
 from xlm_train.model.shape import ModelShape
 from xlm_train.runtime.errors import ConfigError
+from xlm_train.text.vocabulary import PAD
 
-PAD = 2
 LAYER_NORM_EPS = 1e-12
 
 
@@ -63,7 +63,7 @@ class Attention(nn.Module):
 
         Args:
             x_BTD: Input.
-            causal: Position p sees 0..p; then `visible` and `store` are not used.
+            causal: Position p sees 0..p; then there is no `visible`, and no `store`.
             visible: Otherwise, which keys a query sees: booleans broadcastable to (B, H, T, keys); None: all.
             store: Takes the keys and values of these positions and returns those to be seen.
             chosen_N: Flat positions b * T + t; None: all.

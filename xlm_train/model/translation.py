@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xlm_train.model.cache import AlignedCache
 from xlm_train.model.decoding import Sampling, choose, text_noise
@@ -76,7 +76,7 @@ def translate(
             raise ConfigError(f"max_length={limit}: must be from 2 to {model.shape.max_positions}, the positions")
     search = Sampling() if search is None else search
     device = model.decoder.embeddings.weight.device
-    with torch.inference_mode(), _evaluating(model):
+    with torch.inference_mode(), without_dropout(model):
         tokens_BS, lengths_B = pad(sources)
         padded = bool((lengths_B < tokens_BS.shape[1]).any())
         lengths = lengths_B.to(device) if padded else None
@@ -89,13 +89,14 @@ def translate(
 
 
 @contextmanager
-def _evaluating(model: Seq2Seq) -> Iterator[None]:
-    training = model.training
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and afterwards back into the mode in which it was."""
+    was_training = model.training
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        model.train(was_training)
 
 
 class _Reader:

@@ -72,7 +72,8 @@ class Translator:
             Detokenised text, as many lines.
 
         Raises:
-            ConfigError: The checkpoint does not know a language, or has no codes.
+            ConfigError: The checkpoint does not know a language.
+            CheckpointError: It has no codes.
         """
         source_id, target_id = self.text.language(source, f"src={source}"), self.text.language(target, f"tgt={target}")
         encoded = self.text.encode(lines, source)

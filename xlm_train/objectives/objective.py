@@ -10,8 +10,6 @@ from torch import Tensor
 from xlm_train.data.datamodule import Batch, Reader
 from xlm_train.model.flops import Row
 
-READS = ("windows", "sentences", "pairs")  # of data.bptt tokens; of like lengths, data.tokens_per_slot together
-
 
 class Objective(Reader, Protocol):
     """What is learned from a slot. It is made from a `TrainingText` and its own settings.
@@ -23,8 +21,9 @@ class Objective(Reader, Protocol):
     that validation translates.
     `rows` say what the model does with a row of each stream, on average: by them the arithmetic of a step is counted.
 
-    Two attributes of the class tell a plan as much before there is a corpus (see `row_of`): `reads`, one of `READS`, and
-    `decodes`, where the model first translates what it reads.
+    Two attributes of the class tell a plan as much before there is a corpus (see `row_of`): `reads`, "windows" (of
+    data.bptt tokens), "sentences" or "pairs" (of like lengths, data.tokens_per_slot together), and `decodes`, where
+    the model first translates what it reads.
     """
 
     @property

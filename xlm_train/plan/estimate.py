@@ -72,9 +72,7 @@ def make_plan(config: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
             for k, parts in zip(kinds, flops, strict=True)
         ]
     )
-    network = network_figures(
-        cluster, shape, parameters, setting.compression, slot, slots_device, count / speed.update, speed
-    )
+    network = network_figures(cluster, shape, parameters, setting.compression, slot, slots_device, count / speed.update)
     step: StepTime = network.pop("step")
     flops_slot = sum(
         k.share * k.rows * part.total for k, parts in zip(kinds, flops, strict=True) for part in parts.values()

@@ -15,9 +15,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from xlm_train.training.strategy import POWERSGD_RANK
+
 FIRST_BUCKET_BYTES = 2**20  # torch.distributed's limits: a small bucket first, so that reducing begins early
 BUCKET_BYTES = 25 * 2**20
-COMPRESSIONS = ("fp16", "powersgd")
 POWERSGD_MIN_RATE = 2  # of torch's powerSGD_hook: a tensor that shrinks less is sent whole
 
 
@@ -133,7 +134,7 @@ def make_buckets(
     return buckets + ([Bucket(tuple(current))] if current else [])
 
 
-def wire_bytes(bucket: Bucket, compression: str | None, rank: int = 1) -> list[int]:
+def wire_bytes(bucket: Bucket, compression: str | None, rank: int = POWERSGD_RANK) -> list[int]:
     """Bytes of each message that reduces a bucket.
 
     Args:
@@ -169,7 +170,7 @@ def step_time(
     link: Link,
     compression: str | None = None,
     compress: float = 0.0,
-    rank: int = 1,
+    rank: int = POWERSGD_RANK,
 ) -> StepTime:
     """Predict a step.
 

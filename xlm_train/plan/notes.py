@@ -14,6 +14,16 @@ if TYPE_CHECKING:
 GB = 1e9
 
 
+def _compressions(trainer: dict[str, Any], callbacks: dict[str, Any], cluster: ClusterConfig) -> list[str]:
+    """What config/rules.py lets through."""
+    if trainer["sharding"] == "fsdp":
+        return []
+    if trainer["precision"] == "16-mixed":
+        return ["fp16"]
+    skips = (callbacks.get("guard") or {}).get("policy") == "skip"
+    return [] if skips or cluster.is_cpu else ["powersgd"]
+
+
 def notes_of(
     config: dict[str, Any], cluster: ClusterConfig, plan: dict[str, Any], shape: ModelShape, count: int
 ) -> list[str]:
@@ -23,11 +33,10 @@ def notes_of(
         notes.append("does not fit" + _what_fits(config, cluster, shape, count, plan["memory"]["available_gb"]))
     limits = plan["limits"]
     if limits["network"]["binds"]:
-        allowed = (
-            "none",
-            "fp16" if trainer["precision"] == "16-mixed" else "powersgd",
-        )  # what config/train.py lets through
-        best = min(allowed, key=plan["network"]["seconds_per_step"].__getitem__)
+        best = min(
+            ["none", *_compressions(trainer, config["callbacks"], cluster)],
+            key=plan["network"]["seconds_per_step"].__getitem__,
+        )
         faster = (
             f"trainer.gradient_compression={best}, or " if best != (plan["network"]["compression"] or "none") else ""
         )

@@ -1,9 +1,9 @@
 """What this machine's CPU does with the model, measured in seconds by the clock.
 
-A real step (forward, backward, clipping, update) of a model of the same width and vocabulary, but with one layer and
-fewer streams, is timed in its three parts. Each part is then scaled by what it has to do in the model that is planned:
-matrix products by their operations, updates by parameters. So depth and batch of the planned run are predicted, not
-measured.
+A real step (forward, backward, clipping, update) of a model of the same width and vocabulary, but with two layers (one
+where the planned one has two) and fewer streams, is timed in its three parts. Each part is then scaled by what it has to
+do in the model that is planned: matrix products by their operations, updates by parameters. So depth and batch of the
+planned run are predicted, not measured.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from xlm_train.model.flops import DECODING, Flops
-from xlm_train.plan.network_model import COMPRESSIONS, Gradient, Link, StepTime, make_buckets, step_time
+from xlm_train.plan.network_model import Gradient, Link, StepTime, make_buckets, step_time
 from xlm_train.plan.probe import Speed, vocabulary_seconds
+from xlm_train.training.strategy import COMPRESSIONS
 
 if TYPE_CHECKING:
     from xlm_train.config.cluster import ClusterConfig
@@ -176,7 +177,6 @@ def network_figures(
     slot: SlotTime,
     slots: int,
     update: float,
-    speed: Speed,
 ) -> dict[str, Any]:
     """Step time with each compression, and under "step" with the chosen one."""
     link = Link(

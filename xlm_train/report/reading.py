@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from xlm_train.config.parts import translates
+from xlm_train.config.renamed import with_new_names
 from xlm_train.evaluation import higher_is_better
 from xlm_train.runtime.errors import ConfigError, UserError
 from xlm_train.runtime.files import read_json
@@ -21,7 +22,6 @@ from xlm_train.runtime.run_folder import flatten, parse_config
 
 # What earlier versions wrote under other names.
 METRICS = {"speed/share_of_peak": "speed/mfu"}
-MOVED = {"xlm_train.optim.": "xlm_train.training.optim.", "xlm_train.schedule.": "xlm_train.training.schedule."}
 SIGNS_OF_A_RUN = ("config.yaml", "status.json", "metrics.jsonl")
 
 
@@ -96,14 +96,7 @@ class Run:
     @cached_property
     def leaves(self) -> dict[str, Any]:
         """The config by dotted keys, in today's names."""
-        found = {}
-        for key, value in flatten(self.config).items():
-            key = key.replace("callbacks.interruption.", "callbacks.preemption.")
-            if key.endswith("._target_"):
-                for old, new in MOVED.items():
-                    value = str(value).replace(old, new)
-            found[key] = value
-        return found
+        return flatten(with_new_names(self.config))
 
     def setting(self, key: str) -> Any:
         """The value of a dotted key of the config, or None."""

@@ -269,7 +269,8 @@ def _seed(run: Run) -> Compared:
     return NOT_IN_CONFIG if seed is None else (f"{seed}: can be repeated", "differs")
 
 
-def _length(run: Run) -> Compared:
+def length(run: Run) -> Compared:
+    """How many steps are planned."""
     steps = run.last("progress/steps")
     return "not known" if steps is None else f"{steps:,.0f} steps planned", "unknown"
 
@@ -347,7 +348,7 @@ POINTS: Sequence[Point] = (
     _setting("patience, evaluations", "callbacks.validation.patience", COMMAND),
     Point("start (init_from)", "random weights", PAPER, _start),
     Point("seed", "none: cannot be repeated", CODE, _seed),
-    Point("length (trainer.max_steps)", "not published", "nowhere", _length),
+    Point("length (trainer.max_steps)", "not published", "nowhere", length),
 )
 
 

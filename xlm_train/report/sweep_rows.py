@@ -9,9 +9,9 @@ from statistics import mean, median, stdev
 from typing import Any, NamedTuple
 
 from xlm_train.report.reading import Run
+from xlm_train.runtime.run_folder import DONE
 
 SEED = "seed"
-DONE = ("finished", "stopped")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from xlm_train.report.reading import Run
-from xlm_train.report.recipe import CODE, COMMAND, NOT_IN_CONFIG, POINTS, README, Compared, Point, text, verdict
+from xlm_train.report.recipe import CODE, COMMAND, NOT_IN_CONFIG, POINTS, README, Compared, Point, length, text, verdict
 
 UNSUPERVISED = "README, translation command"
 SUPERVISED = "its author, issue 2"
@@ -136,11 +136,6 @@ def _schedule(run: Run) -> Compared:
     return f"schedule={name}", verdict(name == "inverse_sqrt")
 
 
-def _length(run: Run) -> Compared:
-    steps = run.last("progress/steps")
-    return "not known" if steps is None else f"{steps:,.0f} steps planned", "unknown"
-
-
 WEIGHT = "0:1,100000:0.1,300000:0"
 UNSUPERVISED_POINTS: Sequence[Point] = (
     Point(
@@ -181,6 +176,6 @@ UPDATES: Sequence[Point] = (
         "length (trainer.max_steps)",
         "not published; its printed result is after 8 epochs, 50,016 updates",
         README,
-        _length,
+        length,
     ),
 )

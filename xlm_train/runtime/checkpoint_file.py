@@ -233,6 +233,7 @@ def shape_of(path: str | Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: the file is no checkpoint, or cannot be loaded.
+        OSError: it cannot be read.
     """
     import torch
 

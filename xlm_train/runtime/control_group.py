@@ -5,7 +5,6 @@ Uses a gloo group of its own, so that a control message never waits for a GPU.
 
 from __future__ import annotations
 
-import os
 import socket
 from collections import defaultdict
 from collections.abc import Sequence
@@ -41,7 +40,6 @@ class RankInfo:
     Args:
         rank: global rank.
         host: name of its machine.
-        pid: process id there.
         device: name of its device.
         device_id: identifies the device on its host; None for a CPU.
         torch_version: its version of torch.
@@ -50,7 +48,6 @@ class RankInfo:
 
     rank: int
     host: str
-    pid: int
     device: str
     device_id: str | None
     torch_version: str
@@ -69,7 +66,7 @@ class RankInfo:
         if device.type == "cuda":
             properties = torch.cuda.get_device_properties(device)
             name, identity = properties.name, str(getattr(properties, "uuid", device.index))
-        return cls(rank, socket.gethostname(), os.getpid(), name, identity, torch.__version__, run)
+        return cls(rank, socket.gethostname(), name, identity, torch.__version__, run)
 
 
 class ControlGroup:

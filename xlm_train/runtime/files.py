@@ -12,8 +12,9 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
+from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import UserError
 
 LONGEST_NAME = 255  # bytes of a file's or folder's name, on every usual file system
@@ -101,16 +102,52 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"{path}: is not valid JSON: {error}") from error
 
 
+def beside(out: Path, ending: str) -> Path:
+    """A result's other file: out.json -> out.ENDING, and out -> out.ENDING."""
+    return out.with_name(f"{out.name.removesuffix('.json')}.{ending}")
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Let one process of the machine at a time run the block.
 
     Args:
-        path: the lock's file, which is made; its folder must exist.
+        path: the lock's file, which is made, its folder too.
+
+    Raises:
+        UserError: it cannot be made; names its folder.
     """
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    make_folder(path.parent)
+    try:
+        file = open(path, "w")  # noqa: SIM115 (closed below, where the lock ends)
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot be written to: {error.strerror}") from error
+    with file:
+        lock(file, wait=True)
         yield
+
+
+def lock(file: IO[Any], wait: bool = False) -> None:
+    """Lock an open file until it is closed. On a network file system without locks there is a warning instead.
+
+    Raises:
+        BlockingIOError: another process has it, and this one does not `wait`.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        folder = os.path.dirname(file.name)  # noqa: PTH120 (a name is all that a file has)
+        log(f"warning: {folder} cannot be locked ({error.strerror}): let no two commands write there at a time")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it. Raises UserError where that cannot be done; names it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made: {error.strerror}") from error
 
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # from fcntl.h
@@ -190,7 +227,9 @@ class ResumableLines:
         if self.part.is_file() and self.note.is_file() and read_json(self.note) == made_by:
             data = self.part.read_bytes()
             kept, self.done = data.rfind(b"\n") + 1, data.count(b"\n")
-        write_json(self.note, made_by)
+        else:
+            self.part.unlink(missing_ok=True)  # before the note says that its lines are ours
+            write_json(self.note, made_by)
         self.file = open(self.part, "ab")  # noqa: SIM115 (open as long as the object)
         self.file.truncate(kept)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
 import io
 import json
@@ -23,12 +22,13 @@ from omegaconf import OmegaConf
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import ConfigError, UserError
-from xlm_train.runtime.files import LONGEST_NAME, atomic_write, read_json, write_json
+from xlm_train.runtime.files import LONGEST_NAME, atomic_write, lock, read_json, write_json
 from xlm_train.runtime.mirror import Mirror, MirrorSettings, mirror
 from xlm_train.runtime.processes import is_first_process
 from xlm_train.runtime.run_store import RunStore
 
 NAME = re.compile(r"[\w=+@-][\w.,=+@/-]*")
+DONE = ("finished", "stopped")  # what a start of the same command would not change
 
 
 def name_problem(name: str) -> str | None:
@@ -221,11 +221,9 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"paths.runs: {self.path} cannot be made: {error.strerror}") from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._lock)
         except BlockingIOError as error:
             raise ConfigError(f"run_name={self.path.name}: another process is training in {self.path}") from error
-        except OSError as error:  # a network file system without locks
-            log(f"warning: {self.path} cannot be locked ({error.strerror}): do not start this run twice at a time")
         for folder in (self.path, self.checkpoints):
             for left_over in folder.glob(".*.tmp"):  # of a process killed in the middle of a write
                 left_over.unlink()

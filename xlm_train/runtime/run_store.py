@@ -148,7 +148,6 @@ class RunStore:
             ConfigError: Another machine is training the run (told by the first process).
             CheckpointError: There are checkpoints in the store, and none is whole.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".store.lock"):
             if is_first_process():
                 self.lease.wait_until_free()
@@ -241,7 +240,6 @@ def local_checkpoint(path: str | Path) -> Path:
         best = [f"checkpoints/{manifest.best}"] if manifest.best else []
         for file in [*best, *manifest.checkpoints]:
             try:
-                store.folder.mkdir(parents=True, exist_ok=True)
                 with locked(store.folder / ".lock"):
                     store.fetch(manifest, file)
                 return store.folder / file
@@ -278,7 +276,6 @@ def fetch_records(url: str, names: Iterable[str]) -> Path:
         manifest = next(run.manifests(), None)
         if manifest is None:
             raise StorageError(f"run_name={name}: there is no such run below {url}")
-        run.folder.mkdir(parents=True, exist_ok=True)
         with locked(run.folder / ".lock"):
             for file in manifest.files.keys() - {*manifest.checkpoints}:
                 run.fetch(manifest, file)

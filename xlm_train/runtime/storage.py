@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from xlm_train.runtime.errors import StorageError
-from xlm_train.runtime.files import locked
+from xlm_train.runtime.files import locked, make_folder
 
 # Two parts of a large upload at a time, as each is held in memory; three attempts, as the mirror tries again by itself.
 S3 = {"max_concurrency": 2, "config_kwargs": {"retries": {"mode": "standard", "max_attempts": 3}}}
@@ -118,7 +118,7 @@ def uploaded(out: str, last: str) -> Iterator[Path]:
     store = Store(out)
     if store.names(""):
         raise StorageError(f"out={out}: is not empty; give another folder")
-    cache_folder().mkdir(parents=True, exist_ok=True)
+    make_folder(cache_folder())
     with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
         place = Path(folder) / store.url.rpartition("/")[2]
         yield place
@@ -259,7 +259,7 @@ class Store:
             DamagedObject: It does not match. The next attempt starts again.
         """
         size, _ = self.size_and_time(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         part = path.with_name(f".{path.name}.part")
         try:
             with open(part, "ab") as file:
@@ -290,7 +290,6 @@ class Store:
         Raises:
             StorageError: With everything that could not be fetched; what was fetched stays.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / ".lock"), ThreadPoolExecutor(FETCHERS) as pool:
             missing = [name for name in files if not (folder / name).is_file()]
             fetched = [(name, pool.submit(self.download, name, folder / name, files[name])) for name in missing]

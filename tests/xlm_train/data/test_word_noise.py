@@ -9,8 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from xlm_train.data.noise import generator_of
-from xlm_train.data.word_noise import MASK, WordNoise, blank, drop, shuffle
+from xlm_train.data.word_noise import WordNoise, blank, drop, shuffle
 from xlm_train.runtime.errors import ConfigError
+from xlm_train.text.vocabulary import MASK
 
 
 def test_twelve_cases_and_their_stream_positions(shared: Path) -> None:

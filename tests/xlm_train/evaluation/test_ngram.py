@@ -19,7 +19,7 @@ EOS = 1
 
 
 def stream_of(tokens: NDArray[np.int64]) -> TokenStream:
-    return TokenStream("en", "train", [Shard(Path("-"), tokens.astype(np.uint16), 0)], {})
+    return TokenStream([Shard(tokens.astype(np.uint16), 0)], {})
 
 
 def sample(n: int, n_words: int, seed: int) -> NDArray[np.int64]:

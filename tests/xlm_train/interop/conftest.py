@@ -13,7 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing h
 
 
 @pytest.fixture(scope="session")
-def run_command(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[int, str, str]]:
+def run_command() -> Callable[..., tuple[int, str, str]]:
     """run("export", "key=value", ...) -> (exit status, stdout, stderr) of xlm-export, in this process."""
     import contextlib
     import importlib

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 from xlm_train.model.ops import OPS, FastOps, PlainOps
 from xlm_train.model.ops.casts import cast, shared_casts
-from xlm_train.model.transformer import PAD, XLM, ModelShape
+from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime.errors import ConfigError
+from xlm_train.text.vocabulary import PAD
 
 NAMES = [name for name in vars(PlainOps) if not name.startswith("_")]
 

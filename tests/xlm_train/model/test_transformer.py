@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from xlm_train.model.ops import FastOps, PlainOps
-from xlm_train.model.transformer import PAD, XLM, ModelShape
+from xlm_train.model.transformer import XLM, ModelShape
 from xlm_train.runtime.errors import ConfigError
+from xlm_train.text.vocabulary import PAD
 
 SHAPE = ModelShape(n_words=3000, n_langs=3, dim=128, n_layers=3, n_heads=4, ffn_dim=512, max_positions=200)
 

@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import PATIENCE, REPOSITORY, process_environment
 from xlm_train.plan.network_model import Bucket, Gradient, Link, make_buckets, step_time, wire_bytes
+from xlm_train.training.strategy import POWERSGD_RANK
 
 PAIR = Link(devices=1, nodes=2, inside=1.0, between=1e6, latency=0.0)  # 1 MB/s between two hosts
 
@@ -65,6 +66,7 @@ def test_compression() -> None:
     assert wire_bytes(bucket, "fp16") == [2 * 500_300]
     # the vector whole, then factors of 1000 x 2 and 500 x 2
     assert wire_bytes(bucket, "powersgd", rank=2) == [4 * 300, 4 * 2000, 4 * 1000]
+    assert wire_bytes(bucket, "powersgd") == wire_bytes(bucket, "powersgd", rank=POWERSGD_RANK)  # as a run has it
     # a matrix that would not shrink to a half goes whole: (4 + 4) x 1 x 2 = 16 numbers
     assert wire_bytes(Bucket((Gradient((4, 4), 1.0),)), "powersgd") == [64]
     # packing costs a second for each MB

@@ -383,9 +383,7 @@ def test_a_step_of_sentence_batches_has_the_tokens_that_were_reported(make_run: 
     assert "2 slots x 4 streams x 32 = 256, " in written(windows)
 
 
-def test_the_shipped_experiment_is_the_recipe_but_for_what_is_said(
-    make_run: Callable[..., Path], compose: Callable[..., dict[str, Any]]
-) -> None:
+def test_the_shipped_experiment_is_the_recipe_but_for_what_is_said(make_run: Callable[..., Path]) -> None:
     def verdicts(folder: Path) -> dict[str, str]:
         run = read_run(folder)
         return {point.name.partition(" (")[0]: point.compare(run)[1] for point in recipe.POINTS}

@@ -16,7 +16,7 @@ from xlm_train.runtime.errors import UserError
 from xlm_train.training.callbacks.stragglers import are_alike, slow_ones
 from xlm_train.training.strategy import HandshakeDDPStrategy
 
-GPUS = [RankInfo(rank, f"node{rank // 4}", 100 + rank, "V100", f"uuid{rank}", "2.13.0", "abc") for rank in range(8)]
+GPUS = [RankInfo(rank, f"node{rank // 4}", "V100", f"uuid{rank}", "2.13.0", "abc") for rank in range(8)]
 
 
 def test_a_healthy_run_is_one_line_a_host() -> None:

@@ -61,7 +61,7 @@ def test_runs_at_a_url_are_made_in_the_cache(s3: S3Server, tmp_path: Path) -> No
     assert with_local_runs(spoken) == spoken  # told by the rules, and never a folder's name
 
 
-def test_objects(store: Store, tmp_path: Path) -> None:
+def test_objects(store: Store) -> None:
     assert store.read("a/b") is None
     assert store.names("") == []
     store.write("a/b", b"one")
@@ -139,7 +139,7 @@ def test_a_corpus_is_fetched_once(stored_corpus: str, store: Store, corpus_folde
     assert times == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
-def test_a_corpus_that_is_not_whole(stored_corpus: str, store: Store, tmp_path: Path) -> None:
+def test_a_corpus_that_is_not_whole(stored_corpus: str, store: Store) -> None:
     shard = next(name for name in store.names("corpus") if name.endswith(".idx.npy"))
     data = store.read(shard) or b""
     store.write(shard, data[:-8])

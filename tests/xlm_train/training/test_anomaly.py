@@ -218,7 +218,7 @@ def test_too_many_rollbacks_stop_the_run(run: Run, tmp_path: Path) -> None:
     assert actions == [(2, "rollback"), (6, "rollback"), (7, "rollback"), (8, "stop")]
 
 
-def test_another_config_in_a_folder_without_a_checkpoint_forgets_what_was_left_out(run: Run, tmp_path: Path) -> None:
+def test_another_config_in_a_folder_without_a_checkpoint_forgets_what_was_left_out(run: Run) -> None:
     with pytest.raises(TrainingStopped):
         run("other", "debug.nan_steps=[1,2]", "callbacks.guard.policy=rollback", "callbacks.guard.max_in_a_row=1")
     folder = run("other", "seed=5")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -209,6 +208,6 @@ def test_the_state_survives_a_checkpoint() -> None:
     assert again == state
 
 
-def test_float16_is_really_float16(tmp_path: Path) -> None:
+def test_float16_is_really_float16() -> None:
     with Autocast("16-mixed", "cpu").forward_context():
         assert (torch.randn(2, 2) @ torch.randn(2, 2)).dtype == torch.float16

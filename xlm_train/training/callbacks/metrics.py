@@ -22,7 +22,7 @@ from xlm_train.training.trainer import Trainer
 SHOWN = ("train/loss", "val/ppl")  # in progress bars
 
 
-def send(trainer: Trainer, module: LanguageModel, metrics: Mapping[str, float], step: int) -> None:
+def send(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
     """Hand metrics to all loggers, from the first process only, and to `trainer.callback_metrics` on all.
 
     A figure that is not finite is kept from the loggers: JSON has none. A logger that fails is left out from then on:
@@ -107,7 +107,7 @@ class Metrics(StepCallback):
                 if isinstance(callback, StepCallback):
                     metrics |= callback.figures()
             self._begin(trainer, module)
-            send(trainer, module, metrics, step)
+            send(trainer, metrics, step)
         elif is_first:
             module.reduce_losses()
             rows = module.state.losses.reduced[-1:]

@@ -151,7 +151,7 @@ class Validation(StepCallback):
         with trainer.validation() as logged, trainer.precision_plugin.forward_context():
             found = self.evaluator.score(module.model, share)
             state.validation = found.metrics
-        send(trainer, module, {**state.validation, **logged}, state.step)
+        send(trainer, {**state.validation, **logged}, state.step)
         if found.samples and trainer.is_global_zero:
             self.samples.append(state.step, {"samples": found.samples})
         value = state.validation[self.monitor]

@@ -212,7 +212,7 @@ def test_codes_vocabulary_and_window_can_be_given(published: Path, content: dict
         transformers_folder.read(published, vocab="".join([lines[1], lines[2], lines[0].replace("71765", "1")]))
 
 
-def test_what_our_text_does_not_need_is_kept_out(published: Path, tmp_path: Path) -> None:
+def test_what_our_text_does_not_need_is_kept_out(published: Path) -> None:
     """A lower-cased model stays one; merges may lack counts."""
     vocab = {word: number for number, word in enumerate([*SPECIALS, "ab</w>", "a", "b</w>"])}
     small_model(published, vocab)

@@ -1,0 +1,60 @@
+"""Locks, and results that lie beside each other."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+from pathlib import Path
+
+import pytest
+
+from xlm_train.runtime import files
+from xlm_train.runtime.errors import UserError
+from xlm_train.runtime.files import ResumableLines, beside, lock, locked
+
+
+def test_a_lock_makes_its_folder_or_names_it(tmp_path: Path) -> None:
+    with locked(tmp_path / "a/b/.lock"):
+        assert (tmp_path / "a/b/.lock").is_file()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file/b: cannot be made: Not a directory"), locked(tmp_path / "file/b/.lock"):
+        pass
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    with locked(tmp_path / ".lock"), open(tmp_path / ".lock") as other, pytest.raises(BlockingIOError):
+        lock(other)
+    with open(tmp_path / ".lock") as other:
+        lock(other)
+
+
+def test_where_the_file_system_has_no_locks_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path / ".lock"):
+        pass
+    assert f"warning: {tmp_path} cannot be locked (No locks available)" in capsys.readouterr().err
+
+
+def test_lines_of_another_maker_go_before_the_note_says_whose_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ResumableLines(tmp_path / "out", "a").write(["of a"])
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ResumableLines(tmp_path / "out", "b")
+    assert ResumableLines(tmp_path / "out", "a").done == 0
+
+
+def test_what_lies_beside_a_result_keeps_its_name() -> None:
+    assert beside(Path("a/scores.json"), "en.jsonl") == Path("a/scores.en.jsonl")
+    assert beside(Path("a/result.v1"), "en.jsonl") == Path("a/result.v1.en.jsonl")
