@@ -239,6 +239,11 @@ def test_the_command_with_urls(config: Config, corpus_folder: Path, tmp_path: Pa
     file = local_checkpoint(f"{s3.url}/runs/run")
     assert file.is_relative_to(tmp_path / "cache")
     assert checkpoint_file.load(file)["progress"]["step"] == 2
+    sweep = ("-m", "seed=1,2", "run_name=sweep", f"paths.runs={tmp_path / 'sweeps'}", f"storage.url={s3.url}/mirrored")
+    command("xlm_train.commands.train", "experiment=smoke", "trainer.max_steps=2", words[0], *sweep)
+    for seed in (1, 2):
+        job = local_checkpoint(f"{s3.url}/mirrored/sweep,seed={seed}")
+        assert checkpoint_file.load(job)["progress"]["step"] == 2
     files = {"../x": {"object": "00000001/x", "size": 1, "sha256": ""}}
     with pytest.raises(ValueError, match="it names"):
         Manifest.from_bytes(1, json.dumps({"files": files, "best": None}).encode())

@@ -290,9 +290,18 @@ def test_notes_name_the_overrides_that_help(compose: Callable[..., dict[str, Any
     fitting = make_plan(compose("plan", *words[:2], *(f"{key}={value}" for key, value in smaller.items())), None)
     assert fitting["memory"]["fits"]
     assert "trainer.devices=1 trainer.nodes=1" in " ".join(plan["notes"])
-    slow = make_plan(compose("plan", "experiment=clm_ende_1024", "cluster.inter_node_gbytes_per_s=0.1"), None)
-    assert slow["limits"]["network"]["binds"]
-    assert any("trainer.gradient_compression=" in note for note in slow["notes"])
+    slow = ["experiment=clm_ende_1024", "cluster.inter_node_gbytes_per_s=0.1"]
+    for more, compression in (
+        ([], "fp16"),
+        (["trainer.precision=bf16-mixed"], "powersgd"),
+        (["trainer.precision=bf16-mixed", "callbacks.guard.policy=skip"], None),
+        (["trainer.sharding=fsdp"], None),
+    ):
+        plan = make_plan(compose("plan", *slow, *more), None)
+        assert plan["limits"]["network"]["binds"]
+        advice = next(note for note in plan["notes"] if note.startswith("the network binds: "))
+        assert compression is None or f"trainer.gradient_compression={compression}, or" in advice
+        assert compression is not None or "gradient_compression" not in advice
     uneven = make_plan(compose("plan", "experiment=clm_ende_1024", "data.slots=250"), None)
     assert any("data.slots=256 is even" in note for note in uneven["notes"])
 
