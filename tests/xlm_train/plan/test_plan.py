@@ -290,7 +290,7 @@ def test_notes_name_the_overrides_that_help(compose: Callable[..., dict[str, Any
     fitting = make_plan(compose("plan", *words[:2], *(f"{key}={value}" for key, value in smaller.items())), None)
     assert fitting["memory"]["fits"]
     assert "trainer.devices=1 trainer.nodes=1" in " ".join(plan["notes"])
-    slow = ["experiment=clm_ende_1024", "cluster.inter_node_gbytes_per_s=0.1"]
+    slow = ["experiment=clm_ende_1024", "cluster=a100_8", "cluster.nodes=8", "cluster.inter_node_gbytes_per_s=0.1"]
     for more, compression in (
         ([], "fp16"),
         (["trainer.precision=bf16-mixed"], "powersgd"),
