@@ -26,7 +26,6 @@ from xlm_train.text.numbered import NumberedText
 
 pytest_plugins = ["tests.s3_server"]
 
-
 # What a busy machine does slowly is not wrong. In CI the examples are the same each time.
 settings.register_profile(
     "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
@@ -210,8 +209,7 @@ def command(
             check=False,
         )
     else:
-        request = forked.Request([name, *arguments], str(cwd or Path.cwd()), process_environment())
-        answer = forked.run(request)
+        answer = forked.run(forked.Request([name, *arguments], str(cwd or Path.cwd())))
         result = subprocess.CompletedProcess(words, answer.status, answer.out, answer.err)
     assert result.returncode == status, f"exit status {result.returncode}\n{result.stdout}\n{result.stderr}"
     return result

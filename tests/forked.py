@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import data_prep
@@ -36,7 +36,13 @@ MODULES = {
     "xlm-report": "xlm_train.commands.report",
     "xlm-plan": "xlm_train.commands.plan",
 }
+AT_FIRST = dict(os.environ)  # before any test changed it
 PATIENCE = 300.0  # seconds for what must happen; longer and it hangs, however busy the machine
+
+
+def process_environment(**more: str) -> dict[str, str]:
+    """Environment for a process of this checkout, one thread a process."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **more}
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Request:
     """A command line to run.
 
     words: The command's name and its arguments.
-    environment: Its whole environment; None: that of the process that forks.
+    environment: Its whole environment: what the test has in it now.
     file_bytes: No file may become larger, as on a disk that gets full; None: no limit.
     without: A package that is not installed.
     stdout: A device to write to, or "|": a pipe that nobody reads; empty: the answer has it.
@@ -53,7 +59,7 @@ class Request:
 
     words: list[str]
     folder: str
-    environment: dict[str, str] | None = None
+    environment: dict[str, str] = field(default_factory=process_environment)
     file_bytes: int | None = None
     without: str = ""
     stdout: str = ""
@@ -71,13 +77,19 @@ class Answer:
 
 @functools.cache
 def _server() -> subprocess.Popen[str]:
-    """The process that forks: one for all tests of this process, which it ends with."""
+    """The process that forks: one for all tests of this process, which it ends with. What a test sets is not in it."""
     return subprocess.Popen(
         [sys.executable, "-m", __name__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=process_environment(HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES=""),
+        env={
+            **AT_FIRST,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(REPOSITORY),
+            "HF_HUB_OFFLINE": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        },
     )
 
 
@@ -88,11 +100,6 @@ def run(request: Request) -> Answer:
     assert server.stdout is not None
     print(json.dumps(asdict(request)), file=server.stdin, flush=True)
     return Answer(**json.loads(server.stdout.readline()))
-
-
-def process_environment(**more: str) -> dict[str, str]:
-    """Environment for a process of this checkout, one thread a process."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **more}
 
 
 def serve() -> None:
@@ -150,9 +157,8 @@ def _become(request: Request, out: int, err: int) -> None:
     os.close(err)
     os.chdir(request.folder)
     sys.argv = list(request.words)
-    if request.environment is not None:
-        os.environ.clear()
-        os.environ.update(request.environment)
+    os.environ.clear()
+    os.environ.update(request.environment)
     if request.composed_once:
         from hydra._internal.hydra import Hydra
 

@@ -32,7 +32,8 @@ class Desk:
     folder: Path
 
     def run(self, line: list[str], **more: object) -> Answer:
-        return forked.run(Request(line, str(self.folder), composed_once=True, **more))  # type: ignore[arg-type]
+        environment = process_environment(HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
+        return forked.run(Request(line, str(self.folder), environment, composed_once=True, **more))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
