@@ -95,19 +95,30 @@ def _compression(compression: str | None, precision: str) -> Iterator[str]:
         )
 
 
-def _powersgd(compression: str | None, precision: str, accelerator: str, callbacks: dict[str, Any]) -> Iterator[str]:
-    if compression != "powersgd":
-        return
-    if precision == "16-mixed" or (callbacks.get("guard") or {}).get("policy") == "skip":
+def _powersgd(compression: str | None, precision: str, callbacks: dict[str, Any]) -> Iterator[str]:
+    skips = (callbacks.get("guard") or {}).get("policy") == "skip"
+    if compression == "powersgd" and (precision == "16-mixed" or skips):
         yield (
             "trainer.gradient_compression=powersgd: a gradient that overflows stays in its error feedback and spoils all"
             " that follow: use trainer.precision=bf16-mixed or 32-true, and callbacks.guard.policy=stop or rollback"
         )
-    if _gpus(accelerator) == 0:
+
+
+def _powersgd_here(compression: str | None, accelerator: str) -> Iterator[str]:
+    if compression == "powersgd" and _gpus(accelerator) == 0:
         yield (
             "trainer.gradient_compression=powersgd: on CPUs (gloo) its reductions start in another order on each process"
             " and fail; trainer.gradient_compression=fp16 works"
         )
+
+
+def compression_problems(
+    compression: str | None, precision: str, sharding: str | None, callbacks: dict[str, Any]
+) -> Iterator[str]:
+    """What keeps a compression of gradients from working, on whatever devices."""
+    yield from _either(compression, sharding)
+    yield from _compression(compression, precision)
+    yield from _powersgd(compression, precision, callbacks)
 
 
 def _devices(accelerator: str, devices: int) -> Iterator[str]:
@@ -150,7 +161,8 @@ RULES = [
     Rule(("trainer.devices", "trainer.nodes", "trainer.gradient_compression", "trainer.sharding"), _one_process),
     Rule(("trainer.gradient_compression", "trainer.sharding"), _either),
     Rule(("trainer.gradient_compression", "trainer.precision"), _compression),
-    Rule(("trainer.gradient_compression", "trainer.precision", "trainer.accelerator", "callbacks"), _powersgd),
+    Rule(("trainer.gradient_compression", "trainer.precision", "callbacks"), _powersgd),
+    Rule(("trainer.gradient_compression", "trainer.accelerator"), _powersgd_here),
     Rule(("trainer.accelerator", "trainer.devices"), _devices),
     Rule(("trainer.precision", "trainer.accelerator", "debug.cpu_fp16"), _precision),
 ]

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from xlm_train.config.rules import compression_problems
 from xlm_train.plan.memory import peak_memory, setting_of
 from xlm_train.plan.slots import USUAL_LENGTH, largest_slot
+from xlm_train.training.strategy import COMPRESSIONS
 
 if TYPE_CHECKING:
     from xlm_train.config.cluster import ClusterConfig
     from xlm_train.model.transformer import ModelShape
 
 GB = 1e9
-
-
-def _compressions(trainer: dict[str, Any], callbacks: dict[str, Any], cluster: ClusterConfig) -> list[str]:
-    """What config/rules.py lets through."""
-    if trainer["sharding"] == "fsdp":
-        return []
-    if trainer["precision"] == "16-mixed":
-        return ["fp16"]
-    skips = (callbacks.get("guard") or {}).get("policy") == "skip"
-    return [] if skips or cluster.is_cpu else ["powersgd"]
 
 
 def notes_of(
@@ -33,10 +25,11 @@ def notes_of(
         notes.append("does not fit" + _what_fits(config, cluster, shape, count, plan["memory"]["available_gb"]))
     limits = plan["limits"]
     if limits["network"]["binds"]:
-        best = min(
-            ["none", *_compressions(trainer, config["callbacks"], cluster)],
-            key=plan["network"]["seconds_per_step"].__getitem__,
-        )
+        settings = (trainer["precision"], trainer["sharding"], config["callbacks"])
+        allowed = [name for name in COMPRESSIONS if not any(compression_problems(name, *settings))]
+        if cluster.is_cpu and "powersgd" in allowed:
+            allowed.remove("powersgd")
+        best = min(["none", *allowed], key=plan["network"]["seconds_per_step"].__getitem__)
         faster = (
             f"trainer.gradient_compression={best}, or " if best != (plan["network"]["compression"] or "none") else ""
         )
