@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_prep.sources.parquet import BATCH_ROWS, lines_of
-from xlm_train.runtime.errors import TextError
+from xlm_train.runtime.errors import TextError, said
 from xlm_train.text.files import ReadStats
 
 
@@ -70,7 +70,7 @@ class HubDataset:
         except (
             Exception
         ) as error:  # the library has its own kinds for network, names, layout: all are the user's to fix
-            return [f"{self.name}: cannot be opened as a data set: {_said(error)}"]
+            return [f"{self.name}: cannot be opened as a data set: {said(error)}"]
         if first is None:
             return [f"{self.name}: is empty"]
         if self.column not in first:
@@ -102,7 +102,7 @@ class HubDataset:
             for batch in self._open().select_columns([self.column]).iter(batch_size=BATCH_ROWS):
                 yield batch[self.column]
         except Exception as error:
-            raise TextError(f"{self.name}: reading stopped: {_said(error)}") from error
+            raise TextError(f"{self.name}: reading stopped: {said(error)}") from error
 
     def _open(self) -> Any:
         try:
@@ -115,9 +115,3 @@ class HubDataset:
         return datasets.load_dataset(
             self.dataset, self.config, split=self.split, revision=self.revision, streaming=True
         )
-
-
-def _said(error: Exception) -> str:
-    """The kind of an error and its first line, if it says anything."""
-    first = str(error).partition("\n")[0]
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xlm_train.runtime.errors import CheckpointError, OutOfMemory
+from xlm_train.runtime.errors import CheckpointError, OutOfMemory, said
 from xlm_train.runtime.files import atomic_write
 from xlm_train.runtime.memory import is_out_of_memory
 
@@ -213,9 +213,7 @@ def read(path: str | Path) -> dict[str, Any]:
             raise OutOfMemory(
                 f"{path}: out of memory while its {size} were read: free some, or use another machine"
             ) from error
-        raise CheckpointError(
-            f"{path}: cannot be loaded safely: {type(error).__name__}: {str(error).splitlines()[0]}"
-        ) from error
+        raise CheckpointError(f"{path}: cannot be loaded safely: {said(error)}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: is not a checkpoint of xlm_train")
     if content.get("version") == 2:

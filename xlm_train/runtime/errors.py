@@ -36,6 +36,12 @@ class UserError(Exception):
         return (type(self), (self.problems,))  # crosses process borders with its list intact
 
 
+def said(error: Exception) -> str:
+    """The kind of an error and its first line, if it says anything."""
+    first = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
 class ConfigError(UserError):
     """The configuration asks for something impossible or unknown."""
 
