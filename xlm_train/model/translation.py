@@ -76,7 +76,7 @@ def translate(
             raise ConfigError(f"max_length={limit}: must be from 2 to {model.shape.max_positions}, the positions")
     search = Sampling() if search is None else search
     device = model.decoder.embeddings.weight.device
-    with torch.inference_mode(), without_dropout(model):
+    with torch.inference_mode(), without_dropout(model), without_traces(device):
         tokens_BS, lengths_B = pad(sources)
         padded = bool((lengths_B < tokens_BS.shape[1]).any())
         lengths = lengths_B.to(device) if padded else None
@@ -86,6 +86,16 @@ def translate(
         if isinstance(search, Beam):
             return _search(reader, limits, search)
         return _go_on(reader, sources, limits, search)
+
+
+@contextmanager
+def without_traces(device: torch.device) -> Iterator[None]:
+    """Empty autocast's cache afterwards: up to torch 2.10 it keeps casts that a training pass cannot use."""
+    try:
+        yield
+    finally:
+        if torch.is_autocast_enabled(device.type):
+            torch.clear_autocast_cache()
 
 
 @contextmanager

@@ -18,7 +18,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from xlm_train.data.datamodule import StepBatch
@@ -225,9 +224,10 @@ class LanguageModel(pl.LightningModule):
     # The parts of a step
 
     def _reduced_with_the_last(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Let gradients be reduced across processes once a step, with the last slot's backward pass."""
-        if isinstance(self.model, FSDPModule):
-            self.model.set_requires_gradient_sync(last)
+        """Let DDP reduce gradients across processes once a step, with the last slot's backward pass.
+
+        FSDP reduces after each slot: until then it would hold them undivided.
+        """
         ddp = self.trainer.model
         return ddp.no_sync() if isinstance(ddp, DistributedDataParallel) and not last else contextlib.nullcontext()
 

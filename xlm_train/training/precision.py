@@ -43,15 +43,18 @@ class Autocast(Precision):
     Args:
         precision: Of DTYPES.
         device_type: "cpu" or "cuda".
+        shares_casts: Cast once a step. Not where weights are divided (FSDP): they take each other's places in memory.
     """
 
-    def __init__(self, precision: str, device_type: str) -> None:
+    def __init__(self, precision: str, device_type: str, shares_casts: bool = True) -> None:
         super().__init__()
         self.precision = precision  # type: ignore[assignment]  # Lightning's list of names
         self.device_type = device_type
+        self.shares_casts = shares_casts
 
     @contextlib.contextmanager
     def forward_context(self) -> Iterator[None]:
         """Enter the context of a step or of a validation, within which weights do not change before the update."""
-        with torch.autocast(self.device_type, dtype=DTYPES[self.precision]), shared_casts():
+        shared = shared_casts() if self.shares_casts else contextlib.nullcontext()
+        with torch.autocast(self.device_type, dtype=DTYPES[self.precision]), shared:
             yield

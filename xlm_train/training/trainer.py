@@ -265,7 +265,8 @@ def make_trainer(
     if accelerator == "auto":
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
     if precision in DTYPES:
-        plugins.append(Autocast(precision, "cuda" if accelerator == "gpu" else "cpu"))
+        device_type = "cuda" if accelerator == "gpu" else "cpu"
+        plugins.append(Autocast(precision, device_type, shares_casts=sharding != "fsdp"))
     # Chosen by us: Lightning would see a scheduler's allocation that is not meant, and miss one inside `salloc`.
     if devices * nodes == 1:
         plugins.append(LightningEnvironment())

@@ -84,6 +84,16 @@ def test_small_float16_gradients_do_not_underflow() -> None:
     assert float((ours - theirs).norm()) <= 2e-3 * float(theirs.norm())
 
 
+def test_float16_of_many_tokens_loses_no_digits_of_the_hidden_states() -> None:
+    """A V100's slot has 16,320 tokens: divided by as many in float16, their gradients would be below its normal numbers."""
+    hidden, weight, bias, targets = inputs(16_320, 16, 64, torch.float32)
+    with torch.autocast("cpu", dtype=torch.float16):
+        found = linear_cross_entropy(hidden, weight, bias, targets)
+    wanted = F.cross_entropy(F.linear(hidden.double(), weight.double(), bias.double()), targets)
+    for ours, theirs in zip(*(gradients(loss * 65536, (hidden, weight)) for loss in (found, wanted)), strict=True):
+        assert float((ours - theirs).norm()) <= 1e-3 * float(theirs.norm())
+
+
 def test_no_gradient_is_formed_when_none_is_needed() -> None:
     hidden, weight, bias, targets = (t.detach() for t in inputs(5, 4, 20, torch.float32))
     assert not linear_cross_entropy(hidden, weight, bias, targets).requires_grad

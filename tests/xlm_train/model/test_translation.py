@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from xlm_train.interop.original.names import to_ours
 from xlm_train.model.cache import AlignedCache
@@ -16,8 +19,43 @@ from xlm_train.model.seq2seq import Seq2Seq, pad, predictions
 from xlm_train.model.transformer import ModelShape
 from xlm_train.model.translation import Beam, translate
 from xlm_train.runtime.errors import ConfigError
+from xlm_train.training.precision import Autocast
 
 EOS = 1
+
+
+class Casts(TorchDispatchMode):
+    """Counts the casts of matrices by their shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: Counter[tuple[int, ...]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._to_copy.default and args[0].ndim == 2:
+            self.shapes[tuple(args[0].shape)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("ops", ["fast", "plain"])
+def test_in_half_precision_a_step_decodes_and_learns(ops: str) -> None:
+    """Each weight is cast once for all words that are decoded, and what is cast is no obstacle to the gradients."""
+    torch.manual_seed(0)
+    model = Seq2Seq(ModelShape(n_words=61, dim=48, n_layers=2, n_heads=4, ffn_dim=192), ops=ops)
+    sources = [[EOS, *range(4, 4 + n), EOS] for n in (9, 12, 5)]
+    with Autocast("bf16-mixed", "cpu").forward_context():
+        with Casts() as casts:
+            made = translate(model, sources, 0, 1, 30)
+        if ops == "fast":
+            of_encoder, of_decoder = 2 * 4, 2 * 8  # products with (48, 48) of attention
+            assert sum(map(len, made)) > 20
+            assert casts.shapes[48, 48] <= of_encoder + of_decoder
+            assert casts.shapes[192, 48] == 4
+        tokens, lengths = pad(made)
+        source = model.encode(tokens, 1, lengths)
+        targets, lengths = pad(sources)
+        model.loss(source, targets, 0, predictions(lengths)).backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.slow

@@ -34,5 +34,6 @@ def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
         return weight.to(dtype)
     key = weight.data_ptr(), dtype
     if key not in _shared:
-        _shared[key] = weight, weight.detach().to(dtype)  # with the weight: its address stays its own
+        with torch.inference_mode(False):  # a training pass takes it too
+            _shared[key] = weight, weight.detach().to(dtype)  # with the weight: its address stays its own
     return _shared[key][1]

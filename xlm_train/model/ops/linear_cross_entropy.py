@@ -156,7 +156,7 @@ def _forward(
                         part.copy_(probabilities)
                 del part, probabilities
         if hidden_grad is not None:
-            torch.mul(product(logits, low_weight), 1 / count, out=hidden_grad[start:end])
+            hidden_grad[start:end].copy_(product(logits, low_weight)).mul_(1 / count)  # wide first: 1 / count is small
         if weight_grad is not None:
             product_into(weight_grad, logits.t(), here, alpha=1 / count, add=start > 0)
         del logits  # its memory is free for the next

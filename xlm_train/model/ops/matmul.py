@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from xlm_train.model.ops.casts import cast
 from xlm_train.runtime.device import cpu_flags
 
 SMALLEST = 2**22  # multiplications below which oneDNN's start-up (some 10 microseconds a call) eats its gain
@@ -70,12 +71,18 @@ def product_into(into_NM: Tensor, a_NK: Tensor, b_KM: Tensor, alpha: float, add:
     rows = max(1, BLOCK_BYTES // (into_NM.shape[1] * into_NM.element_size())) if on_cpu else into_NM.shape[0]
     for start in range(0, into_NM.shape[0], rows):
         block, found = into_NM[start : start + rows], product(a_NK[start : start + rows], b_KM)
-        block.add_(found, alpha=alpha) if add else torch.mul(found, alpha, out=block)
+        block.add_(found, alpha=alpha) if add else block.copy_(found).mul_(alpha)  # alpha in the wider type
 
 
 def linear(x: Tensor, weight_MK: Tensor, bias_M: Tensor) -> Tensor:
     """torch.nn.functional.linear of inputs (..., K), its products through the faster way; (..., M), in any layout."""
-    if x.ndim < 2 or torch.is_autocast_enabled(x.device.type):
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and not torch.is_grad_enabled():
+        # Autocast's own cache of casts is none in inference mode (a cast a word when decoding), and up to torch 2.10 leaves
+        # behind what a training pass cannot use.
+        dtype = torch.get_autocast_dtype(device)
+        return F.linear(x.to(dtype), cast(weight_MK, dtype), bias_M.to(dtype))
+    if x.ndim < 2 or torch.is_autocast_enabled(device):
         return F.linear(x, weight_MK, bias_M)
     if _is_for_onednn(x, weight_MK.t()):
         return _Linear.apply(x, weight_MK, bias_M)  # type: ignore[no-any-return]
