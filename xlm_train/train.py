@@ -18,7 +18,7 @@ from xlm_train.model.transformer import count_parameters
 from xlm_train.objectives.back_translation import cannot_begin
 from xlm_train.plan.fit import out_of_memory_named, require_memory
 from xlm_train.report import leave_report
-from xlm_train.report.advice import advice
+from xlm_train.report.advice import doubts
 from xlm_train.runtime.console import counted, log
 from xlm_train.runtime.control_group import ControlGroup, is_lost_peer
 from xlm_train.runtime.device import disable_malloc_trim, release_memory
@@ -124,8 +124,8 @@ def assemble(
         f"{counted(reading.slots, 'slot')} = {data.tokens_per_step:,} tokens a step, "
         + (f"from step {start.step:,} of {module.stop:,}" if start.step else f"{module.stop:,} steps")
     )
-    doubts = advice(config.resolved, data.tokens_per_step) + cannot_begin(data.order.streams, start.parents)
-    for line in (*data.order.batches(), *map("warning: {}".format, doubts)):
+    warnings = doubts(config.resolved, data.order, module.stop) + cannot_begin(data.order.streams, start.parents)
+    for line in (*data.order.batches(), *map("warning: {}".format, warnings)):
         log(line)
     run.folder.begin(corpus.manifest)
 

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Annotated
 
 from xlm_train.config.command import command
-from xlm_train.config.schema import Count, Device, Threads, checkpoint_problems, one_of, out_problems, read_config
+from xlm_train.config.schema import (
+    Count,
+    Device,
+    Threads,
+    checkpoint_problems,
+    one_of,
+    out_problems,
+    read_config,
+    search_problems,
+)
 from xlm_train.evaluation.corpus import default_out, evaluate, score_text, table
 from xlm_train.runtime.console import show
 from xlm_train.runtime.errors import ConfigError
@@ -50,6 +59,7 @@ class EvalConfig:
         from xlm_train.text.reader import file_problems
 
         problems = out_problems(self.out) + checkpoint_problems(self.checkpoint)
+        problems += search_problems(self.beam, self.length_penalty)
         if (self.data.path is None) == (not self.text):
             problems.append("give data.path=FOLDER for a corpus, or text.LANGUAGE=FILE for raw text: one of them")
         if self.text and self.baselines:
@@ -83,7 +93,9 @@ def main(settings: EvalConfig) -> int:
     if problems := out_problems(str(out)):
         raise ConfigError([f"{problem}; out=FILE says where else" for problem in problems])
     if isinstance(opened, Translator):
-        text, search = corpus or settings.text, (settings.beam, settings.length_penalty)
+        if settings.baselines:
+            raise ConfigError("baselines=true: are of language models; translations always stand beside theirs")
+        text, search = corpus or settings.text, (settings.beam, settings.length_penalty, settings.batch_tokens)
         result = translation.evaluate(opened, text, settings.split, out, *search, progress=True)
     elif settings.beam > 1:
         raise ConfigError(f"beam={settings.beam}: {opened.path} is a language model: nothing is translated")

@@ -21,6 +21,7 @@ from xlm_train.config.schema import (
     free_text,
     out_problems,
     read_config,
+    search_problems,
 )
 from xlm_train.runtime.console import Progress, show
 from xlm_train.runtime.files import ResumableLines
@@ -63,6 +64,7 @@ class TranslateConfig:
             problems.append("give text='...' or file=FILE, not both")
         if self.beam > 1 and self.temperature > 0:
             problems.append(f"beam={self.beam} searches, temperature={self.temperature} draws: give one of them")
+        problems += search_problems(self.beam, self.length_penalty, self.early_stopping)
         if self.src == self.tgt:
             problems.append(f"src={self.src} tgt={self.tgt}: give two languages")
         if self.file is not None:

@@ -18,10 +18,10 @@ from xlm_train.config.overrides import (
     compose,
     config_folder,
     defaults_of,
-    quote_text,
     set_apart,
     set_values,
 )
+from xlm_train.config.quoting import quote_text
 from xlm_train.runtime.console import show
 from xlm_train.runtime.entry import begin_work
 from xlm_train.runtime.errors import EXIT_INTERRUPTED, UserError

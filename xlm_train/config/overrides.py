@@ -26,6 +26,11 @@ TAKE_VALUE = {*("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info
 # All flags that are taken: these, and those that only switch something. Of Hydra's others, a rerun unpickles what it is
 # given, another config is another command, and the shell's completion would start this program at each key, for a second.
 FLAGS = {*TAKE_VALUE, *("--help", "-h", "--hydra-help", "--version", "--resolve", "--multirun", "-m")}
+# What is asked for in another way here.
+ELSEWHERE = {
+    "hydra.mode": "a sweep is asked for with -m",
+    "hydra.searchpath": "a folder of configs of your own is given as --config-dir=FOLDER",
+}
 MODES = (("-m", "--multirun"), ("--cfg", "-c"), ("--info", "-i"))  # Hydra does one of them
 
 
@@ -145,51 +150,6 @@ def config_dir_of(arguments: Sequence[str]) -> str | None:
         if word.startswith("--config-dir="):
             return word.partition("=")[2]
     return None
-
-
-def quote_text(arguments: Sequence[str], texts: Collection[str] = ()) -> list[str]:
-    """Quote overrides so that Hydra takes them as what they plainly say: paths and prompts.
-
-    That is where Hydra's grammar refuses a value (an umlaut, an apostrophe, `=`), and where a comma would make a sweep
-    of it though none was asked for. What begins as a list or a mapping stays as it is: there a mistake is a mistake.
-
-    Args:
-        arguments: The command line's words.
-        texts: Keys whose values are always text, whatever they look like, but for `null` and what is quoted already.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser, overrides = OverridesParser.create(), set(overrides_of(arguments))
-    sweep = "-m" in arguments or "--multirun" in arguments
-    words = []
-    for word in arguments:
-        key, equals, value = word.partition("=")
-        if word in overrides and equals and key in texts:
-            if value != "null" and not _is_quoted(value):
-                # a backslash keeps OmegaConf from looking up what `${...}` names; those before it are doubled
-                value = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", value)
-                word = f"{key}={_quoted(value)}"
-        elif word in overrides and equals and value and value[0] not in "[{":
-            try:
-                is_sweep = parser.parse_override(word).is_sweep_override()
-                plain = sweep or not is_sweep
-            except HydraException:
-                plain = False
-            if not plain:
-                word = f"{key}={_quoted(value)}"
-        words.append(word)
-    return words
-
-
-def _quoted(value: str) -> str:
-    """Quote a value for Hydra's grammar, where a backslash escapes only before a quote or at the end."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + m[2].replace("'", "\\'"), value) + "'"
-
-
-def _is_quoted(value: str) -> bool:
-    """Tell whether a value is in quotes for Hydra, from its first character to its last."""
-    return re.fullmatch(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", value, re.DOTALL) is not None
 
 
 def check_overrides(
@@ -341,6 +301,8 @@ def _sort_out(
             problems.append(
                 f"{word}: what varies stands in a config's hydra.sweeper.params, here it is KEY=VALUE,VALUE"
             )
+        if key in ELSEWHERE:
+            problems.append(f"{word}: {ELSEWHERE[key]}")
         if key.startswith("hydra"):
             continue
         if not options:
@@ -361,11 +323,12 @@ def _chosen(parsed: Override) -> list[str]:
     from hydra.core.override_parser.types import Glob
 
     value = parsed.value()
-    if isinstance(value, Glob):  # of those that there are
+    if isinstance(value, Glob) or (parsed.is_delete() and not value):  # of those that there are; ~GROUP names none
         return []
     if parsed.is_sweep_override():
         return list(parsed.sweep_string_iterator())
-    return [str(option) for option in (value if isinstance(value, list) else [value]) if option is not None]
+    options = value if isinstance(value, list) else [value]
+    return ["null" if option is None else str(option) for option in options]
 
 
 def _find(key: str, nodes: Mapping[str, Any], config_name: str) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import pkgutil
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
@@ -40,6 +40,13 @@ REFUSED = {
     " callbacks.checkpointing keeps whole steps",
     "SpikeDetection": "it reads each step's loss from what the step returns, and ours returns nothing:"
     " callbacks.guard.spike_z finds spikes",
+    "BasePredictionWriter": "nothing is predicted during training: xlm-eval and xlm-translate write files",
+}
+# Their arguments that would never act: which values, and what the user may want.
+IDLE: dict[tuple[str, str], tuple[Callable[[Any], bool], str]] = {
+    ("Timer", "interval"): (lambda value: value == "epoch", "interval=step"),
+    ("EarlyStopping", "check_on_train_epoch_end"): (bool, "it checks at each validation by itself"),
+    ("ModelCheckpoint", "every_n_epochs"): (lambda value: value not in (None, 0, 1), "every_n_train_steps=N"),
 }
 
 
@@ -124,6 +131,7 @@ def optimizer_problems(good: Mapping[str, Any], unresolved: Mapping[str, Any], o
                 name: value for name, value in entry.items() if not str(unresolved[section].get(name)).startswith("${")
             }
             more += [*_default_problems(target, own, section), *_range_problems(target, own, section)]
+            more += _null_problems(target, entry, unresolved[section], section)
         problems += wrong + more
         if target is None or problems or UNKNOWN in entry.values() or (words and others):
             continue
@@ -157,6 +165,20 @@ def _default_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[s
             and len(entry[name]) == len(default)
             and all(fits(item, float) for item in entry[name])
         )
+    ]
+
+
+def _null_problems(target: Any, entry: Mapping[str, Any], unresolved: Mapping[str, Any], key: str) -> list[str]:
+    """Tell of arguments that must have a value and are null, or are what another key says that is null."""
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):  # written in C
+        return []
+    needed = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
+    return [
+        f"{key}.{name}={said if (said := unresolved.get(name)) else 'null'}: must have a value: {key}.{name}=N"
+        for name in entry
+        if name in needed and entry[name] is None
     ]
 
 
@@ -285,8 +307,13 @@ def callback_problems(
         key = f"callbacks.{name}"
         target, wrong = part_problems(entry, key, "Callback")
         for base in getattr(target, "__mro__", ()):
-            if base.__module__.startswith("pytorch_lightning.") and (why := REFUSED.get(base.__name__)):
+            if not base.__module__.startswith("pytorch_lightning."):
+                continue
+            if why := REFUSED.get(base.__name__):
                 wrong = [f"{key}._target_={entry['_target_']}: cannot work here: {why}"]
+            for (name, argument), (is_idle, instead) in IDLE.items():
+                if name == base.__name__ and is_idle(value := entry.get(argument)):
+                    wrong.append(f"{key}.{argument}={value}: would never act, as a run is one epoch: {instead}")
         if target is not None:
             wrong += _type_problems(target, entry, key)
         if target is not None and not wrong:

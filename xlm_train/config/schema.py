@@ -310,6 +310,16 @@ def out_problems(out: str | None) -> list[str]:
     return [] if why is None else [f"out={out}: {why}"]
 
 
+def search_problems(beam: int, length_penalty: float, early_stopping: bool = False) -> list[str]:
+    """Tell of settings of a beam search where there is none."""
+    given = {"length_penalty": (length_penalty, 1.0), "early_stopping": (early_stopping, False)}
+    return [
+        f"{key}={value}: has no effect on greedy translation: beam=4"
+        for key, (value, default) in given.items()
+        if beam == 1 and value != default
+    ]
+
+
 def checkpoint_problems(path: str) -> list[str]:
     """Tell whether there is a checkpoint under a path that stands for one (`local_checkpoint`)."""
     if os.path.isfile(path):

@@ -292,6 +292,8 @@ def _corpus_problems(values: dict[str, Any], readable: bool) -> list[str]:
             for key, value in given.items()
             if value is not None
         ]
+        if (beam := (_entries(values, "callbacks").get("validation") or {}).get("beam", 1)) != 1:
+            problems.append(f"callbacks.validation.beam={beam}: a language model translates nothing")
     elif _section(values, "trainer").get("sharding") == "fsdp":
         problems.append("trainer.sharding=fsdp: divides language models only; trainer.sharding=zero for translation")
     monitor = (_entries(values, "callbacks").get("validation") or {}).get("monitor")

@@ -115,16 +115,16 @@ class Mixture:
 
     @property
     def streams(self) -> Sequence[Stream]:
-        """The streams of all parts, each part's shares scaled to its own."""
+        """The streams of all parts, each part's shares scaled to its own; in turns each has a step an iteration."""
         found: list[Stream] = []
         for name, streams in self._streams.items():
-            scale = Fraction(1)
-            if not self.in_turns:
-                scale = Fraction(str(self.shares[name])) / sum(stream.share for stream in streams)
-            turn = name if self.in_turns else None
-            found += [
-                replace(stream, share=stream.share * scale, weight=self.weights[name], turn=turn) for stream in streams
-            ]
+            if self.in_turns:
+                found += [
+                    replace(stream, share=Fraction(1), weight=self.weights[name], turn=name) for stream in streams
+                ]
+                continue
+            scale = Fraction(str(self.shares[name])) / sum(stream.share for stream in streams)
+            found += [replace(stream, share=stream.share * scale, weight=self.weights[name]) for stream in streams]
         return found
 
     def _part(self, slot: Slot) -> Objective:

@@ -1,14 +1,27 @@
-"""Where a run should be warned that its batch or its learning rate is far from the original's recipe."""
+"""What a run should be warned of: a batch or a rate far from the original's recipe, settings that do nothing here."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from xlm_train.config.parts import translates
+from xlm_train.config.parts import parts_of, translates
+from xlm_train.data.order import Order, Stream
 from xlm_train.report.recipe import LEARNING_RATES, ORIGINAL, TOKENS_PER_UPDATE
 from xlm_train.report.translating import TOKENS_OF_TRANSLATION
 
 FAR = 4  # times as little or as much as the recipe's: worth a warning
+
+
+def doubts(config: dict[str, Any], order: Order, steps: int) -> list[str]:
+    """All of it.
+
+    Args:
+        config: The run's config.
+        order: What it reads.
+        steps: At which it ends.
+    """
+    return advice(config, order.tokens_per_step) + without_effect(config, order.streams.values(), steps)
 
 
 def advice(config: dict[str, Any], tokens_per_step: int) -> list[str]:
@@ -39,5 +52,26 @@ def advice(config: dict[str, Any], tokens_per_step: int) -> list[str]:
         found.append(
             f"optimizer.lr={rate:g} is far from the recipe's peaks, {low:g} to {high:g} at {recipe:,} tokens a step:"
             f" {'slow to learn' if rate < low else 'likely to diverge after the warm-up'}"
+        )
+    return found
+
+
+def without_effect(config: dict[str, Any], streams: Iterable[Stream], steps: int) -> list[str]:
+    """Warn of settings that do nothing in this run, or not what they say.
+
+    Args:
+        config: The run's config.
+        streams: What its objective reads.
+        steps: At which it ends.
+    """
+    found = []
+    alpha, total = config["data"]["lang_alpha"], config["schedule"].get("total_updates")
+    reads = {getattr(kind, "reads", "windows") for kind, _ in parts_of(config["objective"]).values()}
+    if alpha and ("windows" not in reads or any(stream.turn is not None for stream in streams)):
+        found.append(f"data.lang_alpha={alpha} has no effect: this objective takes all its texts equally often")
+    if isinstance(total, int) and total > steps:
+        found.append(
+            f"schedule.total_updates={total:,}, but the run ends at step {steps:,} (trainer.max_tokens): its rate is"
+            f" still high there; schedule.total_updates={steps} ends with the run"
         )
     return found

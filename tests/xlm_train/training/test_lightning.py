@@ -473,6 +473,15 @@ def test_more_refusals(corpus_folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert REFUSED["StochasticWeightAveraging"] in subclass
     (option,) = problems(corpus_folder, *added(f"{STOCK}.ModelCheckpoint", save_on_exception="true"))
     assert option.startswith("callbacks.x.save_on_exception=True: cannot work here: a step that fails half-way")
+    for name, argument, value in (
+        ("Timer", "interval", "epoch"),
+        ("EarlyStopping", "check_on_train_epoch_end", "true"),
+        ("ModelCheckpoint", "every_n_epochs", "2"),
+    ):
+        more = {"monitor": "val/ppl"} if name == "EarlyStopping" else {}
+        (idle,) = problems(corpus_folder, *added(f"{STOCK}.{name}", **{argument: value}, **more))
+        assert idle.startswith(f"callbacks.x.{argument}=")
+        assert "would never act, as a run is one epoch" in idle
     twice = [*added(f"{STOCK}.ModelCheckpoint"), *added(f"{STOCK}.ModelCheckpoint", "y", dirpath="/tmp/y")]
     (double,) = problems(corpus_folder, *twice)
     assert double.startswith("callbacks.y: checkpoints cannot hold its state beside that of callbacks.x")

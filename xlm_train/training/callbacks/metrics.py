@@ -1,4 +1,4 @@
-"""Training metrics, every so many steps, to every logger and to Lightning's `callback_metrics`."""
+"""Training metrics, every so many steps, to every logger and to where Lightning's own callbacks look for them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ SHOWN = ("train/loss", "val/ppl")  # in progress bars
 
 
 def send(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
-    """Hand metrics to all loggers, from the first process only, and to `trainer.callback_metrics` on all.
+    """Hand metrics to all loggers, from the first process only, and to the trainer's dictionaries of metrics on all.
 
     A figure that is not finite is kept from the loggers: JSON has none. A logger that fails is left out from then on:
     training is worth more than its record.
     """
     # as Lightning's LearningRateMonitor does it: `log` costs half a millisecond a figure, and some at every later step
-    trainer.callback_metrics.update({name: torch.tensor(float(value)) for name, value in metrics.items()})
+    tensors = {name: torch.tensor(float(value)) for name, value in metrics.items()}
+    trainer.callback_metrics.update(tensors)
+    trainer.logged_metrics.update(tensors)
     trainer.progress_bar_metrics.update({name: float(metrics[name]) for name in SHOWN if name in metrics})
     if not trainer.is_global_zero:
         return
