@@ -126,6 +126,12 @@ def aligned_pieces(
 ) -> Iterator[PairPiece]:
     """Pairs of lines of two inputs. Memory: about two pieces.
 
+    Args:
+        sources: Of each side.
+        piece_bytes: About how much a piece holds, both sides together.
+        max_line_bytes: Longer lines become empty ones.
+        reading: Counts what is read and left out, on the way.
+
     Raises:
         TextError: One has more lines than the other.
     """

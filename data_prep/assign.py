@@ -46,7 +46,15 @@ PART_LINES = 1 << 22  # whose hashes are compared at once, about: 230 MB
 
 
 def assign(settings: Settings, work: Work, workers: Workers, texts: Texts, pairs: PairTexts) -> None:
-    """Fill the splits that are not given, and decide which lines stay."""
+    """Fill the splits that are not given, and decide which lines stay.
+
+    Args:
+        settings: What was asked for.
+        work: Where the work files are.
+        workers: Do the jobs.
+        texts: All text by itself; held-out splits are added to it, and each text is told which of its lines stay.
+        pairs: All pairs; likewise.
+    """
     given: list[Selectable] = [*texts.values(), *pairs.values()]
     splits = [_held_for(settings, text) for text in given]
     found = look_through(settings, work, workers, given, splits)
@@ -116,7 +124,13 @@ def look_through(
 
 
 def repeats(work: Work, workers: Workers, every: Sequence[Selectable]) -> dict[str, list[Path]]:
-    """Work files with the numbers of the training lines that repeat an earlier one, by the text's name."""
+    """Work files with the numbers of the training lines that repeat an earlier one, by the text's name.
+
+    Args:
+        work: Where the work files are.
+        workers: Do the jobs.
+        every: All text; other splits than train are passed over.
+    """
     comparisons: dict[str, list[RepeatJob]] = {}
     sorting: list[SortJob] = []
     for text in (text for text in every if text.split == "train"):
@@ -155,8 +169,21 @@ def hold_out(
 ) -> dict[str, Path]:
     """Take sentences and pairs of training text for splits that are not given, one copy of each; adds these splits.
 
+    Args:
+        settings: What was asked for.
+        work: Where the work files are.
+        workers: Do the jobs.
+        given: The texts and pairs that the user gave.
+        splits: What is held out of each.
+        smallest: Of each the sentences to hold out, and one more.
+        texts: The splits of texts are added to it.
+        pairs: Those of pairs are added to it.
+
     Returns:
         Files of their sorted hashes, by the training text's name: all copies are to leave it.
+
+    Raises:
+        UserError: A text is too small to hold out anything.
     """
     taken = [
         _Taken(settings, work, text, wanted, found)
@@ -286,6 +313,9 @@ def leave_out(
         held: Files of the hashes of what is held out, by the training text's name.
         duplicates: How many lines repeat an earlier one, and whether that is exact, by the text's name.
         repeated: Work files of the numbers of lines that repeat an earlier one, by name; none where these stay.
+
+    Raises:
+        UserError: No line is left of a text.
     """
     overlap = Overlap(settings, work, every)
     made: list[list[Path]] = []

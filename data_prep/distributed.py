@@ -81,7 +81,14 @@ class Share:
 
     @staticmethod
     def divide(folder: Path, function: Callable[[Any], None], jobs: Sequence[Any], tasks: int) -> Share:
-        """Write the file of every task: every `tasks`-th job, so that their sizes are alike."""
+        """Write the file of every task: every `tasks`-th job, so that their sizes are alike.
+
+        Args:
+            folder: The stage's, which is made.
+            function: Does a job.
+            jobs: Of the stage.
+            tasks: At most as many as there are jobs.
+        """
         (folder / "jobs").mkdir(parents=True)
         (folder / "failed").mkdir()
         for rank in range(tasks):
@@ -108,7 +115,11 @@ class Share:
             at_work.unlink()
 
     def check(self) -> None:
-        """Raise what a task has failed of."""
+        """Raise what a task has failed of.
+
+        Raises:
+            UserError: With the problems of the first task, by number, that has any.
+        """
         for failed in sorted((self.folder / "failed").glob("*.json")):
             raise UserError(read_json(failed))
 

@@ -123,7 +123,14 @@ def compare_sides(work: Work, workers: Workers, pairs: PairTexts) -> None:
 
 
 def get_codes(settings: Settings, work: Work, workers: Workers, texts: Texts) -> Path:
-    """The file of BPE codes: the given one, or learned from a sample of the training text."""
+    """The file of BPE codes: the given one, or learned from a sample of the training text.
+
+    Args:
+        settings: Says how to learn, or gives the file.
+        work: Where the work files are.
+        workers: Do the jobs.
+        texts: All text, sides of pairs too.
+    """
     if settings.codes_file:
         return work.copy("codes", settings.codes_file.read_bytes())
     train = [text for language in settings.learning_order for text in learned_from(texts, language)]
@@ -175,6 +182,9 @@ def sum_words(work: Work, workers: Workers, files: Sequence[Path], parts: int, m
 
     Returns:
         The counts, in the order of first occurrence.
+
+    Raises:
+        UserError: More than `most` words come equally often, so that none would be left.
     """
     names = work.copy("names", os.fsencode("\0".join(map(str, files))))
     jobs = [stages.SumJob(work.path("sums", names.name, part), names, part) for part in range(parts)]
@@ -234,7 +244,19 @@ def cut_up(
 def get_vocabularies(
     settings: Settings, work: Work, workers: Workers, codes: Path, texts: Texts, cut: Mapping[Key, list[Path]]
 ) -> BpeFiles:
-    """The joint vocabulary and each language's own, beside the codes: the given ones, or of all training text."""
+    """The joint vocabulary and each language's own, beside the codes: the given ones, or of all training text.
+
+    Args:
+        settings: Gives the files, or none.
+        work: Where the work files are.
+        workers: Do the jobs.
+        codes: File of the BPE codes.
+        texts: All text, sides of pairs too.
+        cut: Work files of pieces, of training text at least.
+
+    Raises:
+        UserError: The training text of a language holds no word.
+    """
     counts = {
         language: count_pieces(
             work, workers, [file for text in learned_from(texts, language) for file in cut[text.key]]
@@ -269,7 +291,15 @@ def count_pieces(work: Work, workers: Workers, files: list[Path]) -> Counter[str
 def encode(
     work: Work, workers: Workers, texts: Texts, cut: Mapping[Key, list[Path]], bpe: BpeFiles
 ) -> dict[Key, Encoded]:
-    """Every piece of every split as ids."""
+    """Every piece of every split as ids.
+
+    Args:
+        work: Where the work files are.
+        workers: Do the jobs.
+        texts: All text, sides of pairs too.
+        cut: Work files of the pieces of each.
+        bpe: Its joint vocabulary gives the ids.
+    """
     files: dict[Key, list[Path]] = {key: [] for key in texts}
 
     def jobs() -> Iterator[Sized]:
@@ -286,7 +316,16 @@ def encode(
 def binarise(
     settings: Settings, work: Work, workers: Workers, texts: Texts, encoded: Mapping[Key, Encoded], bpe: BpeFiles
 ) -> tuple[dict[Key, Binarised], Path]:
-    """The shards of every split and language, in a folder of the work folder."""
+    """The shards of every split and language, in a folder of the work folder.
+
+    Args:
+        settings: Says how many tokens a shard has.
+        work: Where the work files are.
+        workers: Do the jobs.
+        texts: All text, sides of pairs too.
+        encoded: Its ids.
+        bpe: The size of its joint vocabulary decides the type of ids.
+    """
     dtype = stages.read_vocabulary(bpe.vocab).dtype
     folder = work.path(
         "corpus",
@@ -312,7 +351,16 @@ def binarise(
 def order_by_length(
     work: Work, workers: Workers, folder: Path, texts: Texts, pairs: PairTexts, corpus: Mapping[Key, Binarised]
 ) -> dict[str, dict[str, Any]]:
-    """The length order of every text and of all pairs, beside the shards; the manifest's entries, by the text's name."""
+    """The length order of every text and of all pairs, beside the shards; the manifest's entries, by the text's name.
+
+    Args:
+        work: Where the work files are.
+        workers: Do the jobs.
+        folder: Of the shards.
+        texts: Text by itself.
+        pairs: All pairs.
+        corpus: The shards of each text and side.
+    """
     runs: list[RunJob] = []
     orders: list[OrderJob] = []
     every: list[Text | PairText] = [*texts.values(), *pairs.values()]

@@ -50,6 +50,11 @@ def compare_inputs(job: AlignedJob) -> None:
 def check_aligned(settings: Settings, work: Work, workers: Workers) -> None:
     """Count the lines of aligned inputs, which is quick beside what follows.
 
+    Args:
+        settings: Names the inputs.
+        work: Where the work files are.
+        workers: Do the jobs.
+
     Raises:
         UserError: One of two has more lines than the other; names where they stop belonging together.
     """
@@ -158,7 +163,19 @@ def read_input(job: InputJob) -> None:
 
 
 def tokenise(settings: Settings, work: Work, workers: Workers) -> tuple[Texts, PairTexts]:
-    """Read every source once, cut it into pieces, tokenise those that are not tokenised yet."""
+    """Read every source once, cut it into pieces, tokenise those that are not tokenised yet.
+
+    Args:
+        settings: Names the sources, and says how text is cut and tokenised.
+        work: Where the work files are.
+        workers: Do the jobs.
+
+    Returns:
+        The text by split and language, and the pairs by split and pair.
+
+    Raises:
+        UserError: No line is left of a text, or a split of `parallel` is not aligned or has a line that is too long.
+    """
     texts = {key: Text(*key) for key in settings.sources}
     pairs = {key: PairText.named(*key) for key in settings.pair_sources}
     shutil.rmtree(work.folder / "inputs", ignore_errors=True)  # of a run that was killed: inputs can have changed since

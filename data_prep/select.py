@@ -70,7 +70,13 @@ class DuplicateCounter:
         return {"distinct": self._hashes, "counts": self._counts, "shift": np.array(self.shift)}
 
     def merge(self, distinct: Hashes, counts: NDArray[np.int64], shift: NDArray[Any]) -> None:
-        """Count what another one has counted, by its state."""
+        """Count what another one has counted, by its state.
+
+        Args:
+            distinct: The hashes that it holds.
+            counts: How often each came.
+            shift: One number: it holds the hashes below 2^(64 - shift).
+        """
         self.shift = max(self.shift, int(shift))
         self._add(distinct, counts)
 

@@ -117,7 +117,14 @@ def _has_words(text: NumberedText) -> NDArray[np.bool_]:
 
 
 def write_lines(path: Path, lines: list[str], hashes: Hashes, characters: NDArray[np.uint32]) -> None:
-    """A work file of tokenised lines gathered from others (a held-out set)."""
+    """A work file of tokenised lines gathered from others (a held-out set).
+
+    Args:
+        path: Of the work file.
+        lines: Tokenised, without their ends.
+        hashes: Of each raw line.
+        characters: Of each raw line.
+    """
     size = np.array(sum(len(line.encode()) + 1 for line in lines))
     packed = _packed(NumberedText.of(lines))
     save(path, hashes=hashes, characters=characters, counts=asdict(RawCounts()), text_size=size, **packed)

@@ -74,13 +74,25 @@ class Text:
         return (self,)
 
     def add(self, piece: Path, lines: int, size: int) -> None:
-        """Add a piece: its work file, its lines and the bytes of its raw text."""
+        """Add a piece.
+
+        Args:
+            piece: Its work file.
+            lines: Lines in it.
+            size: Bytes of its raw text; of text that was held out, of the tokenised lines.
+        """
         self.pieces.append(piece)
         self.lines.append(lines)
         self.bytes.append(size)
 
     def end_input(self, source: str, stats: ReadStats, dropped: DroppedLines) -> None:
-        """Note what an input was, after its last piece."""
+        """Note what an input was, after its last piece.
+
+        Args:
+            source: Its name.
+            stats: Bytes and hash of all that was read.
+            dropped: What cutting left out of it; is added to that of the text.
+        """
         self.inputs.append({"path": source, "bytes": stats.done, "sha256": stats.sha256})
         self.dropped_lines.add(dropped)
         if dropped.first_long_line and not self.first_long_line:

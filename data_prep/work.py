@@ -105,7 +105,13 @@ class Work:
         self.tools = dict(tools)
 
     def path(self, stage: str, *depends_on: Any, suffix: str = ".npz") -> Path:
-        """The path of a result of a stage, by all that it depends on. Each of 256 folders takes some of them."""
+        """The path of a result of a stage, by all that it depends on. Each of 256 folders takes some of them.
+
+        Args:
+            stage: Names the folder.
+            depends_on: JSON values; the tools count too.
+            suffix: Of the file's name.
+        """
         name = digest(VERSION, stage, self.tools, *depends_on)[:40]
         folder = self.folder / stage / name[:2]
         folder.mkdir(parents=True, exist_ok=True)
@@ -232,7 +238,14 @@ class Sized:
 
 
 def run(name: str, function: Callable[[Any], None], jobs: Iterable[Sized], workers: Workers) -> None:
-    """Do the jobs of a stage whose work file is not there yet."""
+    """Do the jobs of a stage whose work file is not there yet.
+
+    Args:
+        name: Of the stage, for its progress.
+        function: Does a job: makes its work file `out`.
+        jobs: All of the stage, done or not; drawn at once.
+        workers: Do them.
+    """
     jobs = list(jobs)
     if not jobs:
         return

@@ -49,7 +49,12 @@ def sources_of(key: str, value: Any, language: str) -> tuple[list[Source], list[
 
 
 def open_input(entry: Any, language: str) -> list[Source]:
-    """The sources of one input; ValueError, or StorageError of a URL, with what is wrong."""
+    """The sources of one input.
+
+    Raises:
+        ValueError: It is no input, or there is none; says what is wrong.
+        StorageError: The same of a URL.
+    """
     if isinstance(entry, Mapping):
         keys = set(entry)
         if "dataset" in keys and keys <= HUB_KEYS:

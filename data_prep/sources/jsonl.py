@@ -75,6 +75,11 @@ def whole_lines(chunks: Iterable[bytes], max_held: int) -> Iterator[bytes]:
 def texts_of(block: bytes, field: str, path: Place) -> bytes:
     """The non-blank lines of the texts in a field of some rows.
 
+    Args:
+        block: The rows, an object a line.
+        field: Which field; a null in it is no text.
+        path: Of the file, for messages.
+
     Raises:
         TextError: A row is not JSON, or lacks the field.
     """

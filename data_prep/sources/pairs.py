@@ -38,7 +38,13 @@ class PairSource(Protocol):
         """What one reading counts in."""
 
     def pieces(self, piece_bytes: int, max_line_bytes: int, reading: PairReading) -> Iterator[PairPiece]:
-        """The text, about `piece_bytes` of it at a time."""
+        """The text, about `piece_bytes` of it at a time.
+
+        Args:
+            piece_bytes: Of both sides together.
+            max_line_bytes: A side that is longer becomes empty, and the piece tells of it.
+            reading: What `reading` returned; counts what is read and left out, on the way.
+        """
 
 
 @dataclass(frozen=True)

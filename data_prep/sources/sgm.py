@@ -33,7 +33,11 @@ class SgmFile(FileSource):
         return problems
 
     def chunks(self, stats: ReadStats) -> Iterator[bytes]:
-        """The text, all at once."""
+        """The text, all at once.
+
+        Raises:
+            TextError: The file is truncated: some segments do not end.
+        """
         data = b"".join(TextFile(self.path).chunks(stats))
         opened = len(re.findall(rb"<seg[\s>]", data, re.IGNORECASE))
         segments = SEGMENT.findall(data)

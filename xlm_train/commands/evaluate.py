@@ -80,7 +80,11 @@ class EvalConfig:
     read=functools.partial(read_config, EvalConfig),
 )
 def main(settings: EvalConfig) -> int:
-    """Score, print and write. Returns the exit status."""
+    """Score, print and write. Returns the exit status.
+
+    Raises:
+        ConfigError: The scores cannot be written where they belong, or `beam` is given for a language model.
+    """
     from xlm_train.data.corpus import Corpus
     from xlm_train.evaluation import translation
     from xlm_train.model.translator import Translator, open_either

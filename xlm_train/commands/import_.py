@@ -63,7 +63,11 @@ class ImportConfig:
     read=functools.partial(read_config, ImportConfig),
 )
 def main(settings: ImportConfig) -> int:
-    """Import a checkpoint or a corpus and print what there is now. Returns the exit status."""
+    """Import a checkpoint or a corpus and print what there is now. Returns the exit status.
+
+    Raises:
+        ConfigError: `out` is there already, or `file` is a folder of no kind that is known here.
+    """
     from xlm_train.interop.import_ import import_corpus, refuse_existing, write_checkpoint
     from xlm_train.interop.original import binarised
     from xlm_train.interop.original.checkpoint import import_checkpoint

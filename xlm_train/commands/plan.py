@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 def read(config: DictConfig) -> dict[str, Any]:
-    """Check the config and resolve it."""
+    """Check the config and resolve it.
+
+    Raises:
+        ConfigError: With everything that is wrong with it.
+    """
     from xlm_train.config.given_shape import take_shape
     from xlm_train.config.train import resolved_config
     from xlm_train.plan.settings import problems_of_plan
@@ -37,7 +41,11 @@ def read(config: DictConfig) -> dict[str, Any]:
     read=read,
 )
 def main(resolved: dict[str, Any]) -> int:
-    """Plan, print and write. Returns the exit status. Raises OutOfMemory where the run does not fit, with what would."""
+    """Plan, print and write. Returns the exit status.
+
+    Raises:
+        OutOfMemory: The run does not fit; says what would.
+    """
     from xlm_train.data.corpus import Corpus
     from xlm_train.plan.estimate import make_plan
     from xlm_train.plan.page import as_markdown, as_text

@@ -110,7 +110,11 @@ class Sweep:
 
 
 def sweep_of(config_name: str, arguments: Sequence[str]) -> Sweep:
-    """The sweep that a command line asks for. Raises ConfigError with what keeps it, or any job of it, from starting."""
+    """The sweep that a command line asks for.
+
+    Raises:
+        ConfigError: With what keeps it, or any job of it, from starting.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
@@ -257,6 +261,11 @@ def run_job(main: Callable[[DictConfig], int | None], config: DictConfig, flag: 
 
     Infinity stands for a job that has not come to its end, so a search turns away from what diverges. Nothing is raised
     for a failed job: its folder tells (status.json, traceback.txt), and the other jobs run.
+
+    Args:
+        main: Trains by a config. Returns the exit status; None: 0.
+        config: The job's; `run_name` is the sweep's, without what the job varies.
+        flag: Set by a signal that asks the job to leave; set here where the sweep's `stop` file appears.
     """
     from hydra.core.hydra_config import HydraConfig
 

@@ -115,7 +115,14 @@ def _powersgd_here(compression: str | None, accelerator: str) -> Iterator[str]:
 def compression_problems(
     compression: str | None, precision: str, sharding: str | None, callbacks: dict[str, Any]
 ) -> Iterator[str]:
-    """What keeps a compression of gradients from working, on whatever devices."""
+    """What keeps a compression of gradients from working, on whatever devices.
+
+    Args:
+        compression: `trainer.gradient_compression`.
+        precision: `trainer.precision`.
+        sharding: `trainer.sharding`.
+        callbacks: The config's section: it counts what `guard` does about a bad step.
+    """
     yield from _either(compression, sharding)
     yield from _compression(compression, precision)
     yield from _powersgd(compression, precision, callbacks)

@@ -67,7 +67,14 @@ class DataConfig:
     lang_alpha: Annotated[float, _share]
 
     def text(self, corpus: Corpus, seed: int, max_positions: int, float16: bool) -> TrainingText:
-        """The training text of a corpus, as the run reads it: what objectives are made from."""
+        """The training text of a corpus, as the run reads it: what objectives are made from.
+
+        Args:
+            corpus: Opened.
+            seed: Of the order.
+            max_positions: Positions that the model has.
+            float16: Whether the model runs in float16.
+        """
         from xlm_train.data.training_text import TrainingText
 
         names = ("bptt", "slot_streams", "tokens_per_slot", "max_len", "lang_alpha")

@@ -97,7 +97,13 @@ class Masking:
 
 
 def replace(words_N: NDArray[np.int64], kinds_N: NDArray[np.int64], random_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """What stands in the chosen words' places (N,); arguments as `Masking.draw_replacements` returns them."""
+    """What stands in the chosen words' places (N,).
+
+    Args:
+        words_N: Ids of the chosen words.
+        kinds_N: What becomes of each, as `Masking.draw_replacements` draws it: 0 mask, 1 keep, 2 random.
+        random_N: A random word for each, taken where its kind is 2.
+    """
     return np.select([kinds_N == 0, kinds_N == 1], [np.full_like(words_N, MASK), words_N], random_N)
 
 

@@ -151,7 +151,13 @@ class _Ordered(Protocol):
 
 
 def open_sentences(folder: Path, shards: Sequence[Mapping[str, Any]], first: int = 0) -> Sentences:
-    """Map sentences by the manifest's entries of their shards; `first` is the number of their first sentence."""
+    """Map sentences by the manifest's entries of their shards.
+
+    Args:
+        folder: Of the shards.
+        shards: The entries, in the order of the text.
+        first: The number of their first sentence, where they are but a part of the text.
+    """
     return Sentences(
         [
             (np.load(folder / shard["file"], mmap_mode="r"), np.load(folder / shard["index"], mmap_mode="r"))

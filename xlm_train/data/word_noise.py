@@ -66,7 +66,14 @@ class WordNoise:
 
 
 def shuffle(tokens_BT: NDArray[np.int64], lengths_B: NDArray[np.int64], k: float, random: Random) -> NDArray[np.int64]:
-    """Sort the words of each sentence by their places plus uniform noise in [0, k); both eos stay."""
+    """Sort the words of each sentence by their places plus uniform noise in [0, k); both eos stay.
+
+    Args:
+        tokens_BT: Ids: eos, words, eos, padding; they are not changed.
+        lengths_B: With both eos.
+        k: Width of the noise in places; no word moves at 1 or below.
+        random: Where the draws come from.
+    """
     B, T = tokens_BT.shape
     keys_BT = np.arange(T - 1) + _uniform(random, T - 1, B, k)
     keys_BT[:, 0] = -1.0
@@ -77,7 +84,17 @@ def shuffle(tokens_BT: NDArray[np.int64], lengths_B: NDArray[np.int64], k: float
 
 
 def drop(tokens_BT: NDArray[np.int64], lengths_B: NDArray[np.int64], share: float, random: Random) -> Batch:
-    """Leave out words with probability `share`; where all would go, one drawn word of the sentence stays."""
+    """Leave out words with probability `share`; where all would go, one drawn word of the sentence stays.
+
+    Args:
+        tokens_BT: As in `shuffle`.
+        lengths_B: With both eos; every sentence has a word.
+        share: Of the words that go missing, in [0, 1).
+        random: Where the draws come from.
+
+    Returns:
+        New tokens and lengths, padded to the longest sentence that is left.
+    """
     B, T = tokens_BT.shape
     keep_BT = _uniform(random, T - 1, B) >= share
     keep_BT[:, 0] = True
@@ -99,7 +116,14 @@ def drop(tokens_BT: NDArray[np.int64], lengths_B: NDArray[np.int64], share: floa
 def blank(
     tokens_BT: NDArray[np.int64], lengths_B: NDArray[np.int64], share: float, random: Random
 ) -> NDArray[np.int64]:
-    """Put the mask token in place of words with probability `share`."""
+    """Put the mask token in place of words with probability `share`.
+
+    Args:
+        tokens_BT: As in `shuffle`.
+        lengths_B: With both eos, which stay.
+        share: Of the words that become the mask token, in [0, 1).
+        random: Where the draws come from.
+    """
     B, T = tokens_BT.shape
     chosen_BT = np.zeros((B, T), dtype=bool)
     chosen_BT[:, :-1] = _uniform(random, T - 1, B) < share

@@ -220,7 +220,13 @@ def check_match(trained: TrainedModel | Translator, corpus: Corpus) -> None:
 
 
 def default_out(trained: TrainedModel | Translator, corpus: Corpus | None, split: str) -> Path:
-    """Name the file beside the checkpoint that holds its scores on a split, or on raw text where there is no corpus."""
+    """Name the file beside the checkpoint that holds its scores on a split, or on raw text where there is no corpus.
+
+    Args:
+        trained: Whose scores they are.
+        corpus: What is scored; the name of one that the checkpoint was not trained on is part of the file's.
+        split: Of the corpus; does not count for raw text.
+    """
     name = "text" if corpus is None else split
     if corpus is not None and corpus.lineage != trained.lineage.get("corpus"):
         name = f"{corpus.path.resolve().name}.{name}"  # beside the scores on its own corpus, not over them

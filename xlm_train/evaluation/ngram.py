@@ -116,7 +116,15 @@ def kneser_ney(keys: NDArray[np.int64], counts: NDArray[np.int64], n_words: int)
 def score(
     unigram: Unigram, bigram: Bigram, stream: TokenStream, bptt: int, batch_windows: int = 1024
 ) -> tuple[float, float]:
-    """Perplexities (unigram, bigram) on exactly the targets of `perplexity.score_windows`."""
+    """Perplexities (unigram, bigram) on exactly the targets of `perplexity.score_windows`.
+
+    Args:
+        unigram: Of the training split.
+        bigram: Of the same.
+        stream: What is predicted.
+        bptt: Window length in tokens; the first token of a window is no target.
+        batch_windows: Windows read at once; bounds the memory.
+    """
     sums, predicted = np.zeros(2), 0
     n_windows = stream.n_windows(bptt)
     for start in range(0, n_windows, batch_windows):

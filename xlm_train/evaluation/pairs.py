@@ -79,7 +79,16 @@ def batches_of(pairs: JoinedPairs, longest: int, batch_pairs: int = BATCH_PAIRS)
 
 
 def by_length(lengths_N2: NDArray[np.int64], fitting_N: NDArray[np.bool_], size: int) -> Sequence[NDArray[np.int64]]:
-    """Cut those of N pairs that fit into batches of `size` at most, by the sum of the lengths of their sides."""
+    """Cut those of N pairs that fit into batches of `size` at most, by the sum of the lengths of their sides.
+
+    Args:
+        lengths_N2: Tokens of both sides of each pair.
+        fitting_N: Which pairs are taken.
+        size: Pairs of a batch, at most; batches differ by one pair.
+
+    Returns:
+        Of each batch the numbers of its pairs; none where no pair fits.
+    """
     fitting = np.flatnonzero(fitting_N)
     fitting = fitting[np.argsort(lengths_N2[fitting].sum(axis=1), kind="stable")]
     return np.array_split(fitting, -(-len(fitting) // size)) if len(fitting) else []

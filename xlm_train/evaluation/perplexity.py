@@ -135,8 +135,18 @@ def score_masked_windows(
 ) -> Tensor:
     """Score windows of a stream as the original evaluates a masked model: hidden words, by masks that never change.
 
-    The windows are those of `score_windows`, as are arguments and result. A window's mask depends on its number alone:
-    the masks of those before `windows` are drawn too, and thrown away.
+    The windows are those of `score_windows`, as is the result. A window's mask depends on its number alone: the masks
+    of those before `windows` are drawn too, and thrown away.
+
+    Args:
+        model: Its dropout is off meanwhile.
+        stream: Tokens of one language.
+        bptt: Window length in tokens.
+        language: The model's id of it.
+        windows: Numbers of the windows; default all.
+        batch_windows: Windows that go through the model at once; changes rounding only.
+        device: Where the model is.
+        tell: As in `score_windows`.
 
     Source: the original's evaluation/evaluator.py (mask_out).
     """
@@ -239,7 +249,13 @@ def score_sentences(
 
 
 def predict(model: XLM, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute cross-entropy in nats (N,) and whether the most likely word is the target (N,), a chunk of logits at a time."""
+    """Compute cross-entropy in nats (N,) and whether the most likely word is the target (N,), a chunk of logits at a time.
+
+    Args:
+        model: In evaluation mode; its output layer reads the states out.
+        hidden_ND: Of its last layer.
+        targets_N: Ids of the right words.
+    """
     chunk = max(1, READOUT_ELEMENTS // model.shape.n_rows)
     losses, correct = [], []
     for hidden, target in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True):

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 def refuse_existing(out: Path) -> None:
-    """Raise ConfigError unless `out` is free or an empty folder."""
+    """Refuse to write over what is there.
+
+    Raises:
+        ConfigError: `out` is neither free nor an empty folder, or has no name.
+    """
     if not out.name:
         raise ConfigError(f"out={out}: give the name of a folder to make")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):

@@ -47,7 +47,13 @@ class Continuation:
         self._new = GrowingText(trained.text, language, self.ids[1:])
 
     def add(self, token: int, logprob: float, stop_at_eos: bool) -> None:
-        """Append a token; the text may end by it."""
+        """Append a token; the text may end by it.
+
+        Args:
+            token: Its id.
+            logprob: By the model alone, in nats.
+            stop_at_eos: An eos ends the text; otherwise it ends a line of it. A string of `stop` always ends it.
+        """
         self.tokens.append(token)
         self.logprobs.append(logprob)
         if stop_at_eos and token == EOS:
@@ -159,13 +165,27 @@ def continue_by_words(
 def continue_texts(
     trained: TrainedModel, prompts: Sequence[str], language: str, max_tokens: int = 100, **settings: Any
 ) -> list[Continuation]:
-    """Continue raw texts to their ends; arguments and errors as of `continue_by_words`."""
+    """Continue raw texts to their ends; errors as of `continue_by_words`.
+
+    Args:
+        trained: The opened checkpoint.
+        prompts: Raw text.
+        language: Its code.
+        max_tokens: New tokens of each text, at most.
+        settings: The other arguments of `continue_by_words`.
+    """
     last = deque(continue_by_words(trained, prompts, language, max_tokens, **settings), maxlen=1)
     return last[0] if last else []
 
 
 def write_continuations(path: str, continuations: Sequence[Continuation], logprobs: bool = False) -> None:
-    """Write one JSON object a line: see `Continuation.record`."""
+    """Write one JSON object a line: see `Continuation.record`.
+
+    Args:
+        path: Of the file; it appears when it is whole.
+        continuations: In the order of its lines.
+        logprobs: Also each token's spelling and log-probability in nats.
+    """
     with atomic_write(path) as file:
         for continuation in continuations:
             file.write(json.dumps(continuation.record(logprobs), ensure_ascii=False).encode() + b"\n")

@@ -237,6 +237,12 @@ def _reaching(probabilities_BV: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
 
 
 def text_noise(seed: int, prompt: Sequence[int], sample: int) -> np.random.Generator:
-    """Random numbers of one text: they depend on the prompt itself, not on its place in a file or a batch."""
+    """Random numbers of one text: they depend on the prompt itself, not on its place in a file or a batch.
+
+    Args:
+        seed: Of all texts (`Sampling.seed`).
+        prompt: Its token ids.
+        sample: Number among the samples of this prompt.
+    """
     digest = hashlib.blake2b(np.asarray(prompt, dtype="<i8").tobytes(), digest_size=16).digest()
     return np.random.default_rng([seed, sample, int.from_bytes(digest, "little")])

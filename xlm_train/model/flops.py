@@ -135,5 +135,11 @@ def _translation(shape: ModelShape, source: float, positions: float) -> dict[str
 
 
 def training_flops_per_token(shape: ModelShape, row: Row, recompute: bool) -> float:
-    """Return the FLOPs of a training step per token of a row, as `Row.tokens` counts them; arguments as `row_flops`."""
+    """Return the FLOPs of a training step per token of a row, as `Row.tokens` counts them.
+
+    Args:
+        shape: Of the model, or of each of its sides.
+        row: What it reads.
+        recompute: With activation checkpointing.
+    """
     return sum(part.total for part in row_flops(shape, row, recompute).values()) / row.tokens

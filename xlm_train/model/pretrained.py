@@ -138,7 +138,17 @@ def open_checkpoint(path: str | Path, device: str = "auto", bptt: int | None = N
 
 
 def trained_model(path: Path, content: dict[str, Any], device: torch.device, bptt: int | None) -> TrainedModel:
-    """Make what `open_checkpoint` returns of a checkpoint's content; arguments and errors as there."""
+    """Make what `open_checkpoint` returns of a checkpoint's content.
+
+    Args:
+        path: Of the file that it was read from.
+        content: Of a language model, as `checkpoint_file.load` gives it; on a CPU the model takes its tensors over.
+        device: Where the model goes.
+        bptt: Window length in tokens; None: as in `open_checkpoint`.
+
+    Raises:
+        ConfigError: The window is shorter than 2 tokens, or longer than the model has positions.
+    """
     with torch.device("meta"):  # no random weights drawn only to be replaced
         model = XLM(ModelShape(**content["shape"]))
     model.load_state_dict(content["model"], assign=True)

@@ -61,7 +61,13 @@ class Seq2Seq(nn.Module):
     def encode(
         self, tokens_BS: Tensor, langs: Tensor | int | None, lengths_B: Tensor | None = None
     ) -> list[SourceKeys]:
-        """What each block of the decoder reads of the source; arguments as `XLM.forward`."""
+        """What each block of the decoder reads of the source.
+
+        Args:
+            tokens_BS: Ids of the source, eos first and last.
+            langs: As in `XLM.forward`.
+            lengths_B: Tokens of each row, the rest being padding that the decoder does not see; None: all count.
+        """
         states_BSD = self.encoder(tokens_BS, langs, lengths_B, causal=False)
         visible = None
         if lengths_B is not None:
@@ -76,7 +82,15 @@ class Seq2Seq(nn.Module):
         target_BT: Tensor,
         target_langs: Tensor | int | None,
     ) -> Tensor:
-        """Hidden states (B, T, D) of the decoder, each position's from the target up to itself and the source."""
+        """Hidden states (B, T, D) of the decoder, each position's from the target up to itself and the source.
+
+        Args:
+            source_BS: Ids, eos first and last.
+            source_langs: As in `XLM.forward`.
+            source_lengths_B: As in `encode`.
+            target_BT: Ids, eos first; each position is to predict the next.
+            target_langs: As in `XLM.forward`.
+        """
         source = self.encode(source_BS, source_langs, source_lengths_B)
         return self.decoder(target_BT, target_langs, source=source)
 

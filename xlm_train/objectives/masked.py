@@ -99,7 +99,14 @@ class MaskedLM:
 
 
 def masking_of(text: TrainingText, share: float, alpha: float, replacements: Sequence[float]) -> Masking:
-    """Make the masking of a run: with the vocabulary's counts where they are needed, in multiples of 8 in float16."""
+    """Make the masking of a run: with the vocabulary's counts where they are needed, in multiples of 8 in float16.
+
+    Args:
+        text: What is masked.
+        share: Of the positions that are chosen.
+        alpha: 0 chooses every position alike; above, words in proportion to count^-alpha.
+        replacements: As in `Masking`.
+    """
     counts = text.counts if alpha > 0 else np.zeros(0, dtype=np.int64)
     return Masking(text.n_words, share, replacements, alpha, counts, multiple=8 if text.float16 else 1)
 

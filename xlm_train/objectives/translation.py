@@ -47,7 +47,14 @@ class TranslationBatch(TensorBatch):
 def translation_batch(
     sources: Sequence[Sequence[int]], source_lang: int, targets: Sequence[Sequence[int]], target_lang: int
 ) -> TranslationBatch:
-    """Make a batch of sentences (ids with both eos) and their translations."""
+    """Make a batch of sentences and their translations.
+
+    Args:
+        sources: Ids of each sentence, with both eos.
+        source_lang: Language id of all.
+        targets: Likewise what they are to become, in the same order.
+        target_lang: Language id of all.
+    """
     source_BS, source_lengths_B = pad(sources)
     target_BT, target_lengths_B = pad(targets)
     chosen_N = predictions(target_lengths_B)

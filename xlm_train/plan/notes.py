@@ -19,7 +19,15 @@ GB = 1e9
 def notes_of(
     config: dict[str, Any], cluster: ClusterConfig, plan: dict[str, Any], shape: ModelShape, count: int
 ) -> list[str]:
-    """What a person should know or change, with the overrides."""
+    """What a person should know or change, with the overrides.
+
+    Args:
+        config: Resolved and checked, its precision settled.
+        cluster: What is planned for.
+        plan: All else that plan.json holds.
+        shape: The model's.
+        count: Its parameters, of a translation model those of both sides.
+    """
     notes, data, trainer = [], config["data"], config["trainer"]
     if not plan["memory"]["fits"]:
         notes.append("does not fit" + _what_fits(config, cluster, shape, count, plan["memory"]["available_gb"]))

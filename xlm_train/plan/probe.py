@@ -233,7 +233,14 @@ def memory_speed(clock: Clock) -> float:
 
 
 def product_speed(shape: ModelShape, tokens: int, clock: Clock, precision: str) -> float:
-    """FLOPs a second of the fastest of the model's matrix products."""
+    """FLOPs a second of the fastest of the model's matrix products.
+
+    Args:
+        shape: The measured model's.
+        tokens: Rows of the products; more than 2,048 are not taken.
+        clock: See `RealStep`.
+        precision: See `RealStep`.
+    """
     import torch
 
     from xlm_train.model.ops.matmul import product

@@ -103,7 +103,13 @@ def texts_of(corpus: Corpus, reads: str, lang_alpha: float) -> dict[str, tuple[i
 
 
 def tokens_once(corpus: Corpus, reads: str, bptt: int) -> int:
-    """Training tokens of one reading of a corpus, in whole windows, in sentences or in pairs."""
+    """Training tokens of one reading of a corpus, in whole windows, in sentences or in pairs.
+
+    Args:
+        corpus: Opened.
+        reads: Windows, sentences or pairs.
+        bptt: Tokens of a window.
+    """
     if reads == "windows":
         return sum(corpus.stream("train", lang).n_windows(bptt) * bptt for lang in corpus.languages)
     return sum(size for size, _ in texts_of(corpus, reads, 0.0).values())

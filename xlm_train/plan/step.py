@@ -178,7 +178,17 @@ def network_figures(
     slots: int,
     update: float,
 ) -> dict[str, Any]:
-    """Step time with each compression, and under "step" with the chosen one."""
+    """Step time with each compression, and under "step" with the chosen one.
+
+    Args:
+        cluster: Its links and memory: a bandwidth that it does not state is without limit, a latency 0.
+        shape: The model's.
+        parameters: Names and shapes.
+        chosen: The config's compression; None: none.
+        slot: Mean of the slots of a step.
+        slots: Of the process with the most.
+        update: Seconds of the optimizer's update.
+    """
     link = Link(
         cluster.devices_per_node,
         cluster.nodes,

@@ -157,7 +157,14 @@ def number(value: float) -> str:
 
 
 def roomy_axis(low: float, high: float, log: bool = False, from_zero: bool = False) -> Axis:
-    """An axis that holds the values from `low` to `high` with a little room, also around a single value."""
+    """An axis that holds the values from `low` to `high` with a little room, also around a single value.
+
+    Args:
+        low: The lowest value; on a logarithmic axis above 0.
+        high: The highest value.
+        log: The axis is logarithmic; then `from_zero` does not count.
+        from_zero: The axis begins at 0, or at `low` where that is negative.
+    """
     if log:
         room = max(1.08, (high / low) ** 0.03) if high / low > 1.01 else 2.0
         return Axis(low / room, high * room, True)

@@ -171,7 +171,14 @@ def _markdown(name: str, rows: Sequence[Row], links: dict[int, str]) -> str:
 
 
 def page(folder: Path, rows: Sequence[Row], runs: Sequence[Run], links: dict[int, str]) -> str:
-    """The sweep's page: what is in table.md, and all figures."""
+    """The sweep's page: what is in table.md, and all figures.
+
+    Args:
+        folder: The sweep's, whose name is in the title.
+        rows: The jobs.
+        runs: Their runs, in the same order.
+        links: Address of a job's report, by the row's id().
+    """
     run_of = {row.run: run for row, run in zip(rows, runs, strict=True)}
     reported = [row for row in _best_first(rows) if run_of[row.run].columns]
     groups = by_seed(reported)

@@ -46,7 +46,13 @@ def page(title: str, body: str, style: str = "") -> str:
 
 
 def as_markdown(title: str, sections: Sequence[Section], picture: str) -> str:
-    """Write sections as Markdown, with the picture of all figures where the first is."""
+    """Write sections as Markdown, with the picture of all figures where the first is.
+
+    Args:
+        title: Text of the heading.
+        sections: In their order; of the figures only the picture is shown.
+        picture: Its address, from where the page is.
+    """
     parts, pictures = [f"# {markdown_text(title)}"], [f"![curves]({picture})"]
     for section in sections:
         texts = [block.markdown() for block in section.blocks if not isinstance(block, Figure)]

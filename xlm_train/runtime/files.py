@@ -143,7 +143,11 @@ def lock(file: IO[Any], wait: bool = False) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it. Raises UserError where that cannot be done; names it."""
+    """Make a folder and those above it.
+
+    Raises:
+        UserError: it cannot be made; names it.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -234,7 +238,11 @@ class ResumableLines:
         self.file.truncate(kept)
 
     def write(self, lines: Iterable[str]) -> None:
-        """Add lines, on disk before this returns."""
+        """Add lines, on disk before this returns.
+
+        Raises:
+            UserError: They cannot be written.
+        """
         try:
             self.file.write("".join(f"{line}\n" for line in lines).encode())
             self.file.flush()

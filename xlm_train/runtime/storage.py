@@ -231,7 +231,16 @@ class Store:
             return int(found["size"]), str(tag)
 
     def part(self, name: str, start: int, end: int) -> bytes:
-        """Return bytes start .. end-1 of an object."""
+        """Return bytes start .. end-1 of an object.
+
+        Args:
+            name: Of the object.
+            start: The first byte, from 0.
+            end: Behind the last.
+
+        Raises:
+            MissingObject: There is none.
+        """
         with self._told(name):
             return bytes(self._files.cat_file(self._key(name), start=start, end=end))
 

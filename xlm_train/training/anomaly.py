@@ -164,7 +164,14 @@ def robust_z(value: float, history: Sequence[float]) -> float:
 
 
 def report(bad: BadStep, action: str, run: RunFolder, data: CorpusDataModule) -> None:
-    """Record a bad step, and write the text that it read into a file of the run. Nothing but in the first process."""
+    """Record a bad step, and write the text that it read into a file of the run. Nothing but in the first process.
+
+    Args:
+        bad: the step.
+        action: what becomes of it, one of POLICIES; "stop" warns of nothing, as an error follows.
+        run: the run's folder.
+        data: reads the step's text again.
+    """
     if not is_first_process():
         return
     run.record("bad_batch", bad.step, reason=bad.reason, slots=list(bad.slots), action=action)

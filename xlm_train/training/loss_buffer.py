@@ -51,7 +51,14 @@ class StepLosses:
 
     @classmethod
     def of_slots(cls, step: int, losses: Sequence[float], streams: Sequence[int], grad_norm: float) -> StepLosses:
-        """Add up each slot's loss and stream, as which earlier versions kept a step in a checkpoint."""
+        """Add up each slot's loss and stream, as which earlier versions kept a step in a checkpoint.
+
+        Args:
+            step: its number.
+            losses: of each slot, in nats per target.
+            streams: of each slot the number of its stream.
+            grad_norm: before clipping.
+        """
         sums = {
             stream: [loss for loss, own in zip(losses, streams, strict=True) if own == stream]
             for stream in sorted({*streams})
@@ -103,7 +110,13 @@ class LossBuffer:
         self._open.append(_Open(step))
 
     def add(self, slot: int, stream: int, loss: Tensor) -> None:
-        """Add the loss of one slot to the step opened last; it is not read here."""
+        """Add the loss of one slot to the step opened last; it is not read here.
+
+        Args:
+            slot: its number within the step.
+            stream: number of its stream among the objective's.
+            loss: a scalar in nats per target, on the device.
+        """
         self._open[-1].slots.append((slot, stream, loss.detach()))
 
     def close(self, grad_norm: Tensor) -> None:

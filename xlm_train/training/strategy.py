@@ -46,7 +46,12 @@ class HandshakeDDPStrategy(DDPStrategy):
         self.compression = compression
 
     def setup_distributed(self) -> None:
-        """Let the processes find each other, then let Lightning set up the rest."""
+        """Let the processes find each other, then let Lightning set up the rest.
+
+        Raises:
+            ProcessesMissing: they did not all come within `start_timeout`.
+            UserError: the handshake found that they cannot train together.
+        """
         self.set_world_ranks()
         environment = self.cluster_environment
         assert environment is not None

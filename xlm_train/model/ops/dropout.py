@@ -18,7 +18,13 @@ from torch.autograd.function import once_differentiable
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Zero each element with probability p (on a CPU: p to 16 bits) and divide the others by 1 - p, in training."""
+    """Zero each element with probability p (on a CPU: p to 16 bits) and divide the others by 1 - p, in training.
+
+    Args:
+        x: Of any shape; it is not changed.
+        p: Probability, below 1.
+        training: Otherwise `x` itself comes back.
+    """
     if not training or p == 0.0:
         return x
     if x.device.type != "cpu":

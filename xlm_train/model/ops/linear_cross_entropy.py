@@ -55,7 +55,13 @@ def linear_cross_entropy(
 
 
 def tokens_at_once(count: int, rows: int, gpu: bool) -> int:
-    """How many of `count` tokens go through a softmax over `rows` words together."""
+    """How many of `count` tokens go through a softmax over `rows` words together.
+
+    Args:
+        count: Tokens that are predicted.
+        rows: Of the softmax layer, padding rows of the vocabulary too.
+        gpu: A GPU holds more logits at once than a CPU.
+    """
     chunk = max(1, (GPU_CHUNK_ELEMENTS if gpu else CHUNK_ELEMENTS) // rows)
     chunk -= chunk % 64 if chunk > 64 else 0  # products like round sizes
     return min(count, chunk)
@@ -66,6 +72,11 @@ def tied_lookup(weight_VD: Tensor, tokens_BT: Tensor, padding: int) -> tuple[Ten
 
     What the softmax layer sends back becomes the weight's gradient itself; the lookup's rows are added into it. Tokens
     equal to `padding` send nothing back.
+
+    Args:
+        weight_VD: Embeddings, which are the softmax layer's weights too.
+        tokens_BT: Ids.
+        padding: The id whose embeddings get no gradient from the lookup.
     """
     return _TiedLookup.apply(weight_VD, tokens_BT, padding)  # type: ignore[no-any-return]
 

@@ -53,7 +53,13 @@ def _is_for_onednn(a_NK: Tensor, b_KM: Tensor) -> bool:
 
 
 def product(a_NK: Tensor, b_KM: Tensor, bias_M: Tensor | None = None) -> Tensor:
-    """New memory (N, M) with a @ b + bias; either matrix may be a transposed view; no gradients flow through it."""
+    """New memory (N, M) with a @ b + bias; either matrix may be a transposed view; no gradients flow through it.
+
+    Args:
+        a_NK: The left matrix.
+        b_KM: The right one, of the same dtype.
+        bias_M: Added to every row; None: nothing is.
+    """
     if _is_for_onednn(a_NK, b_KM):
         return torch.ops.mkldnn._linear_pointwise(a_NK, b_KM.t(), bias_M, "none", [], "")  # type: ignore[no-any-return]
     return a_NK @ b_KM if bias_M is None else torch.addmm(bias_M, a_NK, b_KM)
@@ -63,6 +69,13 @@ def product_into(into_NM: Tensor, a_NK: Tensor, b_KM: Tensor, alpha: float, add:
     """Write alpha * a @ b into a matrix, or add it, without a second matrix of the size of `into` or `a` on a CPU.
 
     `into` may be of a wider type than the products.
+
+    Args:
+        into_NM: Changed in place.
+        a_NK: The left matrix.
+        b_KM: The right one, of the same dtype.
+        alpha: Factor of the product.
+        add: Add to what is there; otherwise it is overwritten unread.
     """
     if into_NM.dtype == a_NK.dtype and not _is_for_onednn(a_NK, b_KM):
         into_NM.addmm_(a_NK, b_KM, beta=float(add), alpha=alpha)  # beta=0: what is there is not read
@@ -75,7 +88,13 @@ def product_into(into_NM: Tensor, a_NK: Tensor, b_KM: Tensor, alpha: float, add:
 
 
 def linear(x: Tensor, weight_MK: Tensor, bias_M: Tensor) -> Tensor:
-    """torch.nn.functional.linear of inputs (..., K), its products through the faster way; (..., M), in any layout."""
+    """torch.nn.functional.linear of inputs (..., K), its products through the faster way; (..., M), in any layout.
+
+    Args:
+        x: Inputs.
+        weight_MK: Of the layer.
+        bias_M: Of the layer.
+    """
     device = x.device.type
     if torch.is_autocast_enabled(device) and not torch.is_grad_enabled():
         # Autocast's own cache of casts is none in inference mode (a cast a word when decoding), and up to torch 2.10 leaves

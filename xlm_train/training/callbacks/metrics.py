@@ -27,6 +27,11 @@ def send(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
 
     A figure that is not finite is kept from the loggers: JSON has none. A logger that fails is left out from then on:
     training is worth more than its record.
+
+    Args:
+        trainer: whose loggers they are.
+        metrics: by name.
+        step: global step that they are of.
     """
     # as Lightning's LearningRateMonitor does it: `log` costs half a millisecond a figure, and some at every later step
     tensors = {name: torch.tensor(float(value)) for name, value in metrics.items()}
