@@ -176,10 +176,10 @@ def test_an_event_cut_in_mid_line_spoils_no_other(train_small: TrainSmall, damag
 def test_left_over_temporary_files_are_removed(train_small: TrainSmall, undisturbed: Path, damaged: Path) -> None:
     go_back_to(damaged, 10)
     left_over = [
-        damaged / "checkpoints/.step-00000015.pt.4711-0123abcd.tmp",
-        damaged / "checkpoints/.best.pt.4711.tmp",
-        damaged / ".metrics.jsonl.4711-0123abcd.tmp",
-        damaged / ".status.json.4711-0123abcd.tmp",
+        damaged / "checkpoints/.step-00000015.pt.4194304-0123abcd.tmp",
+        damaged / "checkpoints/.best.pt.4194304.tmp",
+        damaged / ".metrics.jsonl.4194304-0123abcd.tmp",
+        damaged / ".status.json.4194304-0123abcd.tmp",
     ]
     for path in left_over:
         path.write_bytes(b"half a file")

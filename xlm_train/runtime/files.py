@@ -60,6 +60,14 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed in the middle of a write have left; who still writes goes on."""
+    for left_over in folder.glob(".*.tmp"):
+        process = left_over.name.removesuffix(".tmp").rpartition(".")[2].partition("-")[0]
+        if process == str(os.getpid()) or not Path(f"/proc/{process}").exists():
+            left_over.unlink(missing_ok=True)
+
+
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file's bytes, as hex."""
     with open(path, "rb") as file:

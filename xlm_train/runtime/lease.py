@@ -50,6 +50,7 @@ class Lease:
         self.lost: LeaseLost | None = None
         self._folder = folder
         self._host = socket.gethostname()
+        self._holder: str | None = None  # what this folder's leases are known by
         self._over = threading.Event()
         self._keeper: threading.Thread | None = None
 
@@ -66,14 +67,23 @@ class Lease:
         lease = self._read(number)
         return lease is not None and self._took(lease)
 
+    def is_shared(self, number: int) -> bool:
+        """Whether this folder was brought up to date with a lease by whatever host: one that has the same folder."""
+        record, lease = self._record(), self._read(number)
+        is_theirs = lease is not None and lease["holder"] == record.get("holder")
+        return record.get("url") == self.store.url and (record["number"] == number or is_theirs)
+
     def remember(self, number: int) -> None:
         """Write down that the folder holds what was stored under a lease and those before it."""
         place = {"url": self.store.url, "host": self._host, "folder": str(self._folder.absolute())}
         holder = self._recorded().get("holder") or secrets.token_hex(16)
         write_json(self._folder / RECORD, {**place, "number": number, "holder": holder})
 
-    def wait_until_free(self) -> None:
-        """Return when nobody else holds the run: at once, or when its holder has let it expire.
+    def wait_until_free(self) -> int:
+        """Wait until nobody else holds the run: not at all, or until its holder has let it expire.
+
+        Returns:
+            The number of the lease that is free; one that was taken since is another's.
 
         Raises:
             ConfigError: Its holder is alive, which it shows by renewing.
@@ -81,7 +91,7 @@ class Lease:
         number = self.newest()
         lease = self._read(number)
         if lease is None or lease["released"] or self._took(lease):
-            return
+            return number
         left = lease["seconds"] - self._age(number)
         if left > 0:
             log(
@@ -92,9 +102,10 @@ class Lease:
             time.sleep(min(lease["seconds"] / RENEWALS, max(0.0, deadline - time.monotonic())))
             renewed = self._read(number) or lease
             if renewed["released"]:
-                return
+                return number
             if renewed != lease:
                 raise self._held(lease)
+        return number
 
     def claim(self) -> None:
         """Take the lease and keep it, from a thread, until `release`. What is stored has been brought to the folder.
@@ -102,12 +113,12 @@ class Lease:
         Raises:
             ConfigError: Another machine has it.
         """
-        number = self.newest()
-        lease = self._read(number)
+        number, record = self.newest(), self._recorded()
+        lease, self._holder = self._read(number), record.get("holder")
         if lease is not None and self._took(lease):
             self.number = number
             self._write(released=False)
-        elif lease is not None and number != self._recorded().get("number"):  # since the folder was brought up to date
+        elif lease is not None and number != record.get("number"):  # since the folder was brought up to date
             raise self._held(lease)
         else:
             self.number = number + 1
@@ -147,7 +158,7 @@ class Lease:
                     self._write(released=False)
             except LeaseLost:
                 return
-            except StorageError:  # said by the mirror
+            except Exception:  # said by the mirror: a thread that ended would let the lease expire
                 continue
 
     # -- objects ---------------------------------------------------------------------------------------------------------
@@ -165,8 +176,7 @@ class Lease:
             raise StorageError(f"{self.store.url}/{self._name(number)}: is not a lease: {error}") from error
 
     def _content(self, released: bool) -> bytes:
-        holder = self._recorded()["holder"]
-        lease = {"host": self._host, "pid": os.getpid(), "holder": holder, "seconds": self.seconds}
+        lease = {"host": self._host, "pid": os.getpid(), "holder": self._holder, "seconds": self.seconds}
         return json.dumps({**lease, "released": released, "renewal": secrets.token_hex(4)}).encode()
 
     def _write(self, released: bool) -> None:
@@ -182,10 +192,13 @@ class Lease:
 
     def _recorded(self) -> dict[str, Any]:
         """What the folder remembers; nothing where it is a copy, or remembers another store."""
-        record = self._folder / RECORD
-        found = read_json(record) if record.is_file() else {}
+        found = self._record()
         place = (self.store.url, self._host, str(self._folder.absolute()))
         return found if (found.get("url"), found.get("host"), found.get("folder")) == place else {}
+
+    def _record(self) -> dict[str, Any]:
+        record = self._folder / RECORD
+        return dict(read_json(record)) if record.is_file() else {}
 
     def _took(self, lease: dict[str, Any]) -> bool:
         """Whether this folder on this host took it. The process that did is gone where the folder's lock is held by this one."""

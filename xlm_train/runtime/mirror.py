@@ -175,7 +175,8 @@ class Mirror:
         best = self.run.folder / "checkpoints" / "best.pt"
         for name, path in files_in(self.run.folder):
             with contextlib.suppress(FileNotFoundError):  # an old checkpoint goes while we look
-                files[name] = self._stored(name, path, before.get(name))
+                if (stored := self._stored(name, path, before.get(name))) is not None:
+                    files[name] = stored
         target = best.readlink().name if best.is_symlink() else None
         manifest = Manifest(number, files, target if f"checkpoints/{target}" in files else None)
         if manifest != self._manifest:
@@ -192,8 +193,8 @@ class Mirror:
         data = self.run.store.read(Manifest(number).name)
         return {} if data is None else Manifest.from_bytes(number, data).files
 
-    def _stored(self, name: str, path: Path, before: Stored | None) -> Stored:
-        """Store a file, if it is not stored as it is."""
+    def _stored(self, name: str, path: Path, before: Stored | None) -> Stored | None:
+        """Store a file, if it is not stored as it is. A damaged checkpoint is not: what the store has of it stays."""
         status = path.stat()
         stamp = (status.st_mtime_ns, status.st_size)
         known = self._known.get(name)
@@ -201,6 +202,8 @@ class Mirror:
             return before
         sha256, data = checkpoint_file.peek(path), b""
         is_checkpoint = sha256 is not None  # it never changes under its name; other files grow, so they are read once
+        if sha256 is None and checkpoint_file.NAME.fullmatch(path.name):
+            return before
         if sha256 is None:
             data = path.read_bytes()
             sha256 = hashlib.sha256(data).hexdigest()

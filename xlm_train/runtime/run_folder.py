@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import ConfigError, UserError
-from xlm_train.runtime.files import LONGEST_NAME, atomic_write, lock, read_json, write_json
+from xlm_train.runtime.files import LONGEST_NAME, atomic_write, lock, read_json, remove_leftovers, write_json
 from xlm_train.runtime.mirror import Mirror, MirrorSettings, mirror
 from xlm_train.runtime.processes import is_first_process
 from xlm_train.runtime.run_store import RunStore
@@ -225,8 +225,7 @@ class RunFolder:
         except BlockingIOError as error:
             raise ConfigError(f"run_name={self.path.name}: another process is training in {self.path}") from error
         for folder in (self.path, self.checkpoints):
-            for left_over in folder.glob(".*.tmp"):  # of a process killed in the middle of a write
-                left_over.unlink()
+            remove_leftovers(folder)
 
     def release(self) -> None:
         """Release the lock, where this process holds it."""

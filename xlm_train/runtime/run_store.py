@@ -142,17 +142,18 @@ class RunStore:
     def bring(self) -> None:
         """Let the folder hold the run as it is in the store, unless it has all of that already and maybe more.
 
-        One process of a machine does, the others wait.
+        One process of a machine does, the others wait. On another machine they need it too, if the folder is not the same.
 
         Raises:
             ConfigError: Another machine is training the run (told by the first process).
             CheckpointError: There are checkpoints in the store, and none is whole.
         """
         with locked(self.folder / ".store.lock"):
-            if is_first_process():
-                self.lease.wait_until_free()
-            newest = self.lease.newest()
-            if not self.lease.is_mine(newest):
+            newest = self.lease.wait_until_free() if is_first_process() else self.lease.newest()
+            is_there = self.lease.is_mine(newest)
+            if not is_there and not is_first_process():  # the first brings a shared folder up to date, and works in it
+                is_there = self.lease.is_shared(newest) and self._has_a_checkpoint()
+            if not is_there:
                 self._restore()
                 self.lease.remember(newest)
 
@@ -160,6 +161,11 @@ class RunStore:
         """Take the lease. Raises ConfigError where another machine has it."""
         with locked(self.folder / ".store.lock"):
             self.lease.claim()
+
+    def _has_a_checkpoint(self) -> bool:
+        """Whether one of the newest stored checkpoints is in the folder; there may be none yet."""
+        manifest = next((found for found in self.manifests() if found.checkpoints), Manifest(0))
+        return not manifest.files or any(manifest.files[c].is_at(self.folder / c) for c in manifest.checkpoints)
 
     def _restore(self) -> None:
         damaged: list[str] = []

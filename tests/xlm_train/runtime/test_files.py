@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from xlm_train.runtime import files
 from xlm_train.runtime.errors import UserError
-from xlm_train.runtime.files import ResumableLines, beside, lock, locked
+from xlm_train.runtime.files import ResumableLines, beside, lock, locked, remove_leftovers
 
 
 def test_a_lock_makes_its_folder_or_names_it(tmp_path: Path) -> None:
@@ -58,3 +60,16 @@ def test_lines_of_another_maker_go_before_the_note_says_whose_they_are(
 def test_what_lies_beside_a_result_keeps_its_name() -> None:
     assert beside(Path("a/scores.json"), "en.jsonl") == Path("a/scores.en.jsonl")
     assert beside(Path("a/result.v1"), "en.jsonl") == Path("a/result.v1.en.jsonl")
+
+
+def test_what_others_are_writing_is_no_leftover(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "600"]) as alive:
+        writing = tmp_path / f".scores.json.{alive.pid}-0123abcd.tmp"
+        gone = [tmp_path / f".scores.json.{process}-0123abcd.tmp" for process in (os.getpid(), 2**22)]
+        for path in (writing, *gone):
+            path.touch()
+        remove_leftovers(tmp_path)
+        assert list(tmp_path.iterdir()) == [writing]
+        alive.kill()
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import threading
@@ -16,10 +17,12 @@ from tests.s3_server import S3Server
 from xlm_train.commands.verify import verify
 from xlm_train.config.storage import with_local_runs
 from xlm_train.data.corpus import Corpus
+from xlm_train.runtime import checkpoint_file, run_store
 from xlm_train.runtime.errors import CheckpointError, ConfigError, CorpusError, StorageError
 from xlm_train.runtime.files import sha256_of
-from xlm_train.runtime.lease import Lease
-from xlm_train.runtime.run_store import Manifest
+from xlm_train.runtime.lease import RECORD, Lease
+from xlm_train.runtime.mirror import MirrorSettings, mirror
+from xlm_train.runtime.run_store import Manifest, RunStore
 from xlm_train.runtime.storage import DamagedObject, Store, uploaded, url_problem, url_problems
 
 
@@ -205,6 +208,94 @@ def test_of_many_one_gets_the_lease(store: Store, tmp_path: Path) -> None:
     got[0].release()
     leases[0 if got[0] is not leases[0] else 1].wait_until_free()
     assert time.monotonic() - began < 60  # not the 600 seconds
+
+
+def a_run(store: Store, folder: Path, host: str = "a") -> RunStore:
+    run = RunStore(store.url, "run", folder, 600.0)
+    run.lease._host = host
+    return run
+
+
+def mirrored(run: RunStore) -> Manifest:
+    """The run's folder, brought up to date and mirrored; what the store says of it then."""
+    run.bring()
+    with mirror(run, MirrorSettings(run.store.url, 2, 600.0, 60.0), lambda *_: None):
+        pass
+    return next(run.manifests())
+
+
+@pytest.mark.parametrize("order", ["ab", "ba", "acb"])
+def test_hosts_with_one_folder(order: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process's host keeps its lease, whenever those of another one look at the same folder."""
+    checkpoints = tmp_path / "shared/checkpoints"
+    checkpoints.mkdir(parents=True)
+    checkpoint_file.write(checkpoints / "step-00000003.pt", {"model": {}})
+    for start in range(2):
+        first, other = a_run(store, tmp_path / "shared"), a_run(store, tmp_path / "shared", "b")
+        for turn in order:
+            monkeypatch.setattr(run_store, "is_first_process", lambda turn=turn: turn == "a")
+            first.claim() if turn == "c" else (first if turn == "a" else other).bring()
+        if "c" not in order:
+            first.claim()
+        (tmp_path / f"shared/metrics{start}.jsonl").touch()  # of this start: no one puts it aside
+        if order[-1] == "b":
+            monkeypatch.setattr(run_store, "is_first_process", lambda: False)
+            other.bring()
+        assert json.loads((tmp_path / "shared" / RECORD).read_text())["host"] == "a"
+        with mirror(a_run(store, tmp_path / "shared"), MirrorSettings(store.url, 2, 600.0, 60.0), lambda *_: None):
+            pass
+        first.lease.release()
+        assert not list((tmp_path / "shared").rglob("*.unmirrored"))
+
+
+def test_a_host_with_a_disk_of_its_own_gets_the_run(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a/checkpoints").mkdir(parents=True)
+    checkpoint_file.write(tmp_path / "a/checkpoints/step-00000003.pt", {"model": {}})
+    mirrored(a_run(store, tmp_path / "a"))
+    monkeypatch.setattr(run_store, "is_first_process", lambda: False)
+    (tmp_path / "b").mkdir()
+    shutil.copy(tmp_path / "a" / RECORD, tmp_path / "b" / RECORD)  # as a copy of an earlier state of a's disk has it
+    a_run(store, tmp_path / "b", "b").bring()
+    assert checkpoint_file.checksum(tmp_path / "b/checkpoints/step-00000003.pt")
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_the_whole_one(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "a/checkpoints/step-00000003.pt"
+    path.parent.mkdir(parents=True)
+    checkpoint_file.write(path, {"model": {}})
+    name, whole = "checkpoints/step-00000003.pt", path.read_bytes()
+    before = mirrored(a_run(store, tmp_path / "a")).files[name]
+    os.truncate(path, len(whole) - 7)
+    (tmp_path / "a/metrics.jsonl").write_text("{}")
+    after = mirrored(a_run(store, tmp_path / "a"))
+    assert after.files[name] == before
+    assert Store(f"{store.url}/run").read(before.object) == whole
+    path.with_name("step-00000006.pt").write_bytes(whole[:-7])
+    assert "checkpoints/step-00000006.pt" not in mirrored(a_run(store, tmp_path / "a")).files
+
+
+def test_a_lease_that_is_taken_while_another_looks(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who found the run free must not take it from who was faster."""
+    slow, fast = a_run(store, tmp_path / "slow", "slow"), a_run(store, tmp_path / "fast", "fast")
+    looks = Lease.wait_until_free
+
+    def is_slow(lease: Lease) -> int:
+        number = looks(lease)
+        monkeypatch.setattr(Lease, "wait_until_free", looks)
+        fast.bring()
+        fast.claim()
+        return number
+
+    monkeypatch.setattr(Lease, "wait_until_free", is_slow)
+    slow.bring()
+    with pytest.raises(ConfigError, match="is being trained by fast"):
+        slow.claim()
+    fast.lease.check()
+    fast.lease.release()
 
 
 def test_a_manifest_names_nothing_outside() -> None:
