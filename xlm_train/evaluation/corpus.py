@@ -62,7 +62,7 @@ def evaluate(
     """
     from xlm_train.data.concatenation import JoinedPairs
     from xlm_train.evaluation.ngram import estimate, score
-    from xlm_train.evaluation.pairs import score_pairs
+    from xlm_train.evaluation.pairs import batches_of, score_pairs
     from xlm_train.evaluation.perplexity import WINDOW_SCORES, Score
 
     if trained.evaluation not in WINDOW_SCORES:
@@ -84,6 +84,8 @@ def evaluate(
         measured[lang] = measures(Score.from_sums(sums), {key: stream.statistics[key] for key in COUNTS}, trained)
     for name in pairs:
         text = JoinedPairs(corpus, split, name, trained.text.languages)
+        if not sum(map(len, batches_of(text, trained.model.shape.max_positions))):
+            raise CorpusError(f"{corpus.path}: {split}.{name}: every pair has a side beyond the model's positions")
         sides = corpus.manifest["pairs"][split][name]["sides"].values()
         counts = {key: None if (each := [side[key] for side in sides])[0] is None else sum(each) for key in COUNTS}
         measured[name] = measures(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from xlm_train.config.schema import at_least
+from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import read_json
 
@@ -150,7 +151,8 @@ def gather(
 
 def _evaluations(given: Path | None, checkpoint: Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The given result of xlm-eval, else those beside the checkpoint that are of this checkpoint and its own corpus."""
-    results = [read_json(file) for file in ([given] if given else sorted(checkpoint.resolve().parent.glob("*.json")))]
+    beside = sorted(checkpoint.resolve().parent.glob("*.json"))
+    results = [read_json(given)] if given else [_json_if_whole(file) for file in beside]
     own = [
         result
         for result in results
@@ -162,6 +164,14 @@ def _evaluations(given: Path | None, checkpoint: Path, content: Mapping[str, Any
         raise UserError(f"evaluation={given}: is not a result of xlm-eval for this checkpoint")
     trained_on = content["lineage"].get("corpus")
     return own if given else [r for r in own if r.get("corpus", {}).get("lineage", trained_on) == trained_on]
+
+
+def _json_if_whole(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except UserError as error:  # whatever lies there
+        log(f"warning: {error}: not looked at")
+        return None
 
 
 def _json_if_there(path: Path) -> dict[str, Any] | None:

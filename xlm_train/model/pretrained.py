@@ -211,7 +211,7 @@ def prepare_text(
     if isinstance(checkpoint, TrainedModel):
         reader = checkpoint.text
     elif checkpoint is not None:
-        reader = TextReader(checkpoint_file.load(checkpoint)["text"], name=str(checkpoint))
+        reader = TextReader(checkpoint_file.load(local_checkpoint(checkpoint))["text"], name=str(checkpoint))
     else:
         files = {"codes": read_text(str(codes)), "vocab": read_text(str(vocab))}
         options = {"lowercase": lowercase, "remove_accents": remove_accents}

@@ -131,7 +131,8 @@ def spread(rows: Sequence[Row], name: str) -> Spread | None:
 
 
 def averaged(rows: Sequence[Row]) -> Row:
-    """Jobs that differ by the seed alone as one, with their mean scores."""
+    """Jobs that differ by the seed alone as one, with the mean scores of those that are done, if any is."""
+    rows = [row for row in rows if row.status in DONE] or rows
 
     def average(values: Sequence[float | None]) -> float | None:
         known = [value for value in values if value is not None]

@@ -96,6 +96,20 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         file.write(text.encode() + b"\n")
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file, on a line of its own even where a write before it was cut off.
+
+    Raises:
+        OSError: it cannot be written; a part of it may be there.
+    """
+    with open(path, "a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(line.encode() + b"\n")
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 

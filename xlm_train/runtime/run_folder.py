@@ -22,7 +22,15 @@ from omegaconf import OmegaConf
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import ConfigError, UserError
-from xlm_train.runtime.files import LONGEST_NAME, atomic_write, lock, read_json, remove_leftovers, write_json
+from xlm_train.runtime.files import (
+    LONGEST_NAME,
+    append_line,
+    atomic_write,
+    lock,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 from xlm_train.runtime.mirror import Mirror, MirrorSettings, mirror
 from xlm_train.runtime.processes import is_first_process
 from xlm_train.runtime.run_store import RunStore
@@ -336,10 +344,7 @@ class RunFolder:
         """
         line = json.dumps({"time": round(time.time(), 3), "step": step, "event": event, **details})
         try:
-            with open(self.path / "events.jsonl", "a+b") as file:
-                if file.tell() and not _ends_with_newline(file):  # a start was killed while writing
-                    file.write(b"\n")
-                file.write(line.encode() + b"\n")
+            append_line(self.path / "events.jsonl", line)
         except OSError as error:  # the run matters more than its record
             log(f"warning: {self.path / 'events.jsonl'}: {event} is not recorded: {error.strerror}")
 
@@ -360,11 +365,6 @@ class RunFolder:
     def read_status(self) -> str | None:
         """Return the status of the last start; None where there is none."""
         return self._status().get("status")
-
-
-def _ends_with_newline(file: IO[bytes]) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
 
 
 def environment() -> dict[str, Any]:

@@ -10,6 +10,7 @@ it names visible. A run is what one manifest says: the newest that names a whole
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -198,8 +199,9 @@ class RunStore:
                 log(f"warning: {self.folder / name} is left out: {error}")
         for name, path in files_in(self.folder):
             if name not in kept and not (name in manifest.files and manifest.files[name].is_at(path)):
-                log(f"{path}: is not what the store has of this run: now {path.name}{ASIDE}")
-                path.rename(path.with_name(path.name + ASIDE))
+                aside = next(name for name in _names_aside(path) if not name.exists())
+                log(f"{path}: is not what the store has of this run: now {aside.name}")
+                path.rename(aside)
 
     def fetch(self, manifest: Manifest, name: str) -> None:
         """Let the folder hold a file as it is stored.
@@ -211,6 +213,11 @@ class RunStore:
         stored, path = manifest.files[name], self.folder / name
         if not stored.is_at(path):
             self.store.download(stored.object, path, stored.matches)
+
+
+def _names_aside(path: Path) -> Iterator[Path]:
+    for number in itertools.count(1):
+        yield path.with_name(f"{path.name}{f'.{number}' if number > 1 else ''}{ASIDE}")
 
 
 def files_in(folder: Path) -> list[tuple[str, Path]]:

@@ -272,6 +272,7 @@ class Store:
         part = path.with_name(f".{path.name}.part")
         try:
             with open(part, "ab") as file:
+                goes_on = 0 < file.tell() <= size
                 if file.tell() > size:
                     file.truncate(0)
                 while (start := file.seek(0, os.SEEK_END)) < size:
@@ -285,6 +286,9 @@ class Store:
             raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
         if not matches(part):
             part.unlink()
+            if goes_on:  # maybe of another object that had this name
+                self.download(name, path, matches)
+                return
             raise DamagedObject(f"{self.url}/{name}: its checksum is wrong: the object is damaged or truncated")
         os.replace(part, path)
 

@@ -176,9 +176,12 @@ def report(bad: BadStep, action: str, run: RunFolder, data: CorpusDataModule) ->
         return
     run.record("bad_batch", bad.step, reason=bad.reason, slots=list(bad.slots), action=action)
     file = run.bad_batch(bad.step)
-    file.parent.mkdir(exist_ok=True)
-    with atomic_write(file) as out:
-        out.write(text_of(bad, data).encode())
+    try:
+        file.parent.mkdir(exist_ok=True)
+        with atomic_write(file) as out:
+            out.write(text_of(bad, data).encode())
+    except (OSError, UserError) as failure:  # the run is worth more than its record
+        log(f"warning: the text of step {bad.step} is not kept: {failure}")
     if action != "stop":
         run.record(action, bad.step)
         log(

@@ -13,7 +13,7 @@ from pytorch_lightning.loggers.logger import Logger
 
 from xlm_train.runtime.console import columns_of, compact, duration, fitted, log
 from xlm_train.runtime.errors import UserError
-from xlm_train.runtime.files import atomic_write
+from xlm_train.runtime.files import append_line, atomic_write
 from xlm_train.runtime.processes import is_first_process
 from xlm_train.runtime.run_folder import RunFolder
 
@@ -65,8 +65,7 @@ class JsonLines:
         """Append a line."""
         line = json.dumps({"step": step, "time": round(time.time(), 3), **values})
         try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            append_line(self.path, line)
         except (
             OSError
         ) as error:  # training is worth more than its record; the next report may find room on the disk again

@@ -31,13 +31,20 @@ def inverse_sqrt(update: int, peak: float, warmup_updates: int = 4000) -> float:
     Args:
         update: number of the update, from 0.
         peak: the highest rate, reached after the warm-up.
-        warmup_updates: updates of the warm-up.
+        warmup_updates: updates of the warm-up, at least 1: the decay is measured by it.
+
+    Raises:
+        ValueError: there is no warm-up.
 
     Source: AdamInverseSqrtWithWarmup in src/optim.py of the original (`adam_inverse_sqrt`).
     """
+    if warmup_updates < 1:
+        raise ValueError(
+            f"warmup_updates={warmup_updates}: must be at least 1: the decay begins at the end of the warm-up"
+        )
     if update < warmup_updates:
         return _warm_up(update, peak, warmup_updates)
-    return peak * warmup_updates**0.5 * update**-0.5 if update else peak
+    return peak * warmup_updates**0.5 * update**-0.5
 
 
 def cosine(update: int, peak: float, warmup_updates: int, total_updates: int, final: float = 0.0) -> float:

@@ -12,7 +12,7 @@ import pytest
 
 from xlm_train.runtime import files
 from xlm_train.runtime.errors import UserError
-from xlm_train.runtime.files import ResumableLines, beside, lock, locked, remove_leftovers
+from xlm_train.runtime.files import ResumableLines, append_line, beside, lock, locked, remove_leftovers
 
 
 def test_a_lock_makes_its_folder_or_names_it(tmp_path: Path) -> None:
@@ -73,3 +73,11 @@ def test_what_others_are_writing_is_no_leftover(tmp_path: Path) -> None:
         alive.kill()
     remove_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_line_after_one_that_was_cut_off_is_its_own(tmp_path: Path) -> None:
+    append_line(tmp_path / "a.jsonl", "one")
+    with open(tmp_path / "a.jsonl", "a") as file:
+        file.write("tw")  # a full disk
+    append_line(tmp_path / "a.jsonl", "three")
+    assert (tmp_path / "a.jsonl").read_text() == "one\ntw\nthree\n"

@@ -298,6 +298,15 @@ def test_a_lease_that_is_taken_while_another_looks(
     fast.lease.release()
 
 
+def test_a_part_of_another_object_is_no_obstacle(store: Store, tmp_path: Path) -> None:
+    store.write("a", b"new and whole")
+    (tmp_path / ".a.part").write_bytes(b"of an old")
+    store.download("a", tmp_path / "a", lambda path: path.read_bytes() == b"new and whole")
+    assert (tmp_path / "a").read_bytes() == b"new and whole"
+    with pytest.raises(DamagedObject):
+        store.download("a", tmp_path / "b", lambda path: False)
+
+
 def test_a_manifest_names_nothing_outside() -> None:
     good = {"object": "00000001/a", "size": 1, "sha256": "0"}
     for files, best in (

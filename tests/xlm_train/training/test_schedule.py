@@ -19,7 +19,8 @@ def test_inverse_sqrt() -> None:
     assert inverse_sqrt(2000, 1e-4) == pytest.approx(1e-7 + 0.5 * (1e-4 - 1e-7))
     assert inverse_sqrt(4000, 1e-4) == pytest.approx(1e-4)
     assert inverse_sqrt(16000, 1e-4) == pytest.approx(5e-5)
-    assert inverse_sqrt(0, 1e-4, warmup_updates=0) == 1e-4
+    with pytest.raises(ValueError, match="warmup_updates=0: must be at least 1"):
+        inverse_sqrt(0, 1e-4, warmup_updates=0)
 
 
 def test_inverse_sqrt_equals_the_original(shared: Path) -> None:
