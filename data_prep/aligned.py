@@ -210,7 +210,7 @@ def first_break(first: Lengths, second: Lengths) -> int | None:
 
 
 def _place(first: Lengths, second: Lengths, alarm: int) -> int:
-    """The likeliest line, near an alarm, from which on one side is some lines ahead."""
+    """The most likely line, near an alarm, from which on one side is some lines ahead."""
     low, high = max(alarm - NEAR, 0), alarm + NEAR // 4
     kept = _misfit(first[low:high], second[low:high])
     so_far = np.concatenate([[0.0], np.cumsum(kept)])

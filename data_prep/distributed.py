@@ -99,7 +99,7 @@ class Share:
         """Do what is missing of this task's jobs; datatrove calls it with no `data`.
 
         Raises:
-            SystemExit: One cannot be done, and the user can mend it: `failed` tells why.
+            SystemExit: One cannot be done, and the user can fix it: `failed` tells why.
         """
         at_work = self.folder / f"process-{os.getpid()}.{rank}"  # says at what it was, should it be killed
         at_work.touch()
@@ -154,7 +154,7 @@ class LocalTask:
 def run_local(task: LocalTask) -> None:
     """Run a task in this process, as datatrove's local executor does in one of its own.
 
-    Its own pool waits for ever for the task of a process that was killed, so that is not used.
+    Its own pool waits without end for the task of a process that was killed, so that is not used.
     """
     executor = _local_executor()([task.share], task.tasks, 1, str(task.share.folder))
     with contextlib.suppress(SystemExit):  # the share has told why
@@ -184,7 +184,7 @@ class Tasks(Workers):
         """Do the jobs of a stage as datatrove's tasks, and wait for them.
 
         Raises:
-            UserError: A task was killed, or failed of what the user can mend.
+            UserError: A task was killed, or failed of what the user can fix.
         """
         jobs = list({job.out: job for job in jobs}.values())  # the same text twice is one job
         tasks = min(self.tasks, len(jobs))

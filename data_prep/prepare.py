@@ -157,7 +157,7 @@ def get_codes(settings: Settings, work: Work, workers: Workers, texts: Texts) ->
                 first[text.language] += text.stay[number]
 
     run("words", stages.count_piece_words, jobs(), workers)
-    most = settings.bpe.max_words
+    most = settings.bpe.max_words if settings.bpe.sample == "alpha" else None
     made_by = (settings.bpe.n_codes, settings.bpe.engine, most)
     path = work.path("codes", [file.name for file in files], *made_by, suffix="")
     if not path.exists():

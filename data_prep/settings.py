@@ -182,7 +182,7 @@ class Settings:
                 "codes_given": not learned,
                 "vocab_given": self.vocab_file is not None,
                 "language_vocab_given": bool(self.language_vocab_files),
-                "max_words": self.bpe.max_words if learned else None,
+                "max_words": self.bpe.max_words if drawn else None,
             },
             "lowercase": self.lowercase,
             "remove_accents": self.remove_accents,

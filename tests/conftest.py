@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import hashlib
 import json
 import lzma
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -27,14 +30,22 @@ from xlm_train.text.numbered import NumberedText
 pytest_plugins = ["tests.s3_server"]
 
 # What a busy machine does slowly is not wrong. In CI the examples are the same each time.
-settings.register_profile(
-    "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
-)
+CHECKS = [HealthCheck.too_slow, HealthCheck.filter_too_much]
+settings.register_profile("patient", deadline=None, suppress_health_check=CHECKS, derandomize="CI" in os.environ)
 settings.load_profile("patient")
 
 # A shell lets what it starts in the background ignore SIGINT, and all that this starts in turn (bash cannot even trap it).
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def free_port() -> int:
+    """A port that nothing uses, below those that the system gives to whoever asks for any."""
+    for port in random.sample(range(20_000, 30_000), 1000):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,8 +59,9 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _same_environment() -> Iterator[None]:
     """What a test leaves in the environment, which processes of later tests inherit, is taken back."""
-    before = dict(os.environ)
+    before, folder = dict(os.environ), Path.cwd()
     yield
+    os.chdir(folder)
     for name in {*os.environ, *before} - {"PYTEST_CURRENT_TEST"}:
         if name not in before:
             del os.environ[name]

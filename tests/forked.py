@@ -128,16 +128,25 @@ def _forked(request: Request) -> Answer:
     for _, write in ends:
         os.close(write)
     printed = {read: b"" for read, _ in ends}
+    ended = os.pidfd_open(child)
     with selectors.DefaultSelector() as selector:
-        for read in printed:
-            selector.register(read, selectors.EVENT_READ)
-        while selector.get_map():
-            for key, _ in selector.select():
-                data = os.read(key.fd, 1 << 16)
-                printed[key.fd] += data
+        for file in (ended, *printed):
+            selector.register(file, selectors.EVENT_READ)
+        ready: set[int] = set()
+        while ended not in ready:
+            ready = {key.fd for key, _ in selector.select()}
+            for read in ready - {ended}:
+                data = os.read(read, 1 << 16)
+                printed[read] += data
                 if not data:
-                    selector.unregister(key.fd)
-                    os.close(key.fd)
+                    selector.unregister(read)
+    for read in printed:  # what is left; processes that it has started may hold the other end open
+        os.set_blocking(read, False)
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(read, 1 << 16):
+                printed[read] += data
+        os.close(read)
+    os.close(ended)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return Answer(status, *(text.decode(errors="backslashreplace") for text in printed.values()))
 

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import PATIENCE, process_environment
+from tests.conftest import PATIENCE, free_port, process_environment
 
 SECRET = "planted-secret-Zq8vN3kRw1"
 TOKEN = "planted-token-Xr5bM9cTy7"
@@ -32,9 +33,7 @@ class S3Server:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            self.port = one.getsockname()[1]
+        self.port = free_port()
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self.url = "s3://bucket"
         self.environment = {
@@ -113,6 +112,7 @@ def application(folder: Path) -> Callable[..., Any]:
     from moto.server import DomainDispatcherApplication, create_backend_app
 
     moto = DomainDispatcherApplication(create_backend_app)
+    writing = threading.Lock()  # moto looks whether there is an object and puts another one there, in two steps
     listings: dict[str, tuple[str, list[Any], list[bytes]]] = {}
 
     def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
@@ -122,6 +122,9 @@ def application(folder: Path) -> Callable[..., Any]:
                 return moto({**environ, "wsgi.input": Slow(environ["wsgi.input"], rate, sign)}, start_response)
             finally:
                 sign.unlink(missing_ok=True)
+        if environ["REQUEST_METHOD"] == "PUT":
+            with writing:
+                return moto(environ, start_response)
         query = environ["QUERY_STRING"]
         if environ["REQUEST_METHOD"] != "GET" or "list-type" not in query:
             return moto(environ, start_response)
@@ -159,8 +162,6 @@ class Slow:
 
 def main() -> None:
     """Serve until killed; while `deaf` is there, nothing listens on the port."""
-    import threading
-
     import boto3
     from werkzeug.serving import make_server
 

@@ -66,21 +66,21 @@ def test_what_needs_several_processes_is_refused_in_one(compose: Callable[..., A
 
 def test_a_slow_rank_is_named(words: list[str], tmp_path: Path) -> None:
     """One worker is stopped for most of the time: its own clock shows it, the other only waits."""
-    settings = ["trainer.max_steps=100000", "callbacks.metrics.every_n_steps=20"]
+    settings = ["trainer.max_steps=100000", "callbacks.metrics.every_n_steps=5"]
     process = start(*words, *settings, "run_name=slow")
     events = tmp_path / "slow/events.jsonl"
     deadline = time.monotonic() + PATIENCE
     while not (events.is_file() and '"start"' in events.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
     worker = workers_of(tmp_path / "slow")[-1]
-    stop = threading.Event()
+    deadline, stop = time.monotonic() + PATIENCE, threading.Event()
 
     def hold_back() -> None:
         while not stop.is_set():
             os.kill(worker, signal.SIGSTOP)
-            time.sleep(0.02)
+            time.sleep(0.1)
             os.kill(worker, signal.SIGCONT)
-            time.sleep(0.002)
+            time.sleep(0.02)
 
     thread = threading.Thread(target=hold_back)
     thread.start()

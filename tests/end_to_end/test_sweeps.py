@@ -20,7 +20,7 @@ from urllib.parse import unquote
 import pytest
 
 from tests.conftest import PATIENCE, command, process_environment
-from xlm_train.commands.sweep import best_perplexity, sweep_of
+from xlm_train.commands.sweep import best_score, sweep_of
 from xlm_train.config.overrides import config_folder
 from xlm_train.config.train import problems_of
 from xlm_train.report import sweep as sweep_table
@@ -143,7 +143,7 @@ SEARCH = ["hparams_search=optuna", "hydra.sweeper.n_trials=3", "data.slots=2", *
 
 def test_a_search_minimises_the_validation_perplexity(words: list[str], tmp_path: Path) -> None:
     rates = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
-    command("xlm_train.commands.train", *words, *SEARCH, rates, "schedule.warmup_updates=choice(0,1)")
+    command("xlm_train.commands.train", *words, *SEARCH, rates, "schedule.warmup_updates=choice(1,2)")
     jobs = jobs_of(tmp_path)
     assert len(jobs) == 3
     assert {job["status"] for job in jobs.values()} == {"finished"}
@@ -351,7 +351,7 @@ def test_slurm_gives_a_job_the_devices_it_trains_on() -> None:
 
 
 def test_a_run_without_validation_is_the_worst(tmp_path: Path) -> None:
-    assert best_perplexity(tmp_path) == math.inf
+    assert best_score(tmp_path) == math.inf
     lines = [
         {"step": 1, "val/ppl": 9.0},
         {"step": 2, "train/loss": 0.1},
@@ -359,13 +359,21 @@ def test_a_run_without_validation_is_the_worst(tmp_path: Path) -> None:
         {"step": 4, "val/ppl": 8.0},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert best_perplexity(tmp_path) == 7.5
+    assert best_score(tmp_path) == 7.5
+
+
+def test_a_search_goes_by_what_the_runs_monitor(tmp_path: Path) -> None:
+    lines = [{"step": step, "val/ppl": ppl, "val/bleu": bleu} for step, ppl, bleu in ((1, 50.0, 1.0), (2, 90.0, 9.0))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "config.yaml").write_text("callbacks: {validation: {monitor: val/bleu}}\n")
+    assert best_score(tmp_path) == -9.0
 
 
 def row(perplexity: float | None, **varied: str) -> Row:
     each = {} if perplexity is None else {"de": perplexity + 1, "en": perplexity - 1}
     status = "failed" if perplexity is None else "finished"
-    return Row("run", varied, status, [], "xlm-train", 10, 10, perplexity, each, None, {}, 3.0, 1e4, 0.5)
+    best = ("val/ppl", 10, perplexity)
+    return Row("run", varied, status, [], "xlm-train", 10, *best, perplexity, each, None, {}, 3.0, 1e4, 0.5)
 
 
 def test_the_table_begins_with_the_best_job() -> None:

@@ -116,6 +116,7 @@ def _process(
     watched: Path,
     death: Death | None,
 ) -> None:
+    os.environ.clear()
     os.environ.update(environment)
     output = os.open(watched / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)

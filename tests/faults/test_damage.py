@@ -6,7 +6,9 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -265,7 +267,13 @@ def test_a_checkpoint_folder_that_becomes_read_only(
     private_mounts.run("mount", "--bind", str(run / "checkpoints"), str(run / "checkpoints"))
     process = private_mounts.start(*words, "run_name=run")
     wait_until(lambda: len(checkpoint_file.in_folder(run / "checkpoints")) >= 3, process)
-    private_mounts.run("mount", "-o", "remount,bind,ro", str(run / "checkpoints"))
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            private_mounts.run("mount", "-o", "remount,bind,ro", str(run / "checkpoints"))
+            break
+        except subprocess.CalledProcessError:  # a checkpoint is being written
+            assert time.monotonic() < deadline
     kept = whole_ones(run / "checkpoints")
     for _ in range(2):  # the second start finds it read-only from the beginning
         _, said = process.communicate(timeout=PATIENCE)

@@ -8,14 +8,13 @@ import json
 import os
 import random
 import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import PATIENCE
+from tests.conftest import PATIENCE, free_port
 from tests.faults.harness import Started, compare, last_report, wait_for_step, wait_until
 from xlm_train.runtime import checkpoint_file
 
@@ -24,7 +23,7 @@ PREEMPTED = 75
 LEAVES_WITHIN = (
     180.0  # seconds from the signal until the last process has gone, start-up included; seconds on an idle machine
 )
-STEPS = 200
+STEPS = 400
 
 
 def words_of(corpus: Path, run: Path, processes: int) -> list[str]:
@@ -50,7 +49,7 @@ def status_of(run: Path) -> str | None:
 def send(start: Started, number: signal.Signals, names: Sequence[str]) -> None:
     members = start.members()
     for name in names:
-        with contextlib.suppress(ProcessLookupError):  # it may just have left by itself
+        with contextlib.suppress(ProcessLookupError, KeyError):  # it may just have left by itself
             os.kill(members[name], number)
 
 
@@ -120,12 +119,6 @@ def listens(pid: int) -> bool:
     except (OSError, StopIteration):
         return False
     return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start_as_slurm_does(words: Sequence[str]) -> list[Started]:

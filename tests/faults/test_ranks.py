@@ -57,7 +57,7 @@ def test_a_killed_rank_takes_the_others_down(rank: str, words: Callable[..., lis
 @pytest.mark.parametrize("rank", ["rank 0", "rank 1"])
 def test_a_hanging_rank_takes_the_others_down(rank: str, words: Callable[..., list[str]], tmp_path: Path) -> None:
     """It answers nothing for trainer.timeout_seconds. The agent then gives it 30 s to leave before it kills it."""
-    with Started(words("trainer.timeout_seconds=10")) as start:
+    with Started(words("trainer.timeout_seconds=30")) as start:
         wait_for_step(tmp_path / "run", 4, start)
         os.kill(start.members()[rank], signal.SIGSTOP)
         start.wait_until_gone()

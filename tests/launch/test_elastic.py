@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PATIENCE, REPOSITORY, command
+from tests.conftest import PATIENCE, REPOSITORY, command, free_port
 from tests.end_to_end.test_worlds import BOUND
 from tests.end_to_end.worlds import largest_difference, reported
 from tests.launch.conftest import LAUNCH
@@ -24,7 +24,7 @@ WORDS = [
     "callbacks.metrics.every_n_steps=1",
     "callbacks.checkpointing.every_n_steps=10",
 ]
-WAIT = 20  # seconds; after half of it the others go on without a machine
+WAIT = 40  # seconds; after half of it the others go on without a machine
 
 Machine = Callable[[], "subprocess.Popen[bytes]"]
 
@@ -33,7 +33,7 @@ Machine = Callable[[], "subprocess.Popen[bytes]"]
 def machine(words: list[str], environment: dict[str, str], tmp_path: Path) -> Iterator[Machine]:
     """machine(): the same line on one machine more, each a process on this one."""
     sizes = {"NODES": "1:2", "DEVICES": "1", "HOST": "localhost", "WAIT": str(WAIT), "GLOO_SOCKET_IFNAME": "lo"}
-    port = {"PORT": str(20_000 + os.getpid() % 10_000)}
+    port = {"PORT": str(free_port())}
     line = [str(LAUNCH / "several_nodes.sh"), *words, *WORDS, f"paths.runs={tmp_path}", "run_name=elastic"]
     started: list[subprocess.Popen[bytes]] = []
 

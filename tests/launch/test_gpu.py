@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from benchmarks.gpu_links import measure_devices, stragglers
 from benchmarks.gpu_machine import Failed
 from benchmarks.gpu_runs import allocated_gb
 from benchmarks.gpu_work import Work
-from tests.conftest import REPOSITORY
+from tests.conftest import PATIENCE, REPOSITORY
 from tests.launch.conftest import LAUNCH
 from xlm_train.model.transformer import ModelShape
 from xlm_train.plan.memory import Setting, peak_memory
@@ -123,11 +124,20 @@ def test_a_part_that_fails_or_hangs_is_told(tmp_path: Path) -> None:
     assert gpu.in_child(fails, work, 60)["failed"] == "no such luck"
     assert "ZeroDivisionError" in gpu.in_child(lambda work: 1 / 0, work, 60)["failed"]
     assert "status 3" in gpu.in_child(lambda work: os._exit(3), work, 60)["failed"]
-    found = gpu.in_child(hangs, work, 1)
-    assert found["failed"] == "not done after 1 s"
+    found = gpu.in_child(hangs, work, 10)
+    assert found["failed"] == "not done after 10 s"
     assert found["seconds"] < 300  # not the 600 of what hangs
-    stat = Path(f"/proc/{(tmp_path / 'pid').read_text()}/stat")
-    assert not stat.exists() or ") Z " in stat.read_text()
+    deadline = time.monotonic() + PATIENCE
+    while is_running((tmp_path / "pid").read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_running(process: str) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_unknown_parts_are_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +163,7 @@ def test_devices_and_links_by_themselves() -> None:
 def test_the_tool_on_the_cpu(environment: dict[str, str], tmp_path: Path) -> None:
     """The parts that many others are made of; what a part needs and nobody has made yet it makes itself."""
     parts = "resume,step,compare,kernels,repeats,waits,plan,rollback,eval,export,mlm"
-    words = ["--json", "sent.json", "--only", parts, "--seconds", "390"]
+    words = ["--json", "sent.json", "--only", parts, "--seconds", "1500"]
     subprocess.run([str(LAUNCH / "bench_gpu.sh"), *words], env=environment, cwd=tmp_path, check=True, timeout=1800)
     results = json.loads((tmp_path / "sent.json").read_text())
     assert results["torch"]

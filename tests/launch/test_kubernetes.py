@@ -17,7 +17,7 @@ import pytest
 import yaml
 from kubeflow_trainer_api import models
 
-from tests.conftest import PATIENCE, REPOSITORY
+from tests.conftest import PATIENCE, REPOSITORY, free_port
 from tests.end_to_end.test_training import assert_same_run, wait_for_step
 from tests.launch.conftest import LAUNCH
 from xlm_train.config.overrides import check_overrides
@@ -168,7 +168,7 @@ def pod(index: int, words: list[str], environment: dict[str, str]) -> subprocess
     """A pod's process as the manifest has it, but of one device, with names of this machine."""
     assert index < int(ENVIRONMENT["NODES"])
     command = [word.replace(IMAGE, str(REPOSITORY)) for word in CONTAINER["command"]]
-    here = {"NODES": "2", "DEVICES": "1", "HOST": "localhost", "PORT": str(20_000 + os.getpid() % 10_000), "WAIT": "60"}
+    here = {"NODES": "2", "DEVICES": "1", "HOST": "localhost", "PORT": str(free_port()), "WAIT": "60"}
     assert set(here) >= set(ENVIRONMENT)
     return subprocess.Popen([*command, *words], env={**environment, **here}, cwd=REPOSITORY)
 
@@ -181,7 +181,7 @@ def test_one_pod_is_told_to_leave_and_all_are_started_again(
     pods = [pod(index, words, environment) for index in range(2)]
     wait_for_step(tmp_path / "x", 20, pods[0])
     pods[1].send_signal(signal.SIGTERM)
-    assert [process.wait(POD["terminationGracePeriodSeconds"]) for process in pods] == [75, 75]
+    assert [process.wait(PATIENCE) for process in pods] == [75, 75]
     assert action(75) == "Ignore"
     pods = [pod(index, words, environment) for index in range(2)]
     assert [process.wait(PATIENCE) for process in pods] == [0, 0]

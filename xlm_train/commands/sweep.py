@@ -151,6 +151,8 @@ def sweep_of(config_name: str, arguments: Sequence[str]) -> Sweep:
     launcher = str(config.hydra.launcher.get("_target_"))
     if launcher.endswith("SlurmLauncher") and shutil.which("srun") is None:
         raise ConfigError("hydra/launcher=slurm: there is no srun on this machine; start the sweep where SLURM is")
+    if "BasicSweeper" not in str(config.hydra.sweeper.get("_target_")) and not config.callbacks.get("validation"):
+        raise ConfigError("callbacks.validation=null: a search goes by the validations of its jobs")
     jobs = _jobs(config, parsed, config_dir)
     # jobs of other launchers may find GPUs that this machine lacks
     if problems := _problems_of(jobs, config_name, common, config_dir, trains_here="BasicLauncher" in launcher):
@@ -257,7 +259,7 @@ def is_done(run: RunFolder) -> bool:
 
 
 def run_job(main: Callable[[DictConfig], int | None], config: DictConfig, flag: StopFlag) -> float:
-    """One job of a sweep, in whatever process the launcher runs it. Returns the lowest mean validation perplexity.
+    """One job of a sweep, in whatever process the launcher runs it. Returns its score, the lower the better (`best_score`).
 
     Infinity stands for a job that has not come to its end, so a search turns away from what diverges. Nothing is raised
     for a failed job: its folder tells (status.json, traceback.txt), and the other jobs run.
@@ -292,7 +294,7 @@ def run_job(main: Callable[[DictConfig], int | None], config: DictConfig, flag: 
     with _listening(folder / "stop", flag):
         outcome = _outcome(main, config, run)
     write_json(file, {**record, **outcome})
-    return best_perplexity(run) if outcome["status"] in DONE else float("inf")
+    return best_score(run) if outcome["status"] in DONE else float("inf")
 
 
 @contextlib.contextmanager
@@ -352,10 +354,13 @@ def _leave_word(run: Path, problems: Sequence[str], text: str) -> None:
             file.write(text.encode())
 
 
-def best_perplexity(run: Path) -> float:
-    """The lowest mean validation perplexity of a run; infinity where it has none."""
-    from xlm_train.training.loggers import read_metrics
+def best_score(run: Path) -> float:
+    """The best value of what a run monitors, negative where higher is better; infinity where it has none."""
+    from xlm_train.evaluation import higher_is_better
+    from xlm_train.report.reading import read_run
 
-    return min(
-        (line["val/ppl"] for line in read_metrics(run / "metrics.jsonl") if "val/ppl" in line), default=float("inf")
-    )
+    found = read_run(run)
+    value = found.at(found.monitor, found.best_step)
+    if value is None:
+        return float("inf")
+    return -value if higher_is_better(found.monitor) else value

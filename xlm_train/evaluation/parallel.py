@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xlm_train.data.corpus import Corpus
-from xlm_train.evaluation.bleu import baselines
+from xlm_train.evaluation.bleu import baselines, detokenised_baselines
 from xlm_train.evaluation.pairs import BATCH_PAIRS, by_length
 from xlm_train.evaluation.perplexity import predict
 from xlm_train.model.seq2seq import Seq2Seq, pad, predictions
@@ -110,6 +110,11 @@ class ParallelText:
     def baselines(self) -> dict[str, float]:
         """BLEU of the best constant sentence (`constant`) and of the source as it is (`copied`)."""
         return baselines([self.words(ids) for ids in self._all[0]], self.references)
+
+    @cached_property
+    def chrf_baselines(self) -> dict[str, float]:
+        """The chrF of the same two, of running text."""
+        return detokenised_baselines(self.plain_sources, self.plain_references)["chrf"]
 
 
 @torch.no_grad()

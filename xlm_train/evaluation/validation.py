@@ -169,7 +169,8 @@ class TranslationEvaluator:
     """Translations of the validation pairs, and how well their words are predicted, in each direction.
 
     val/bleu_de-en is the original's BLEU, of tokenised text; val/chrf_de-en is of running text. Beside them stand
-    val/constant_de-en and val/copied_de-en: the BLEU of the best single sentence for everything, and of the source.
+    val/constant_de-en and val/copied_de-en: the BLEU of the best single sentence for everything, and of the source; and
+    val/constant-chrf_de-en and val/copied-chrf_de-en, their chrF.
 
     Args:
         corpus: Opened.
@@ -215,9 +216,9 @@ class TranslationEvaluator:
             metrics |= {
                 f"val/bleu_{text.name}": tokenised_bleu([text.words(ids) for ids in translations], text.references),
                 f"val/chrf_{text.name}": chrf(plain, text.plain_references),
-                f"val/constant_{text.name}": text.baselines["constant"],
-                f"val/copied_{text.name}": text.baselines["copied"],
             }
+            metrics |= {f"val/{name}_{text.name}": value for name, value in text.baselines.items()}
+            metrics |= {f"val/{name}-chrf_{text.name}": value for name, value in text.chrf_baselines.items()}
             samples += self._samples(text, plain)
         bleu = math.fsum(metrics[f"val/bleu_{text.name}"] for text in self.texts) / len(self.texts)
         return Measured({"val/bleu": bleu, **metrics, **_predicted(scores), **_means(scores.values())}, samples)

@@ -86,11 +86,12 @@ def _losses(run: Run, number: int, scale: int, lang: str | None, change: Callabl
 
 
 def _bleu(run: Run, number: int, scale: int, several: bool) -> list[Curve]:
-    """Each direction's curve, and beside it the best constant sentence's."""
+    """Each direction's curve, and beside it those of the best constant sentence and of the copied source."""
     found = []
     for place, name in enumerate(run.directions):
         hue, whose = (_hue(number), f"{run.name}, {name}") if several else (_hue(place), name)
-        for kind, label in (("bleu", whose), ("constant", f"{whose}, best constant sentence")):
+        without = (("constant", f"{whose}, best constant sentence"), ("copied", f"{whose}, copied source"))
+        for kind, label in (("bleu", whose), *without):
             if column := run.columns.get(f"val/{kind}_{name}"):
                 found.append(Curve(label, _x(column, scale), column.values, hue, dots=kind == "bleu"))
     return found

@@ -63,19 +63,30 @@ def by_language(runs: Sequence[Run]) -> list[Block]:
 
 def translations(runs: Sequence[Run]) -> list[Block]:
     """Per direction: BLEU and chrF of validation at the end and at its best, and what no model should stay below."""
-    head = ["direction", "BLEU", "chrF", "best validation's BLEU", "best constant sentence", "copied source"]
+    head = ["direction", "BLEU", "best validation's", "best constant sentence's", "copied source's"]
+    head += ["chrF", "best constant sentence's", "copied source's"]
     rows = []
     for run in runs:
         for name in run.directions:
-            kinds = ("bleu", "chrf", "constant", "copied")
-            bleu, chrf, *without = (digits(run.last(f"val/{kind}_{name}"), ".2f") for kind in kinds)
+            kinds = ("bleu", "constant", "copied", "chrf", "constant-chrf", "copied-chrf")
+            bleu, *others = (digits(run.last(f"val/{kind}_{name}"), ".2f") for kind in kinds)
             best = digits(run.at(f"val/bleu_{name}", run.best_step), ".2f")
-            rows.append((run, [name, bleu, chrf, best, *without]))
+            rows.append((run, [name, bleu, best, *others]))
     caption = (
         "Translation of the validation pairs. BLEU is of tokenised text, as the original's and the paper's, chrF of running"
-        " text; beside them the BLEU of the best single sentence for everything, and of the source as it is"
+        " text; beside them those of the best single sentence for everything, and of the source as it is"
     )
     return [_listed(caption, head, rows)] if rows else []
+
+
+def without_a_model(runs: Sequence[Run]) -> str:
+    """What the BLEU of validations is to be compared with; empty where nothing is translated."""
+    found = {
+        name: f"{name} {digits(run.last(f'val/constant_{name}'), '.2f')} and {digits(run.last(f'val/copied_{name}'), '.2f')}"
+        for run in runs
+        for name in run.directions
+    }
+    return f"BLEU of the best constant sentence and of the copied source: {', '.join(found.values())}" if found else ""
 
 
 def samples(runs: Sequence[Run]) -> list[Block]:
@@ -137,9 +148,8 @@ def validations(runs: Sequence[Run]) -> list[Block]:
     if len(runs) == 1:
         run = runs[0]
         steps = list(run.columns["val/ppl"].steps)
-        shown = [
-            key for key in run.columns if key.startswith("val/") and not key.startswith(("val/constant", "val/copied"))
-        ]
+        same = ("val/constant", "val/copied")  # at every validation: in the caption
+        shown = [key for key in run.columns if key.startswith("val/") and not key.startswith(same)]
         names = sorted(shown, key=lambda key: (key.split("_")[0], key))
         head = ["step", *(name.removeprefix("val/") for name in names)]
     else:
@@ -156,7 +166,7 @@ def validations(runs: Sequence[Run]) -> list[Block]:
                 top = name == (run.monitor if len(runs) == 1 else "val/ppl") and step == best[id(run)]
                 cells.append(Cell(f"{digits(value)} (best)", "good") if top else digits(value))
         rows.append(cells)
-    caption = "" if len(runs) == 1 else "Mean perplexity over the languages"
+    caption = without_a_model(runs) if len(runs) == 1 else "Mean perplexity over the languages"
     if len(kept) < len(steps):
         caption = f"{caption} {len(kept)} of {len(steps):,} validations; the others are in metrics.jsonl".strip()
     table = Table(caption, head, rows)

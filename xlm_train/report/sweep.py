@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from xlm_train.evaluation import higher_is_better
 from xlm_train.report.content import Section
 from xlm_train.report.html import PALETTE, Cell, Paragraph, Table
 from xlm_train.report.png import draw
 from xlm_train.report.reading import Run, read_run
-from xlm_train.report.results import rounded
+from xlm_train.report.results import rounded, without_a_model
 from xlm_train.report.sweep_figures import figures, job_curves
 from xlm_train.report.sweep_rows import (
     DONE,
@@ -60,14 +61,15 @@ def conclude(folder: Path, start: str) -> list[int]:
     write_json(folder / "sweep.json", {"sweep": folder.name, "jobs": [asdict(row) for row in rows], **_averages(rows)})
     links = {id(row): link for row, run in zip(rows, runs, strict=True) if (link := _link(folder, run))}
     for name, text in (
-        ("table.md", _markdown(folder.name, rows, links)),
+        ("table.md", _markdown(folder.name, rows, links, without_a_model(runs))),
         ("sweep.html", page(folder, rows, runs, links)),
     ):
         with atomic_write(folder / name) as file:
             file.write(text.encode())
     if any(row.perplexity is not None for row in rows) and rows[0].varied:
         draw(figures(rows), folder / "sweep.png")
-    show("\n\n".join(one.text() for one in (table(rows), *seeds(rows))))
+    shown = [table(rows).text(), without_a_model(runs), *(one.text() for one in seeds(rows))]
+    show("\n\n".join(filter(None, shown)))
     for row in failed:
         print(f"\nfailed: {row.run}: {row.problems[0]}\n  alone: {row.command}", file=sys.stderr)
     left = sum(record["exit_status"] == EXIT_PREEMPTED for record in current)
@@ -99,16 +101,18 @@ def _best_first(rows: Sequence[Row]) -> list[Row]:
 
 
 def _rank(row: Row) -> tuple[float, float]:
-    """Smaller is better."""
-    return -(row.bleu or 0.0), row.perplexity or float("inf")
+    """Smaller is better: by the run's monitor, then by the perplexity."""
+    best = float("inf") if row.best is None else -row.best if higher_is_better(row.monitor) else row.best
+    return best, row.perplexity or float("inf")
 
 
-def table(rows: Sequence[Row], links: dict[int, str] | None = None) -> Table:
+def table(rows: Sequence[Row], links: dict[int, str] | None = None, caption: str = "") -> Table:
     """The jobs as a table, the best first among those that are done, then the others.
 
     Args:
         rows: The jobs.
         links: Address of a job's report, by the row's id().
+        caption: Above it.
     """
     keys, names = keys_of(rows), score_names(rows)
     cells: list[list[str | Cell]] = []
@@ -120,7 +124,7 @@ def table(rows: Sequence[Row], links: dict[int, str] | None = None) -> Table:
         line += ["" if row.hours is None else f"{row.hours:.3g}"]
         link = (links or {}).get(id(row))
         cells.append([Cell(line[0], link=link), *line[1:]] if link else [*line])
-    return Table("", [*keys, "status", "steps", "best step", *names, "tokens/s", "hours"], cells)
+    return Table(caption, [*keys, "status", "steps", "best step", *names, "tokens/s", "hours"], cells)
 
 
 def seeds(rows: Sequence[Row]) -> list[Table]:
@@ -164,9 +168,9 @@ def _failures(rows: Sequence[Row]) -> list[str]:
     return [f"{row.run}: {'; '.join(row.problems)}" for row in rows if row.problems]
 
 
-def _markdown(name: str, rows: Sequence[Row], links: dict[int, str]) -> str:
+def _markdown(name: str, rows: Sequence[Row], links: dict[int, str], caption: str) -> str:
     failures = [f"- `{row.run}`: {'; '.join(row.problems)}\n  alone: `{row.command}`" for row in rows if row.problems]
-    parts = [f"# Sweep {name}", *(one.markdown() for one in (table(rows, links), *seeds(rows)))]
+    parts = [f"# Sweep {name}", *(one.markdown() for one in (table(rows, links, caption), *seeds(rows)))]
     return "\n\n".join([*parts, *(["Failed:", "\n".join(failures)] if failures else [])]) + "\n"
 
 
@@ -196,7 +200,7 @@ def page(folder: Path, rows: Sequence[Row], runs: Sequence[Run], links: dict[int
         note = [Paragraph(f"The best {len(drawn)} of {len(groups)}.")]
     sections = [
         Section("", [*texts, *over_seeds, *plots[:1]]),
-        Section("Jobs", [table(rows, links)]),
+        Section("Jobs", [table(rows, links, without_a_model(runs))]),
         Section("By what was varied", plots[1:]),
         Section("Curves", [*note, *job_curves(drawn, run_of)]),
     ]

@@ -25,7 +25,9 @@ class Row:
         problems: Why it failed.
         command: The command that runs the job alone.
         steps: Steps that metrics were reported for.
-        best_step: Step of the best validation, by the run's monitor.
+        monitor: The metric that decides which validation of the run is the best.
+        best_step: Step of the best validation, by the monitor.
+        best: The monitor's value there.
         perplexity: The mean over the languages there, or over the directions of translation.
         perplexities: Of each of them there.
         bleu: The mean over the directions there.
@@ -41,7 +43,9 @@ class Row:
     problems: list[str]
     command: str
     steps: int | None
+    monitor: str
     best_step: int | None
+    best: float | None
     perplexity: float | None
     perplexities: dict[str, float | None]
     bleu: float | None
@@ -75,7 +79,9 @@ def row_of(record: dict[str, Any], run: Run) -> Row:
         problems=record.get("problems", lost),
         command=record["command"],
         steps=run.columns["train/loss"].steps[-1] if "train/loss" in run.columns else None,
+        monitor=run.monitor,
         best_step=best,
+        best=run.at(run.monitor, best),
         perplexity=run.at("val/ppl", best),
         perplexities=_by_text(run, "val/ppl_"),
         bleu=run.at("val/bleu", best),
@@ -142,6 +148,7 @@ def averaged(rows: Sequence[Row]) -> Row:
     return replace(
         rows[0],
         varied=without_seed(rows[0]),
+        best=average([row.best for row in rows]),
         bleu=average([row.bleu for row in rows]),
         perplexity=average([row.perplexity for row in rows]),
         perplexities={lang: average([row.perplexities.get(lang) for row in rows]) for lang in languages},

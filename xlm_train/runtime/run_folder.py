@@ -148,7 +148,7 @@ class RunFolder:
                 f"run_name={self.path.name}: status.json says that this run has come to step {step:,}, but {self.checkpoints}"
                 " holds no step-*.pt: bring them back, choose another run_name (init_from=FILE takes weights that are"
                 f" elsewhere), or remove {self.path / 'status.json'} to start again from step 0 (metrics.jsonl is then"
-                " written anew)"
+                " written again)"
             )
 
     def _step_in_status(self) -> int:

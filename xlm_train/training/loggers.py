@@ -168,7 +168,7 @@ class ConsoleLogger(LocalLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Show a report or a validation; what other callbacks log is not shown."""
         if "val/ppl" in metrics:
-            bleu = f", {describe(metrics, 'val/bleu')}" if "val/bleu" in metrics else ""
+            bleu = f", {describe(metrics, 'val/bleu')}{without_a_model(metrics)}" if "val/bleu" in metrics else ""
             self._print(
                 f"step {step:,}: validation {describe(metrics, 'val/ppl')}, {describe(metrics, 'val/acc')} %{bleu}",
                 keep=True,
@@ -212,6 +212,15 @@ def progress_line(step: int, metrics: Mapping[str, float], columns: int | None) 
     if columns is not None:
         parts.append(progress_bar(step / metrics["progress/steps"]))
     return fitted(parts, columns)
+
+
+def without_a_model(metrics: Mapping[str, float]) -> str:
+    """Format what BLEU is to be compared with, of each direction in the order of their names."""
+    found = []
+    for kind, words in (("constant", "best constant sentence"), ("copied", "copied source")):
+        values = [f"{value:.4g}" for key, value in sorted(metrics.items()) if key.startswith(f"val/{kind}_")]
+        found.append(f"{words} {', '.join(values)}")
+    return f" [without a model: {'; '.join(found)}]"
 
 
 def progress_bar(share: float, width: int = 20) -> str:

@@ -137,7 +137,7 @@ class RunContext:
         """
         digest = hashlib.sha256(json.dumps(alike, sort_keys=True, default=str).encode()).hexdigest()
 
-        def meet(rank: int, device: torch.device) -> None:
+        def run_handshake(rank: int, device: torch.device) -> None:
             group = self.control_group
             group.handshake(RankInfo.of_this_process(rank, device, digest), start_timeout, timeout)
             for line in table(group.members) if len(group.members) > 1 else []:
@@ -147,7 +147,7 @@ class RunContext:
                 about = {"processes": len(devices), "hosts": hosts, "devices": devices, "parents": list(parents)}
                 self.folder.record("start", step, **about, changes=self.folder.changes)
 
-        return meet
+        return run_handshake
 
 
 class Trainer(pl.Trainer):

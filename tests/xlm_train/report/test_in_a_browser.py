@@ -58,7 +58,8 @@ def measured(browser: str, page: str, folder: Path, width: int, dark: bool = Fal
         f'<iframe src="copy.html" style="border:0;width:{width}px;height:900px"></iframe><pre id="said"></pre><script>'
         'addEventListener("message", (e) => { document.getElementById("said").textContent = JSON.stringify(e.data) })</script>'
     )
-    options = "--headless --hide-scrollbars --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
+    options = "--headless --hide-scrollbars --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
+    options += " --disable-sync --disable-dev-shm-usage"
     options += (
         f" --disable-component-update --window-size=1400,1000 --blink-settings=preferredColorScheme={0 if dark else 1}"
     )

@@ -142,7 +142,8 @@ def test_device_stats_monitor(run: Run) -> None:
 
 
 @pytest.mark.parametrize("bar", ["TQDMProgressBar", "RichProgressBar"])
-def test_progress_bars(run: Run, capfd: pytest.CaptureFixture[str], bar: str) -> None:
+def test_progress_bars(run: Run, capfd: pytest.CaptureFixture[str], bar: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     if bar == "RichProgressBar":
         pytest.importorskip("rich")
     run(bar, *added(f"{STOCK}.{bar}"))

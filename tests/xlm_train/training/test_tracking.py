@@ -109,6 +109,7 @@ def test_a_tracker_that_fails_never_stops_training(run: Callable[..., Path], cap
 def test_one_wandb_run_over_restarts(run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Real wandb, offline: both starts write parts of the same run, with its config."""
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", "300")
     folder = run("tracked", "logger=wandb", "trainer.max_steps=10")
     run("tracked", "logger=wandb", "trainer.max_steps=20")
     parts = sorted((folder / "wandb").glob("offline-run-*"))
