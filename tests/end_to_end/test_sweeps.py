@@ -383,10 +383,11 @@ def test_the_table_begins_with_the_best_job() -> None:
     assert table.rows[0][1:] == ["finished", "10", "10", "20", "21", "19", "3", "10,000", "0.5"]
 
 
-def test_jobs_that_translate_are_compared_by_bleu() -> None:
+def test_jobs_are_compared_by_what_they_monitor() -> None:
     worse, better = row(20.0, seed="1"), row(30.0, seed="2")
-    rows = [replace(worse, bleu=5.0, bleus={"de-en": 4.0, "en-de": 6.0})]
-    rows.append(replace(better, bleu=9.0, bleus={"de-en": 8.0, "en-de": 10.0}))
+    by = {"monitor": "val/bleu"}
+    rows = [replace(worse, bleu=5.0, bleus={"de-en": 4.0, "en-de": 6.0}, best=5.0, **by)]
+    rows.append(replace(better, bleu=9.0, bleus={"de-en": 8.0, "en-de": 10.0}, best=9.0, **by))
     table = sweep_table.table(rows)
     assert table.head[4:9] == ["val/bleu", "val/bleu_de-en", "val/bleu_en-de", "val/ppl", "val/ppl_de"]
     assert [line[4:8] for line in table.rows] == [["9", "8", "10", "30"], ["5", "4", "6", "20"]]
