@@ -31,7 +31,7 @@ class Text:
         given: Whether the user gave it; it was held out otherwise.
         pieces: The work files.
         lines: Of each piece.
-        bytes: Of raw text of each piece.
+        bytes: Of each piece: of raw text; of what was held out, of its tokens.
         stay: How many lines of each piece stay; filled by `assign`.
         dropped: Which lines of each piece do not stay, for `stages.Selection`; None: all stay. Filled likewise.
         raw: Counts of the raw text. Filled likewise.
