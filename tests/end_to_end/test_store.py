@@ -22,6 +22,7 @@ from tests.s3_server import KEY_ID, SECRET, TOKEN, S3Server
 from xlm_train.commands.verify import verify
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.errors import CheckpointError, ConfigError
+from xlm_train.runtime.mirror import Mirror
 from xlm_train.runtime.run_store import Manifest, RunStore, local_checkpoint
 from xlm_train.runtime.storage import Store
 from xlm_train.training.loggers import read_metrics
@@ -120,7 +121,9 @@ def test_an_empty_disk_goes_on(config: Config, undisturbed: Path, tmp_path: Path
     assert not any(word in content for content in contents for word in planted)
 
 
-def test_the_network_may_be_down(config: Config, undisturbed: Path, tmp_path: Path, s3: S3Server) -> None:
+def test_the_network_may_be_down(
+    config: Config, undisturbed: Path, tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Training ends without the store, which has all of it a while later; with too many checkpoints behind it waits."""
     run = tmp_path / "one/run"
     seen: list[int] = []
@@ -129,14 +132,20 @@ def test_the_network_may_be_down(config: Config, undisturbed: Path, tmp_path: Pa
         lines = read_metrics(run / "metrics.jsonl")
         return lines[-1]["step"] if lines else 0
 
-    def cut_the_network() -> None:
-        until(lambda: last_step() >= 2)
-        s3.deaf(True)
+    told = Mirror.checkpoint_written
+
+    def cut_the_network(mirror: Mirror) -> None:
+        monkeypatch.setattr(Mirror, "checkpoint_written", told)
+        s3.deaf(True)  # before the first checkpoint can be mirrored
+        told(mirror)
+
+    def repair_the_network() -> None:
         until(lambda: last_step() >= 8 and "mirror_fails" in (run / "events.jsonl").read_text())
         seen.append(last_step())
         s3.deaf(False)
 
-    thread = threading.Thread(target=cut_the_network)
+    monkeypatch.setattr(Mirror, "checkpoint_written", cut_the_network)
+    thread = threading.Thread(target=repair_the_network)
     thread.start()
     train_here(config("one", "storage.max_behind=2", "trainer.max_steps=16"))
     thread.join()

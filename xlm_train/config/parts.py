@@ -311,8 +311,8 @@ def callback_problems(
                 continue
             if why := REFUSED.get(base.__name__):
                 wrong = [f"{key}._target_={entry['_target_']}: cannot work here: {why}"]
-            for (name, argument), (is_idle, instead) in IDLE.items():
-                if name == base.__name__ and is_idle(value := entry.get(argument)):
+            for (kind, argument), (is_idle, instead) in IDLE.items():
+                if kind == base.__name__ and is_idle(value := entry.get(argument)):
                     wrong.append(f"{key}.{argument}={value}: would never act, as a run is one epoch: {instead}")
         if target is not None:
             wrong += _type_problems(target, entry, key)
