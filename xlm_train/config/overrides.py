@@ -86,6 +86,8 @@ def compose(config_name: str, words: Sequence[str], config_dir: str | None, whol
         raise ConfigError(f"{message}; pip install 'xlm_train[{extras[0]}]'" if extras else message) from error
     except (YAMLError, ValueError, OSError) as error:
         if config_dir is None:
+            if isinstance(error, ValueError):  # as Hydra says that a group cannot be what is given for it
+                raise ConfigError(str(error)) from error
             raise
         reason = " ".join(str(error).split())
         raise ConfigError(f"--config-dir={config_dir}: a config in it cannot be read: {reason}") from error

@@ -64,6 +64,7 @@ class _Unknown:
 
 
 UNKNOWN = _Unknown()
+MOST = 1 << 63  # whole numbers beyond are more than any library takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +241,8 @@ def check_fields(schema: Any, values: Mapping[str, Any], prefix: str = "") -> tu
             hint = f"; quote it: {key}='\"{value}\"'" if wanted is str and not isinstance(value, dict | list) else ""
             if isinstance(value, str) and "," in value:
                 hint = "; several values are a sweep, which -m starts"
-            problems.append(f"{key}={value}: must be {words_of(wanted)}{hint}")
+            bound = " below 2^63" if type(value) is int and abs(value) >= MOST else ""
+            problems.append(f"{key}={value}: must be {words_of(wanted)}{bound}{hint}")
         elif value is not None and (wrong := [why for check in checks if (why := check(value))]):
             problems += [f"{key}={value}: {why}" for why in wrong]
         else:
@@ -338,9 +340,11 @@ def unwritable(folder: Path) -> str | None:
 
 
 def fits(value: Any, wanted: Any) -> bool:
-    """Tell whether a value has a type: true and false are no numbers, whole numbers are numbers."""
+    """Tell whether a value has a type: true and false are no numbers, whole numbers of 64 bits are numbers."""
     if wanted is Any:
         return True
+    if type(value) is int and abs(value) >= MOST:
+        return False
     if isinstance(wanted, types.UnionType):
         return any(fits(value, option) for option in typing.get_args(wanted))
     if wanted is float:

@@ -53,7 +53,10 @@ class EnergyMeter:
         self.file = file
         self.region = region
         before = read_json(file) if file.is_file() else {}
-        self.before: float = before.get("energy_kwh", 0.0)
+        used = before.get("energy_kwh", 0.0) if isinstance(before, dict) else None
+        if not isinstance(used, int | float):
+            raise UserError(f"{file}: is damaged: it must have energy_kwh, a number")
+        self.before = float(used)
         self.nodes = nodes
         self.started = time.monotonic()
         self.tracker: Any = None

@@ -64,7 +64,11 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what processes that were killed in the middle of a write have left; who still writes goes on."""
     for left_over in folder.glob(".*.tmp"):
         process = left_over.name.removesuffix(".tmp").rpartition(".")[2].partition("-")[0]
-        if process == str(os.getpid()) or not Path(f"/proc/{process}").exists():
+        if process != str(os.getpid()) and Path(f"/proc/{process}").exists():
+            continue
+        if left_over.is_dir():  # of an export
+            shutil.rmtree(left_over, ignore_errors=True)
+        else:
             left_over.unlink(missing_ok=True)
 
 
@@ -120,7 +124,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not valid JSON: {error}") from error
 
 

@@ -139,7 +139,7 @@ class RunFolder:
         if self.config_file.is_file():
             self._compare(previous)
         if not self.starts_again and (self.path / "excluded.json").is_file():
-            self.excluded = set(read_json(self.path / "excluded.json"))
+            self.excluded = self._read_excluded()
 
     def _refuse_lost_checkpoints(self) -> None:
         step = self._step_in_status()
@@ -153,7 +153,17 @@ class RunFolder:
 
     def _step_in_status(self) -> int:
         """The step that the last start had come to; 0 where there is none, or it never said."""
-        return int(self._status().get("step", 0))
+        step = self._status().get("step", 0)
+        if not isinstance(step, int):
+            raise ConfigError(f"{self.path / 'status.json'}: is damaged: its step is {step!r}")
+        return step
+
+    def _read_excluded(self) -> set[int]:
+        file = self.path / "excluded.json"
+        steps = read_json(file)
+        if not isinstance(steps, list) or not all(isinstance(step, int) for step in steps):
+            raise ConfigError(f"{file}: is damaged: it must be a list of steps")
+        return set(steps)
 
     def _status(self) -> dict[str, Any]:
         file = self.path / "status.json"

@@ -81,3 +81,9 @@ def test_a_line_after_one_that_was_cut_off_is_its_own(tmp_path: Path) -> None:
         file.write("tw")  # a full disk
     append_line(tmp_path / "a.jsonl", "three")
     assert (tmp_path / "a.jsonl").read_text() == "one\ntw\nthree\n"
+
+
+def test_a_folder_that_an_export_left_is_removed_too(tmp_path: Path) -> None:
+    (tmp_path / ".exported.4194304-0123abcd.tmp/inside").mkdir(parents=True)
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
