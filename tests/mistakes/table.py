@@ -127,7 +127,7 @@ TRAINING = [
         ("hydra=null", "Config group override must be a string or a list"),
         ("hydra.mode=MULTIRUN", "hydra.mode=MULTIRUN: a sweep is asked for with -m"),
         ("'hydra.searchpath=[file:///x]'", "is given as --config-dir=FOLDER"),
-        ("trainer.threads=9223372036854775808", "must be null or a whole number below 2^63"),
+        ("trainer.threads=9223372036854775808", "must be a whole number or null, below 2^63"),
         ("callbacks.validation.beam=4", "callbacks.validation.beam=4: a language model translates nothing"),
         (
             "schedule=cosine trainer.max_steps=null trainer.max_tokens=1000",

@@ -241,7 +241,7 @@ def check_fields(schema: Any, values: Mapping[str, Any], prefix: str = "") -> tu
             hint = f"; quote it: {key}='\"{value}\"'" if wanted is str and not isinstance(value, dict | list) else ""
             if isinstance(value, str) and "," in value:
                 hint = "; several values are a sweep, which -m starts"
-            bound = " below 2^63" if type(value) is int and abs(value) >= MOST else ""
+            bound = ", below 2^63" if type(value) is int and abs(value) >= MOST else ""
             problems.append(f"{key}={value}: must be {words_of(wanted)}{bound}{hint}")
         elif value is not None and (wrong := [why for check in checks if (why := check(value))]):
             problems += [f"{key}={value}: {why}" for why in wrong]
