@@ -21,6 +21,6 @@ def test_fifty_kills(corpus_folder: Path, tmp_path: Path) -> None:
     figures = summary(kill_many(corpus_folder, tmp_path, kills=50, seed=0))
     print(table(figures))
     assert figures["kills"] >= 50
-    assert figures["moment"]["checkpoint write"] >= figures["kills"] / 5
+    assert figures["moment"]["checkpoint write"] >= figures["kills"] / 3
     assert {"checkpoint write", "training"} <= figures["moment"].keys()
     assert {"rank 0", "rank 1"} < figures["victim"].keys()

@@ -164,13 +164,12 @@ def test_what_the_job_does_about_exit_statuses() -> None:
     assert action(143, disrupted=True) == "Ignore"
 
 
-def pod(index: int, words: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """A pod's process as the manifest has it, but of one device, with names of this machine."""
-    assert index < int(ENVIRONMENT["NODES"])
+def start_pods(words: list[str], environment: dict[str, str]) -> list[subprocess.Popen[bytes]]:
+    """The pods' processes as the manifest has them, but of one device each, with names of this machine."""
     command = [word.replace(IMAGE, str(REPOSITORY)) for word in CONTAINER["command"]]
     here = {"NODES": "2", "DEVICES": "1", "HOST": "localhost", "PORT": str(free_port()), "WAIT": "60"}
     assert set(here) >= set(ENVIRONMENT)
-    return subprocess.Popen([*command, *words], env={**environment, **here}, cwd=REPOSITORY)
+    return [subprocess.Popen([*command, *words], env={**environment, **here}, cwd=REPOSITORY) for _ in range(2)]
 
 
 @pytest.mark.slow
@@ -178,12 +177,12 @@ def test_one_pod_is_told_to_leave_and_all_are_started_again(
     words: list[str], undisturbed: Callable[[int], Path], environment: dict[str, str], tmp_path: Path
 ) -> None:
     words = [*words, f"paths.runs={tmp_path}", "run_name=x"]
-    pods = [pod(index, words, environment) for index in range(2)]
+    pods = start_pods(words, environment)
     wait_for_step(tmp_path / "x", 20, pods[0])
     pods[1].send_signal(signal.SIGTERM)
-    assert [process.wait(PATIENCE) for process in pods] == [75, 75]
+    assert [process.wait(POD["terminationGracePeriodSeconds"]) for process in pods] == [75, 75]
     assert action(75) == "Ignore"
-    pods = [pod(index, words, environment) for index in range(2)]
+    pods = start_pods(words, environment)
     assert [process.wait(PATIENCE) for process in pods] == [0, 0]
     assert_same_run(undisturbed(2), tmp_path / "x")
 
@@ -191,8 +190,7 @@ def test_one_pod_is_told_to_leave_and_all_are_started_again(
 @pytest.mark.slow
 def test_a_mistake_ends_the_job(words: list[str], environment: dict[str, str], tmp_path: Path) -> None:
     words = [*words, f"paths.runs={tmp_path}", "run_name=x", "data.slots=1"]
-    pods = [pod(index, words, environment) for index in range(2)]
-    assert "FailJob" in {action(process.wait(PATIENCE)) for process in pods}
+    assert "FailJob" in {action(process.wait(PATIENCE)) for process in start_pods(words, environment)}
 
 
 def test_commands_of_the_document_take_what_they_are_given() -> None:

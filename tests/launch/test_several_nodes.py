@@ -18,7 +18,7 @@ from tests.launch.conftest import LAUNCH, STEPS, ci_must_not_skip
 from xlm_train.training.loggers import read_metrics
 
 TIMEOUT = 20  # trainer.timeout_seconds: what a lost machine may cost
-SLACK = 120  # for the processes to end after it
+SLACK = 60  # for the processes to end after it
 NOTICE = 60  # of several_nodes.sh with a torchrun that has no workers any more
 
 
