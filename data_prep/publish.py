@@ -19,7 +19,7 @@ from data_prep.work import FAN, Workers
 from xlm_train.data import manifest
 from xlm_train.runtime.console import counted, log, waiting
 from xlm_train.runtime.errors import UserError
-from xlm_train.runtime.files import atomic_write, fsync_folder, lock, read_json, sha256_of, write_json
+from xlm_train.runtime.files import atomic_write, fsync_folder, lock, read_json, remove_leftovers, sha256_of, write_json
 from xlm_train.runtime.storage import Store, is_url
 from xlm_train.text.files import ReadStats
 
@@ -51,8 +51,8 @@ def locked(out: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        for unfinished in (*out.glob(".*.tmp"), *(out / ".work").rglob(".*.tmp")):
-            unfinished.unlink()  # of a run that was killed
+        for folder in (out, out / ".work", *(out / ".work").rglob("*/")):
+            remove_leftovers(folder)
         yield
 
 

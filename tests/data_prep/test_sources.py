@@ -151,6 +151,43 @@ def test_compressed_members_in_a_row_are_all_read(tmp_path: Path, suffix: str) -
 
 
 @pytest.mark.parametrize("suffix", COMPRESSIONS)
+@pytest.mark.parametrize("behind", [b"no such data", b"\0\0\0\0no such data"])
+def test_what_is_no_member_behind_the_others_is_refused(tmp_path: Path, suffix: str, behind: bytes) -> None:
+    path = tmp_path / f"text{suffix}"
+    path.write_bytes(COMPRESSIONS[suffix](TEXT) + behind)
+    with pytest.raises(TextError, match=rf"text{suffix}: is damaged"):
+        list(TextFile(path).chunks(ReadStats()))
+
+
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
+def test_a_damaged_later_member_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"text{suffix}"
+    member = COMPRESSIONS[suffix](TEXT)
+    path.write_bytes(member + b"\xff" + member[1:] + member)
+    with pytest.raises(TextError, match=rf"text{suffix}: is damaged"):
+        list(TextFile(path).chunks(ReadStats()))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
+def test_zeros_between_and_behind_members_are_padding(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"text{suffix}"
+    path.write_bytes((COMPRESSIONS[suffix](TEXT) + bytes(8)) * 2)
+    assert read(str(path)) == TEXT * 2
+
+
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
+def test_dense_files_take_little_memory(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"text{suffix}"
+    path.write_bytes(COMPRESSIONS[suffix](bytes(200 << 20)))
+    tracemalloc.start()
+    lengths = [len(chunk) for chunk in TextFile(path).chunks(ReadStats())]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(lengths) == 200 << 20
+    assert peak < 100 << 20
+
+
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
 def test_a_truncated_file_is_refused_by_name(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"text{suffix}"
     whole = COMPRESSIONS[suffix](os.urandom(300_000))

@@ -151,7 +151,7 @@ def sweep_of(config_name: str, arguments: Sequence[str]) -> Sweep:
     launcher = str(config.hydra.launcher.get("_target_"))
     if launcher.endswith("SlurmLauncher") and shutil.which("srun") is None:
         raise ConfigError("hydra/launcher=slurm: there is no srun on this machine; start the sweep where SLURM is")
-    if "BasicSweeper" not in str(config.hydra.sweeper.get("_target_")) and not config.callbacks.get("validation"):
+    if "BasicSweeper" not in str(config.hydra.sweeper.get("_target_")) and not _validates(config):
         raise ConfigError("callbacks.validation=null: a search goes by the validations of its jobs")
     jobs = _jobs(config, parsed, config_dir)
     # jobs of other launchers may find GPUs that this machine lacks
@@ -160,6 +160,11 @@ def sweep_of(config_name: str, arguments: Sequence[str]) -> Sweep:
     flags = [word for word in arguments if word not in words and word not in ("-m", "--multirun")]
     constant = [str(override.key_or_group) for override in shared if not str(override.key_or_group).startswith("hydra")]
     return Sweep(Path(config.hydra.sweep.dir), tuple(constant), tuple(flags))
+
+
+def _validates(config: DictConfig) -> bool:
+    """Whether runs will have the callback, which is filled in where it is not given: only null leaves it out."""
+    return config.callbacks.get("validation", "as shipped") is not None
 
 
 def _jobs(config: DictConfig, parsed: Sequence[Override], config_dir: str | None) -> list[tuple[str, ...]]:
@@ -356,11 +361,9 @@ def _leave_word(run: Path, problems: Sequence[str], text: str) -> None:
 
 def best_score(run: Path) -> float:
     """The best value of what a run monitors, negative where higher is better; infinity where it has none."""
-    from xlm_train.evaluation import higher_is_better
+    from xlm_train.evaluation import loss_of
     from xlm_train.report.reading import read_run
 
     found = read_run(run)
     value = found.at(found.monitor, found.best_step)
-    if value is None:
-        return float("inf")
-    return -value if higher_is_better(found.monitor) else value
+    return float("inf") if value is None else loss_of(found.monitor, value)

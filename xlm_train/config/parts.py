@@ -90,12 +90,17 @@ def _near_in(module: str, name: str) -> str:
         return ""
 
 
-def _argument_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[str]:
+def _parameters(target: Any) -> Mapping[str, inspect.Parameter] | None:
+    """The parameters of a class or function by name; None where it is written in C: only a call can tell."""
     try:
-        parameters = inspect.signature(target).parameters
-    except (TypeError, ValueError):  # written in C: only a call can tell
-        return []
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return None
+
+
+def _argument_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[str]:
+    parameters = _parameters(target)
+    if parameters is None or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return []
     return [
         f"{key}.{name}={value}: {entry['_target_']} takes no '{name}'{near(name, list(parameters))}"
@@ -145,10 +150,7 @@ def optimizer_problems(good: Mapping[str, Any], unresolved: Mapping[str, Any], o
 
 def _default_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[str]:
     """Compare values with the signature's defaults: numbers where one is, lists where a tuple is (betas=(0.9, 0.999))."""
-    try:
-        parameters = inspect.signature(target).parameters
-    except (TypeError, ValueError):  # written in C
-        return []
+    parameters = _parameters(target) or {}
     given = [name for name, value in entry.items() if name in parameters and value is not UNKNOWN]
     defaults = {name: parameters[name].default for name in given}
     problems = [
@@ -170,11 +172,7 @@ def _default_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[s
 
 def _null_problems(target: Any, entry: Mapping[str, Any], unresolved: Mapping[str, Any], key: str) -> list[str]:
     """Tell of arguments that must have a value and are null, or are what another key says that is null."""
-    try:
-        parameters = inspect.signature(target).parameters
-    except (TypeError, ValueError):  # written in C
-        return []
-    needed = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
+    needed = {name for name, parameter in (_parameters(target) or {}).items() if parameter.default is parameter.empty}
     return [
         f"{key}.{name}={said if (said := unresolved.get(name)) else 'null'}: must have a value: {key}.{name}=N"
         for name in entry

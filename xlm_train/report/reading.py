@@ -15,7 +15,7 @@ from typing import Any
 
 from xlm_train.config.parts import translates
 from xlm_train.config.renamed import with_new_names
-from xlm_train.evaluation import higher_is_better
+from xlm_train.evaluation import loss_of
 from xlm_train.runtime.errors import ConfigError, UserError
 from xlm_train.runtime.files import read_json
 from xlm_train.runtime.run_folder import flatten, parse_config
@@ -192,8 +192,8 @@ class Run:
         column = self.columns.get(self.monitor)
         if not column:
             return None
-        sign = -1 if higher_is_better(self.monitor) else 1
-        return min((sign * value, step) for value, step in zip(column.values, column.steps, strict=True))[1]
+        losses = [loss_of(self.monitor, value) for value in column.values]
+        return min(zip(losses, column.steps, strict=True))[1]
 
 
 def find_runs(runs: Path, names: Sequence[str]) -> list[Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from xlm_train.evaluation import higher_is_better
+from xlm_train.evaluation import loss_of
 from xlm_train.report.content import Section
 from xlm_train.report.html import PALETTE, Cell, Paragraph, Table
 from xlm_train.report.png import draw
@@ -102,7 +102,7 @@ def _best_first(rows: Sequence[Row]) -> list[Row]:
 
 def _rank(row: Row) -> tuple[float, float]:
     """Smaller is better: by the run's monitor, then by the perplexity."""
-    best = float("inf") if row.best is None else -row.best if higher_is_better(row.monitor) else row.best
+    best = float("inf") if row.best is None else loss_of(row.monitor, row.best)
     return best, row.perplexity or float("inf")
 
 

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from typing import IO, Any, BinaryIO
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import UserError
 
+LEFTOVER = re.compile(r"\..+\.([0-9]+)(-[0-9a-f]{8})?\.tmp", re.DOTALL)  # what a writer works on; its process
 LONGEST_NAME = 255  # bytes of a file's or folder's name, on every usual file system
 
 
@@ -63,8 +65,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 def remove_leftovers(folder: Path) -> None:
     """Remove what processes that were killed in the middle of a write have left; who still writes goes on."""
     for left_over in folder.glob(".*.tmp"):
-        process = left_over.name.removesuffix(".tmp").rpartition(".")[2].partition("-")[0]
-        if process != str(os.getpid()) and Path(f"/proc/{process}").exists():
+        found = LEFTOVER.fullmatch(left_over.name)
+        if found is None or (found[1] != str(os.getpid()) and Path(f"/proc/{found[1]}").exists()):
             continue
         if left_over.is_dir():  # of an export
             shutil.rmtree(left_over, ignore_errors=True)

@@ -7,7 +7,7 @@ import gzip
 import hashlib
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
@@ -111,12 +111,46 @@ def _decompress(file: Any, suffix: str) -> Any:
     if suffix == ".gz":
         return gzip.GzipFile(fileobj=file, mode="rb")
     if suffix == ".bz2":
-        return bz2.BZ2File(file)
+        return _Members(file, bz2.BZ2Decompressor)
     if suffix == ".xz":
-        return lzma.LZMAFile(file)
+        return _Members(file, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ))
     if suffix == ".zst":
         return _ZstdFile(file)
     return file
+
+
+class _Members:
+    """Python's own readers take what follows a member and is none for the file's end; this one does not.
+
+    Args:
+        file: Compressed.
+        start: Makes the decompressor of one member.
+    """
+
+    FEED_BYTES = 1 << 16
+
+    def __init__(self, file: Any, start: Callable[[], Any]) -> None:
+        self.file = file
+        self.start = start
+        self.member: Any = None
+        self.rest = b""  # read, and of the next member
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes; none at the end."""
+        out = bytearray()
+        while len(out) < size:
+            while self.member is None:
+                if not (data := self.rest or self.file.read(self.FEED_BYTES)):
+                    return bytes(out)
+                self.rest = data.lstrip(b"\0")  # padding
+                self.member = self.start() if self.rest else None
+            data, self.rest = self.rest, b""
+            if not data and self.member.needs_input and not (data := self.file.read(self.FEED_BYTES)):
+                raise EOFError
+            out += self.member.decompress(data, size - len(out))
+            if self.member.eof:
+                self.member, self.rest = None, self.member.unused_data
+        return bytes(out)
 
 
 class _ZstdFile:

@@ -75,6 +75,15 @@ def test_what_others_are_writing_is_no_leftover(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_users_file_is_no_leftover(tmp_path: Path) -> None:
+    names = [".notes.tmp", ".notes.2026.txt.tmp", ".123.tmp", "a.4194304-0123abcd.tmp"]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / ".drafts.tmp").mkdir()
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*names, ".drafts.tmp"}
+
+
 def test_a_line_after_one_that_was_cut_off_is_its_own(tmp_path: Path) -> None:
     append_line(tmp_path / "a.jsonl", "one")
     with open(tmp_path / "a.jsonl", "a") as file:

@@ -96,12 +96,13 @@ def linear(x: Tensor, weight_MK: Tensor, bias_M: Tensor) -> Tensor:
         bias_M: Of the layer.
     """
     device = x.device.type
-    if torch.is_autocast_enabled(device) and not torch.is_grad_enabled():
+    casts = torch.is_autocast_enabled(device)
+    if casts and not torch.is_grad_enabled():
         # Autocast's own cache of casts is none in inference mode (a cast a word when decoding), and up to torch 2.10 leaves
         # behind what a training pass cannot use.
         dtype = torch.get_autocast_dtype(device)
         return F.linear(x.to(dtype), cast(weight_MK, dtype), bias_M.to(dtype))
-    if x.ndim < 2 or torch.is_autocast_enabled(device):
+    if x.ndim < 2 or casts:
         return F.linear(x, weight_MK, bias_M)
     if _is_for_onednn(x, weight_MK.t()):
         return _Linear.apply(x, weight_MK, bias_M)  # type: ignore[no-any-return]

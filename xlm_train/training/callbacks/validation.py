@@ -7,7 +7,7 @@ import time
 
 from xlm_train.data.corpus import Corpus
 from xlm_train.data.datamodule import validation_texts
-from xlm_train.evaluation import higher_is_better
+from xlm_train.evaluation import loss_of
 from xlm_train.evaluation.bleu import sacrebleu_metrics
 from xlm_train.evaluation.validation import (
     KINDS,
@@ -166,4 +166,4 @@ class Validation(StepCallback):
         trainer.run.pause("validation", time.perf_counter() - begun)
 
     def _is_better(self, value: float, best: float) -> bool:
-        return value > best if higher_is_better(self.monitor) else value < best
+        return loss_of(self.monitor, value) < loss_of(self.monitor, best)
