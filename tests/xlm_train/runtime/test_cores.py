@@ -46,7 +46,9 @@ def measured(what: str) -> tuple[float, float, int]:
 
 def test_a_process_that_computes_beside_a_busy_loop_waits() -> None:
     tries = (measured("computes") for _ in range(TRIES))
-    assert any(0.3 < waited <= 1.0 and others > 0.3 and cores == 1 for waited, others, cores in tries)  # half of the time
+    assert any(
+        0.3 < waited <= 1.0 and others > 0.3 and cores == 1 for waited, others, cores in tries
+    )  # half of the time
 
 
 def test_a_process_that_sleeps_beside_a_busy_loop_does_not() -> None:
