@@ -14,7 +14,8 @@ from data_prep.sources import path_of, sources_of
 from data_prep.sources.jsonl import JsonLines
 from data_prep.sources.pairs import AlignedInputs, PairSource, as_file, pair_sources_of
 from data_prep.sources.parquet import ParquetFile
-from xlm_train.config.schema import Rule, near, unwritable
+from xlm_train.config.files import unwritable
+from xlm_train.config.schema import Rule, near
 from xlm_train.data.manifest import LANGUAGE, SPLITS, languages_of
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import UserError

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import command
 from xlm_train.config.overrides import check_overrides, compose
-from xlm_train.config.schema import out_problems
+from xlm_train.config.files import out_problems
 from xlm_train.config.train import problems_of
 from xlm_train.runtime.errors import ConfigError
 

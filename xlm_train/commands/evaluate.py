@@ -9,20 +9,19 @@ from pathlib import Path
 from typing import Annotated
 
 from xlm_train.config.command import command
+from xlm_train.config.files import checkpoint_problems, out_problems, overwriting_problems
 from xlm_train.config.schema import (
     Count,
     Device,
     Threads,
-    checkpoint_problems,
     one_of,
-    out_problems,
     read_config,
     search_problems,
 )
 from xlm_train.evaluation.corpus import default_out, evaluate, score_text, table
 from xlm_train.runtime.console import show
 from xlm_train.runtime.errors import ConfigError
-from xlm_train.runtime.files import write_json
+from xlm_train.runtime.files import beside, write_json
 
 
 @dataclass
@@ -64,6 +63,11 @@ class EvalConfig:
             problems.append("give data.path=FOLDER for a corpus, or text.LANGUAGE=FILE for raw text: one of them")
         if self.text and self.baselines:
             problems.append("baselines=true needs a corpus with a train split: give data.path instead of text")
+        if self.out is not None:
+            ends = [f"{code}.jsonl" for code in self.text] + [f"{a}-{b}.txt" for a in self.text for b in self.text]
+            written = [Path(self.out), *(beside(Path(self.out), end) for end in ends)]
+            inputs = {"checkpoint": self.checkpoint, **{f"text.{code}": file for code, file in self.text.items()}}
+            problems += overwriting_problems(self.out, written, inputs)
         return problems + [
             f"text.{code}={problem}" for code, file in self.text.items() for problem in file_problems(file)
         ]

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from xlm_train.config.command import command
-from xlm_train.config.schema import checkpoint_problems, one_of, read_config
+from xlm_train.config.files import checkpoint_problems
+from xlm_train.config.schema import one_of, read_config
 from xlm_train.interop.facts import CardFields
 from xlm_train.runtime.console import show
 

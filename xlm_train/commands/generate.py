@@ -7,10 +7,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from xlm_train.config.command import command
-from xlm_train.config.schema import Count, Device, Threads, checkpoint_problems, free_text, out_problems, read_config
+from xlm_train.config.files import checkpoint_problems, out_problems, overwriting_problems
+from xlm_train.config.schema import Count, Device, Threads, free_text, read_config
 from xlm_train.model.decoding import Sampling
 from xlm_train.runtime.console import counted, show
 from xlm_train.runtime.errors import EXIT_INTERRUPTED
@@ -65,6 +67,9 @@ class GenerateConfig:
         from xlm_train.text.reader import file_problems
 
         problems = self.sampling.problems() + out_problems(self.out) + checkpoint_problems(self.checkpoint)
+        if self.out is not None:
+            inputs = {"prompts_file": self.prompts_file, "checkpoint": self.checkpoint}
+            problems += overwriting_problems(self.out, [Path(self.out)], inputs)
         if self.prompts_file is not None:
             problems += [f"prompts_file={problem}" for problem in file_problems(self.prompts_file)]
         if "" in self.stops:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import sys
@@ -12,19 +13,18 @@ from pathlib import Path
 from typing import Annotated
 
 from xlm_train.config.command import command
+from xlm_train.config.files import checkpoint_problems, out_problems, overwriting_problems
 from xlm_train.config.schema import (
     Count,
     Device,
     Threads,
     at_least,
-    checkpoint_problems,
     free_text,
-    out_problems,
     read_config,
     search_problems,
 )
 from xlm_train.runtime.console import Progress, show
-from xlm_train.runtime.files import ResumableLines
+from xlm_train.runtime.files import ResumableLines, sha256_of
 
 
 @dataclass
@@ -65,6 +65,11 @@ class TranslateConfig:
         if self.beam > 1 and self.temperature > 0:
             problems.append(f"beam={self.beam} searches, temperature={self.temperature} draws: give one of them")
         problems += search_problems(self.beam, self.length_penalty, self.early_stopping)
+        if self.seed and not self.temperature:
+            problems.append(f"seed={self.seed}: has no effect without draws: temperature=1")
+        if self.out is not None:
+            written = [Path(self.out), *ResumableLines.working_files(self.out)]
+            problems += overwriting_problems(self.out, written, {"file": self.file, "checkpoint": self.checkpoint})
         if self.src == self.tgt:
             problems.append(f"src={self.src} tgt={self.tgt}: give two languages")
         if self.file is not None:
@@ -110,28 +115,29 @@ def main(settings: TranslateConfig) -> int:
     search: Sampling | Beam = Sampling(settings.temperature, seed=settings.seed)
     if settings.beam > 1:
         search = Beam(settings.beam, settings.length_penalty, settings.early_stopping)
-    out = None
+    working: contextlib.AbstractContextManager[ResumableLines | None] = contextlib.nullcontext()
     if settings.out is not None:
-        given = settings.text if settings.file is None else [settings.file, Path(settings.file).stat().st_size]
+        given = settings.text if settings.file is None else sha256_of(settings.file)
         # what comes through standard input may be another text each time
         key = repr((translator.sha256, given or time.time(), settings.src, settings.tgt, search, settings.batch_tokens))
-        out = ResumableLines(settings.out, key)
-    is_known = out is not None and (settings.text is not None or settings.file is not None)
-    size = sum(map(len, lines_of(settings))) if is_known else None  # in bytes, which the work follows
-    progress = Progress("translate", size, {"lines": 0}, shown=out is not None)
-    number = 0 if out is None else out.done
-    progress.skip(sum(map(len, itertools.islice(lines_of(settings), number))), number)
-    lines = as_text(itertools.islice(lines_of(settings), number, None), number + 1)
-    while block := list(itertools.islice(lines, settings.block_lines)):
-        found = translator.translate(block, settings.src, settings.tgt, search, settings.batch_tokens)
+        working = ResumableLines(settings.out, key)
+    with working as out:
+        is_known = out is not None and (settings.text is not None or settings.file is not None)
+        size = sum(map(len, lines_of(settings))) if is_known else None  # in bytes, which the work follows
+        progress = Progress("translate", size, {"lines": 0}, shown=out is not None)
+        number = 0 if out is None else out.done
+        progress.skip(sum(map(len, itertools.islice(lines_of(settings), number))), number)
+        lines = as_text(itertools.islice(lines_of(settings), number, None), number + 1)
+        while block := list(itertools.islice(lines, settings.block_lines)):
+            found = translator.translate(block, settings.src, settings.tgt, search, settings.batch_tokens)
+            if out is not None:
+                out.write(found)
+            elif not show("\n".join(found)):
+                break  # nobody reads on
+            progress.add(sum(len(line.encode()) for line in block), len(block))
+        progress.end()
         if out is not None:
-            out.write(found)
-        elif not show("\n".join(found)):
-            break  # nobody reads on
-        progress.add(sum(len(line.encode()) for line in block), len(block))
-    progress.end()
-    if out is not None:
-        out.finish()
+            out.finish()
     return 0
 
 

@@ -9,12 +9,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import os
-import tempfile
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from xlm_train.runtime.errors import ConfigError
@@ -298,20 +295,6 @@ def near(word: str, known: Sequence[str]) -> str:
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
-def out_problems(out: str | None) -> list[str]:
-    """Tell whether a result can be written to `out`, before the work that it is the result of."""
-    if out is None:
-        return []
-    why: str | None
-    if os.path.isdir(out) or not out:
-        why = "is a folder; give a file"
-    elif os.path.exists(out) and not os.path.isfile(out):
-        why = "is a device or pipe, which would be replaced; give a file"
-    else:
-        why = unwritable(Path(out).parent)
-    return [] if why is None else [f"out={out}: {why}"]
-
-
 def search_problems(beam: int, length_penalty: float, early_stopping: bool = False) -> list[str]:
     """Tell of settings of a beam search where there is none."""
     given = {"length_penalty": (length_penalty, 1.0), "early_stopping": (early_stopping, False)}
@@ -320,23 +303,6 @@ def search_problems(beam: int, length_penalty: float, early_stopping: bool = Fal
         for key, (value, default) in given.items()
         if beam == 1 and value != default
     ]
-
-
-def checkpoint_problems(path: str) -> list[str]:
-    """Tell whether there is a checkpoint under a path that stands for one (`local_checkpoint`)."""
-    if os.path.isfile(path):
-        return []
-    why = "is a folder without checkpoints" if os.path.isdir(path) else "there is no such file"
-    return [f"checkpoint={path}: {why}"]
-
-
-def unwritable(folder: Path) -> str | None:
-    """Say why no file can be made in a folder; None where one can. Tried, as permissions do not tell all."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return None
-    except OSError as error:
-        return f"{folder} is not writable ({error.strerror})" if folder.is_dir() else f"{folder} is no folder"
 
 
 def fits(value: Any, wanted: Any) -> bool:

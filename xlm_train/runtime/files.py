@@ -13,7 +13,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, Self
 
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import UserError
@@ -241,7 +241,7 @@ def _exchange(new: Path, old: Path) -> None:
 class ResumableLines:
     """A text file that appears when it is whole; a writer that was stopped goes on behind its last whole block.
 
-    Until then its lines are in FILE.part, and what they were made by in FILE.part.json.
+    Until then its lines are in FILE.part, and what they were made by in FILE.part.json. A context manager, which closes it.
 
     Args:
         path: Of the file.
@@ -249,21 +249,44 @@ class ResumableLines:
 
     Attributes:
         done: Lines that are there already.
+
+    Raises:
+        UserError: It cannot be written, or another process is writing it.
     """
 
     def __init__(self, path: str | os.PathLike[str], made_by: Any) -> None:
         self.path = Path(path)
-        self.part, self.note = Path(f"{path}.part"), Path(f"{path}.part.json")
+        self.part, self.note = self.working_files(path)
         self.done = 0
-        kept = 0
-        if self.part.is_file() and self.note.is_file() and read_json(self.note) == made_by:
-            data = self.part.read_bytes()
-            kept, self.done = data.rfind(b"\n") + 1, data.count(b"\n")
+        try:
+            self.file = open(self.part, "a+b")  # noqa: SIM115 (open as long as the object)
+            lock(self.file)
+            is_there = self.part.exists() and os.path.samestat(os.fstat(self.file.fileno()), self.part.stat())
+        except BlockingIOError:
+            is_there = False
+        except OSError as error:
+            raise UserError(f"{self.part}: cannot be written: {error.strerror or error}") from error
+        if not is_there:  # the other one has it, or has just given it its name
+            raise UserError(f"out={path}: another process is writing it")
+        if self.note.is_file() and read_json(self.note) == made_by:
+            self.file.seek(0)
+            data = self.file.read()
+            self.done = data.count(b"\n")
+            self.file.truncate(data.rfind(b"\n") + 1)
         else:
-            self.part.unlink(missing_ok=True)  # before the note says that its lines are ours
+            self.file.truncate(0)  # before the note says that its lines are ours
             write_json(self.note, made_by)
-        self.file = open(self.part, "ab")  # noqa: SIM115 (open as long as the object)
-        self.file.truncate(kept)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()  # and with it the lock
+
+    @staticmethod
+    def working_files(path: str | os.PathLike[str]) -> tuple[Path, Path]:
+        """The unfinished file of a file, and what is noted of it."""
+        return Path(f"{path}.part"), Path(f"{path}.part.json")
 
     def write(self, lines: Iterable[str]) -> None:
         """Add lines, on disk before this returns.
@@ -280,6 +303,5 @@ class ResumableLines:
 
     def finish(self) -> None:
         """Give the file its name."""
-        self.file.close()
         os.replace(self.part, self.path)
         self.note.unlink()

@@ -132,17 +132,51 @@ def test_a_stopped_translation_goes_on(checkpoint: Path, tmp_path: Path, monkeyp
     assert not list(tmp_path.glob("*.part*"))
 
 
+def test_other_text_of_the_same_size_is_translated_anew(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = tmp_path / "text.en", tmp_path / "text.de"
+    arguments = (f"checkpoint={checkpoint}", "src=en", "tgt=de", "device=cpu", f"file={source}", f"out={out}")
+    source.write_text("The king was dead.\n" * 2, encoding="utf-8")
+    write, lines = ResumableLines.write, []
+
+    def stopped(self: ResumableLines, found: list[str]) -> None:
+        lines.extend(found)
+        write(self, found)
+        if len(lines) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ResumableLines, "write", stopped)
+    assert run(monkeypatch, *arguments, "block_lines=1") == 130
+    source.write_text("The lion was back.\n" * 2, encoding="utf-8")
+    assert run(monkeypatch, *arguments, "block_lines=1") == 0
+    assert len(lines) == 3
+    assert out.read_text(encoding="utf-8").splitlines() == lines[1:]
+
+
+@pytest.mark.parametrize(("source", "out"), [("text.en", "text.en"), ("text.part", "text"), ("link", "text.en")])
+def test_the_input_is_not_written_over(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    source: str, out: str,
+) -> None:  # fmt: skip
+    for name in ("text.en", "text.part"):
+        (tmp_path / name).write_text("The king.\n")
+    (tmp_path / "link").symlink_to("text.en")
+    given = (f"checkpoint={checkpoint}", "src=en", "tgt=de", f"file={tmp_path / source}", f"out={tmp_path / out}")
+    assert run(monkeypatch, *given) == 2
+    assert f"would overwrite file={tmp_path / source}" in capsys.readouterr().err
+    assert (tmp_path / source).read_text() == "The king.\n"
+
+
 def test_lines_of_another_maker_are_thrown_away(tmp_path: Path) -> None:
-    first = ResumableLines(tmp_path / "out", "a")
-    first.write(["1", "2"])
-    first.file.close()
-    same = ResumableLines(tmp_path / "out", "a")
-    assert same.done == 2
-    same.file.close()
-    other = ResumableLines(tmp_path / "out", "b")
-    assert other.done == 0
-    other.write(["3"])
-    other.finish()
+    with ResumableLines(tmp_path / "out", "a") as first:
+        first.write(["1", "2"])
+    with ResumableLines(tmp_path / "out", "a") as same:
+        assert same.done == 2
+    with ResumableLines(tmp_path / "out", "b") as other:
+        assert other.done == 0
+        other.write(["3"])
+        other.finish()
     assert (tmp_path / "out").read_text() == "3\n"
 
 

@@ -7,6 +7,7 @@ import fcntl
 import os
 import subprocess
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
@@ -45,7 +46,8 @@ def test_where_the_file_system_has_no_locks_it_is_said(
 def test_lines_of_another_maker_go_before_the_note_says_whose_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ResumableLines(tmp_path / "out", "a").write(["of a"])
+    with ResumableLines(tmp_path / "out", "a") as first:
+        first.write(["of a"])
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -55,6 +57,24 @@ def test_lines_of_another_maker_go_before_the_note_says_whose_they_are(
         with pytest.raises(KeyboardInterrupt):
             ResumableLines(tmp_path / "out", "b")
     assert ResumableLines(tmp_path / "out", "a").done == 0
+
+
+def test_two_do_not_write_the_same_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = ResumableLines(tmp_path / "out", "a")
+    for maker in "ab":
+        with pytest.raises(UserError, match="another process is writing it"):
+            ResumableLines(tmp_path / "out", maker)
+    first.write(["1"])
+
+    def lock_after_the_end(file: IO[Any]) -> None:
+        with first:
+            first.finish()
+        lock(file)
+
+    monkeypatch.setattr(files, "lock", lock_after_the_end)
+    with pytest.raises(UserError, match="another process is writing it"):
+        ResumableLines(tmp_path / "out", "a")
+    assert (tmp_path / "out").read_text() == "1\n"
 
 
 def test_what_lies_beside_a_result_keeps_its_name() -> None:
