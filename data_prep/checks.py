@@ -51,8 +51,14 @@ def _out_problems(given: str) -> Iterator[str]:
     elif out.is_dir():
         names = {path.name for path in out.iterdir()}
         others = sorted(name for name in names if OURS.fullmatch(name))
+        folders = [name for name in (*others, ".lock") if (out / name).is_dir()]
+        work = out / ".work"
         if (why := unwritable(out)) is not None:
             yield f"out={out}: cannot be written to: {why}"
+        elif folders:
+            yield f"out={out}: {', '.join(folders[:3])} in it: a folder where a file belongs; name another folder"
+        elif work.exists() and (not work.is_dir() or work.stat().st_dev != out.stat().st_dev):
+            yield f"out={out}: its .work must be a folder on the same file system, from which shards are moved"
         elif others and not names & {"manifest.json", ".work"}:
             yield f"out={out}: holds {', '.join(others[:3])} from elsewhere, to be overwritten; name another folder"
     else:

@@ -26,7 +26,7 @@ from data_prep.work import Workers
 from xlm_train.config.schema import near
 from xlm_train.runtime.console import counted, log
 from xlm_train.runtime.errors import EXIT_USER_ERROR, UserError
-from xlm_train.runtime.files import read_json, write_json
+from xlm_train.runtime.files import make_folder, read_json, write_json
 
 EXECUTORS = ("processes", "local", "slurm")
 POLL_SECONDS = 10
@@ -89,8 +89,8 @@ class Share:
             jobs: Of the stage.
             tasks: At most as many as there are jobs.
         """
-        (folder / "jobs").mkdir(parents=True)
-        (folder / "failed").mkdir()
+        make_folder(folder / "jobs")
+        make_folder(folder / "failed")
         for rank in range(tasks):
             (folder / "jobs" / f"{rank:05d}").write_bytes(pickle.dumps((function, jobs[rank::tasks])))
         return Share(folder)

@@ -35,7 +35,7 @@ from xlm_train.config.command import command
 from xlm_train.runtime.console import counted, log, show, waiting
 from xlm_train.runtime.device import trim_malloc
 from xlm_train.runtime.errors import EXIT_INTERRUPTED, UserError
-from xlm_train.runtime.files import read_json
+from xlm_train.runtime.files import make_folder, read_json
 from xlm_train.text.vocabulary import Vocabulary
 
 PART_BYTES = 1 << 26  # of text whose words are added up at once
@@ -333,7 +333,7 @@ def binarise(
         settings.shard_tokens,
         suffix="",
     )
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     records: dict[Key, list[Path]] = {}
 
     def jobs() -> Iterator[Sized]:
@@ -367,7 +367,7 @@ def order_by_length(
     for text in every:
         languages = text.languages if isinstance(text, PairText) else ()
         place = work.path("runs", folder.name, text.name, suffix="")
-        place.mkdir(exist_ok=True)
+        make_folder(place)
         found = list(run_jobs(place, folder, languages, [corpus[side.key] for side in text.sides]))
         stored = tuple(StoredRun(job.out, job.first) for job in found)
         orders.append(OrderJob(folder / f"{text.name}.bylength.json", text.name, bool(languages), stored))

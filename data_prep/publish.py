@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.checks import OURS
 from data_prep.settings import Settings
 from data_prep.work import FAN, Workers
 from xlm_train.data import manifest
@@ -24,6 +23,7 @@ from xlm_train.runtime.storage import Store, is_url
 from xlm_train.text.files import ReadStats
 
 SHOWN = 4  # differences that a message names
+ANEW = "overwrite=true makes the corpus again"
 PROBE = ".xlm-prep"  # an object that is written to see whether it may be
 
 
@@ -77,11 +77,15 @@ def finished_corpus(settings: Settings, tools: Mapping[str, str]) -> dict[str, A
     if is_url(settings.out):
         found = _stored_manifest(Store(settings.out))
     else:
-        found = read_json(path) if path.exists() else None
+        found = _manifest_in(path, settings.overwrite)
     if found is None:
         return None
     if not isinstance(found, dict) or found.get("format") != manifest.FORMAT:
         raise UserError(f"out={settings.place}: its manifest.json is not of a binarised corpus; name another folder")
+    if (why := manifest.damage(found)) is not None:
+        if settings.overwrite:
+            return None
+        raise UserError(f"out={settings.place}: its manifest.json is damaged ({why}); {ANEW}")
     differences = _other_request(found, settings, tools) or _other_inputs(found, settings)
     if differences and settings.overwrite:
         return None
@@ -101,6 +105,16 @@ def finished_corpus(settings: Settings, tools: Mapping[str, str]) -> dict[str, A
         return None
     shutil.rmtree(settings.folder / ".work", ignore_errors=True)
     return found
+
+
+def _manifest_in(path: Path, overwrite: bool) -> Any:
+    """The manifest of a folder; None where there is none, or it is damaged and may be replaced."""
+    try:
+        return read_json(path) if path.exists() else None
+    except UserError as error:
+        if overwrite:
+            return None
+        raise UserError(f"{error}; {ANEW}") from error
 
 
 def _stored_manifest(store: Store) -> Any:
@@ -204,10 +218,12 @@ def publish(
     if lost:
         shutil.rmtree(folder)
         raise UserError(f"{out}: {lost[0]} was changed while this ran; run the same command again")
+    replaced = out / ".work" / "replaced.json"  # the old manifest: killed from here on, a later start knows its files
     if is_url(settings.out):
-        _upload(Store(settings.out), result, folder, files, workers)
+        _upload(Store(settings.out), result, folder, files, workers, replaced)
     else:
-        _move(out, result, folder, files)
+        _move(out, result, folder, files, replaced)
+    replaced.unlink(missing_ok=True)
     shutil.rmtree(folder if settings.keep_work else out / ".work")
 
 
@@ -234,8 +250,13 @@ def upload_shards(job: UploadJob) -> None:
     job.out.touch()
 
 
-def _upload(store: Store, result: dict[str, Any], folder: Path, files: Mapping[str, Path], workers: Workers) -> None:
+def _upload(
+    store: Store, result: dict[str, Any], folder: Path, files: Mapping[str, Path], workers: Workers, replaced: Path
+) -> None:
     """Put a corpus into a store, as `publish` does into a folder; an upload that is killed begins again."""
+    if (data := store.read(manifest.FILE)) is not None:
+        with atomic_write(replaced) as file:
+            file.write(data)
     store.remove([manifest.FILE])
     shards = list(manifest.files_of(result))
     with (
@@ -246,19 +267,26 @@ def _upload(store: Store, result: dict[str, Any], folder: Path, files: Mapping[s
         jobs = [UploadJob(Path(done, str(number)), store.url, folder, part) for number, part in enumerate(parts)]
         workers.do(upload_shards, jobs)
         store.upload_all(files)
-    old = [name for name in store.names("") if OURS.fullmatch(name) and name not in {*files, *shards}]
-    store.remove(old)
+    store.remove(sorted(_files_of(replaced) - {*files, *shards}))
     store.write(manifest.FILE, json.dumps(result, indent=2, ensure_ascii=False).encode())
 
 
-def _move(out: Path, result: dict[str, Any], folder: Path, files: Mapping[str, Path]) -> None:
+def _files_of(replaced: Path) -> set[str]:
+    """The files of the corpus that is replaced, by its manifest; none where that is missing or damaged."""
+    try:
+        return manifest.all_files(read_json(replaced))
+    except (UserError, KeyError, TypeError, AttributeError):
+        return set()
+
+
+def _move(out: Path, result: dict[str, Any], folder: Path, files: Mapping[str, Path], replaced: Path) -> None:
     """Put a corpus into its folder."""
     shards = manifest.files_of(result)
-    (out / manifest.FILE).unlink(missing_ok=True)
-    fsync_folder(out)
-    for old in out.iterdir():
-        if OURS.fullmatch(old.name) and old.name not in files.keys() | shards.keys():
-            old.unlink()
+    if (out / manifest.FILE).exists():
+        (out / manifest.FILE).replace(replaced)
+        fsync_folder(out)
+    for name in _files_of(replaced) - files.keys() - shards.keys():
+        (out / name).unlink(missing_ok=True)
     for name, path in files.items():
         if _checksum(out / name) == sha256_of(path):
             continue

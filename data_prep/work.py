@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from xlm_train.runtime.console import Progress
 from xlm_train.runtime.errors import UserError
-from xlm_train.runtime.files import atomic_write, digest
+from xlm_train.runtime.files import atomic_write, digest, make_folder
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -114,7 +114,7 @@ class Work:
         """
         name = digest(VERSION, stage, self.tools, *depends_on)[:40]
         folder = self.folder / stage / name[:2]
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         return folder / (name + suffix)
 
     def copy(self, stage: str, data: bytes) -> Path:

@@ -6,6 +6,7 @@ python -m tests.forked     requests as JSON lines on standard input, answers on 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import importlib
 import json
@@ -14,6 +15,7 @@ import pkgutil
 import resource
 import selectors
 import signal
+import struct
 import subprocess
 import sys
 import traceback
@@ -52,6 +54,7 @@ class Request:
     words: The command's name and its arguments.
     environment: Its whole environment: what the test has in it now.
     file_bytes: No file may become larger, as on a disk that gets full; None: no limit.
+    plain_user: Permissions hold, as they do not for root.
     without: A package that is not installed.
     stdout: A device to write to, or "|": a pipe that nobody reads; empty: the answer has it.
     composed_once: Hydra does not compose the config a second time, as it does only to see that hydra.mode is not set in it.
@@ -61,6 +64,7 @@ class Request:
     folder: str
     environment: dict[str, str] = field(default_factory=process_environment)
     file_bytes: int | None = None
+    plain_user: bool = False
     without: str = ""
     stdout: str = ""
     composed_once: bool = False
@@ -176,6 +180,9 @@ def _become(request: Request, out: int, err: int) -> None:
         sys.modules[request.without] = None  # type: ignore[assignment]
     if request.file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request.file_bytes, request.file_bytes))
+    if request.plain_user:
+        version_3, of_this_process = 0x20080522, 0
+        assert ctypes.CDLL(None).capset(struct.pack("II", version_3, of_this_process), bytes(24)) == 0
     status = 1
     try:
         importlib.import_module(MODULES[request.words[0]]).main()

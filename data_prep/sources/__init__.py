@@ -84,6 +84,10 @@ def open_input(entry: Any, language: str) -> list[Source]:
 
 def _of_file(path: Place) -> Source:
     """The source that a file's name says it is."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{str(path)!a}: its name is not UTF-8: rename it") from error
     if is_json_lines(path):
         return JsonLines(path)
     if path.suffix == ".json":

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import command
-from xlm_train.config.overrides import check_overrides, compose
 from xlm_train.config.files import out_problems
+from xlm_train.config.overrides import check_overrides, compose
 from xlm_train.config.train import problems_of
 from xlm_train.runtime.errors import ConfigError
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +35,16 @@ class Desk:
 
     def run(self, line: list[str], **more: object) -> Answer:
         environment = process_environment(HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
-        return forked.run(Request(line, str(self.folder), environment, composed_once=True, **more))  # type: ignore[arg-type]
+        return forked.run(Request(line, str(self.folder), environment, composed_once=True, plain_user=True, **more))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
-def desk(shared: Path, corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Desk:
-    return laid_out(Desk(tmp_path_factory.mktemp("desk")), shared, corpus_folder)
+def desk(shared: Path, corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    desk = laid_out(Desk(tmp_path_factory.mktemp("desk")), shared, corpus_folder)
+    denied = desk.folder / "denied"
+    denied.chmod(0)
+    yield desk
+    denied.chmod(0o700)
 
 
 def laid_out(desk: Desk, shared: Path, corpus: Path) -> Desk:
@@ -47,7 +52,15 @@ def laid_out(desk: Desk, shared: Path, corpus: Path) -> Desk:
     folder = desk.folder
     (folder / "corpus").symlink_to(corpus)
     text_files(shared, folder, 20)
-    for name in ("folder", "foreign", "strange", "mine/experiment", "runs/unreadable/checkpoints", "runs/listed"):
+    for name in (
+        "folder",
+        "foreign",
+        "strange",
+        "mine/experiment",
+        "runs/unreadable/checkpoints",
+        "runs/listed",
+        "denied",
+    ):
         (folder / name).mkdir(parents=True)
     binary = bytes(range(256)) * 20
     contents = {

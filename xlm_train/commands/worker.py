@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from xlm_train.runtime.device import limit_openmp_spin
 from xlm_train.runtime.errors import EXIT_FAILED, UserError
 from xlm_train.runtime.processes import StopFlag, end_with_parent, processes, rank
+from xlm_train.runtime.streams import settle_streams
 
 if TYPE_CHECKING:
     from xlm_train.config.train import TrainConfig
@@ -35,6 +36,7 @@ def work(config: TrainConfig, flag: StopFlag) -> int:
 def main() -> int:
     """Read the config's file, and train. Returns the exit status."""
     end_with_parent()
+    settle_streams()
     flag = StopFlag()
     flag.install()  # before the slow imports: from here on no signal is lost
     limit_openmp_spin()  # before torch is imported

@@ -25,6 +25,7 @@ from xlm_train.config.quoting import quote_text
 from xlm_train.runtime.console import show
 from xlm_train.runtime.entry import begin_work
 from xlm_train.runtime.errors import EXIT_INTERRUPTED, UserError
+from xlm_train.runtime.streams import settle_streams
 from xlm_train.runtime.version import version_line
 
 if TYPE_CHECKING:
@@ -125,10 +126,15 @@ def command(
             return status[0]
 
         def run() -> None:
+            settle_streams()
             try:
                 sys.exit(answer(sys.argv[1:]))
             except UserError as error:
                 fail(error)
+            except OSError as error:
+                if error.filename is None:
+                    raise
+                fail(UserError(f"{os.fsdecode(error.filename)}: {error.strerror}"))
             except KeyboardInterrupt:
                 print(f"{name}: interrupted", file=sys.stderr, flush=True)
                 sys.exit(EXIT_INTERRUPTED)

@@ -42,10 +42,15 @@ REFUSED = {
     " callbacks.guard.spike_z finds spikes",
     "BasePredictionWriter": "nothing is predicted during training: xlm-eval and xlm-translate write files",
 }
-# Their arguments that would never act: which values, and what the user may want.
+# Their arguments that would never act, as a run is one epoch whose batches are no steps of Lightning's: which values, and what
+# the user may want.
 IDLE: dict[tuple[str, str], tuple[Callable[[Any], bool], str]] = {
     ("Timer", "interval"): (lambda value: value == "epoch", "interval=step"),
     ("EarlyStopping", "check_on_train_epoch_end"): (bool, "it checks at each validation by itself"),
+    ("ModelCheckpoint", "train_time_interval"): (
+        lambda value: value is not None,
+        "every_n_train_steps=N; callbacks.checkpointing saves by itself",
+    ),
     ("ModelCheckpoint", "every_n_epochs"): (lambda value: value not in (None, 0, 1), "every_n_train_steps=N"),
 }
 
@@ -136,6 +141,8 @@ def optimizer_problems(good: Mapping[str, Any], unresolved: Mapping[str, Any], o
                 name: value for name, value in entry.items() if not str(unresolved[section].get(name)).startswith("${")
             }
             more += [*_default_problems(target, own, section), *_range_problems(target, own, section)]
+            if section == "schedule":
+                more += _type_problems(target, own, section)
             more += _null_problems(target, entry, unresolved[section], section)
         problems += wrong + more
         if target is None or problems or UNKNOWN in entry.values() or (words and others):
@@ -156,7 +163,9 @@ def _default_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[s
     problems = [
         f"{key}.{name}={entry[name]}: must be a number"
         for name, default in defaults.items()
-        if isinstance(default, float) and isinstance(entry[name], list | dict)
+        if isinstance(default, int | float)
+        and not isinstance(default, bool)
+        and isinstance(entry[name], bool | list | dict)
     ]
     return problems + [
         f"{key}.{name}={entry[name]}: must be a list of {len(default)} numbers, as [{','.join(map(str, default))}]"
@@ -186,9 +195,7 @@ def _range_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[str
     ours = target.__module__.startswith("xlm_train.")
     problems = [f"{key}.{name}={value}: must not be negative" for name, value in numbers.items() if ours and value < 0]
     rate = entry.get("lr", 1.0)
-    if isinstance(rate, bool):
-        problems.append(f"{key}.lr={rate}: must be a number")
-    elif numbers.get("lr") == 0 or (not ours and numbers.get("lr", 0) < 0):
+    if numbers.get("lr") == 0 or (not ours and numbers.get("lr", 0) < 0):
         problems.append(f"{key}.lr={rate}: must be positive: with 0 nothing is learned")
     if numbers.get("eps") == 0:
         problems.append(f"{key}.eps={entry['eps']}: must be positive: gradients of 0 would be divided by 0")
@@ -311,7 +318,7 @@ def callback_problems(
                 wrong = [f"{key}._target_={entry['_target_']}: cannot work here: {why}"]
             for (kind, argument), (is_idle, instead) in IDLE.items():
                 if kind == base.__name__ and is_idle(value := entry.get(argument)):
-                    wrong.append(f"{key}.{argument}={value}: would never act, as a run is one epoch: {instead}")
+                    wrong.append(f"{key}.{argument}={value}: would never act here: {instead}")
         if target is not None:
             wrong += _type_problems(target, entry, key)
         if target is not None and not wrong:
@@ -346,10 +353,10 @@ def callback_problems(
 
 
 def _type_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[str]:
-    """Compare the values of one of our classes with the types that its constructor names."""
+    """Compare the values of one of our classes or functions with the types that it names."""
     if not target.__module__.startswith("xlm_train."):
         return []
-    hints = typing.get_type_hints(target.__init__)
+    hints = typing.get_type_hints(target if inspect.isfunction(target) else target.__init__)
     return [
         f"{key}.{name}={value}: must be {words_of(hints[name])}"
         for name, value in entry.items()

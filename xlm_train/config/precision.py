@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.device import cpu_multiplies_bfloat16
 from xlm_train.runtime.run_folder import parse_config
 from xlm_train.runtime.run_store import RunStore
@@ -50,7 +51,7 @@ def _stored(values: dict[str, Any]) -> tuple[str, str] | None:
     folder = Path(str(paths.get("runs"))) / name
     file = folder / "config.yaml"
     url = (values.get("storage") or {}).get("url")
-    if file.is_file() and any((folder / "checkpoints").glob("step-*")):
+    if file.is_file() and checkpoint_file.any_in(folder / "checkpoints"):
         config = file.read_bytes()
     elif (
         isinstance(url, str)

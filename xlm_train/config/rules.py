@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from xlm_train.config.schema import Rule
+from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.device import cpu_multiplies_bfloat16
 from xlm_train.runtime.storage import is_url, url_problems
 
@@ -60,7 +61,7 @@ def _weights(
     init_from: str | None, init_encoder: str | None, init_decoder: str | None, runs: str, run: str, url: str | None
 ) -> Iterator[str]:
     """What a run begins with must be there; it is read once, so a run that goes on needs it no more."""
-    begun = url is not None or any((Path(runs) / run / "checkpoints").glob("step-*"))
+    begun = url is not None or checkpoint_file.any_in(Path(runs) / run / "checkpoints")
     for key, path in (("init_from", init_from), ("init_encoder", init_encoder), ("init_decoder", init_decoder)):
         if path is not None and is_url(path):
             yield from url_problems(key, path)

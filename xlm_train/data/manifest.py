@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xlm_train.runtime.console import counted, log
-from xlm_train.runtime.errors import CorpusError
+from xlm_train.runtime.errors import CorpusError, said
 from xlm_train.runtime.files import atomic_write, digest, sha256_of
 from xlm_train.runtime.storage import FETCHERS, MissingObject, Store, cache_folder
 from xlm_train.runtime.stored_object import StoredObject
@@ -68,6 +68,21 @@ def lineage(manifest: Mapping[str, Any]) -> str:
         {name: found for name, found in manifest["tools"].items() if name != "python"},
         *([pairs] if pairs else []),  # a corpus without keeps the lineage that it had before there were pairs
     )
+
+
+def damage(manifest: Mapping[str, Any]) -> str | None:
+    """What is wrong with a manifest of this format, seen by itself; None where nothing is."""
+    try:
+        fits = manifest["lineage"] == lineage(manifest) and bool(manifest["dtype"]) and bool(all_files(manifest))
+    except (KeyError, TypeError, AttributeError) as error:
+        return said(error)
+    return None if fits else "it does not fit its lineage"
+
+
+def all_files(manifest: Mapping[str, Any]) -> set[str]:
+    """The names of all files of a corpus but the manifest."""
+    small = [manifest["codes"], manifest["vocabulary"], *manifest["language_vocabularies"].values()]
+    return {"report.html", *(entry["file"] for entry in small), *files_of(manifest)}
 
 
 def entries(manifest: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from xlm_train.config.cluster import ClusterConfig
-from xlm_train.config.precision import settle_precision
 from xlm_train.config.files import unwritable
+from xlm_train.config.precision import settle_precision
 from xlm_train.config.schema import Count, Rule, check_fields, check_rules, fits, positive, resolve
 from xlm_train.config.train import TrainerConfig, problems_of
 from xlm_train.runtime.energy import GRAMS_CO2_PER_KWH

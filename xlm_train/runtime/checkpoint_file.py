@@ -4,26 +4,12 @@ A file is what `torch.save` writes, followed by a trailer of 48 bytes: a magic w
 comes before it. Length and checksum are verified before anything is parsed, then it loads under `weights_only=True`: a
 damaged file is never half-read and a file of unknown origin never executes code.
 
-Inside (format version 3) is Lightning's own checkpoint dict (state_dict, optimizer_states, loops, callbacks, ...) and:
-    format, version
-    shape        ModelShape as a dict
-    train_state  step (attempts), updates, skipped steps, loss scale, patience, best metrics, losses not yet reported
-    text         languages {code: id}, vocab, codes (both as text), lowercase, remove_accents: to read new text
-    lineage      corpus: its lineage hash; parents: hashes of the checkpoints this one descends from (init_from, import)
-    metrics      last validation metrics
-    config       the resolved config of the run
-    evaluation   how its model is scored, which its objective said; older files lack it, they are "causal"
-Version 2 held the same under other names; it is converted when it is read.
-
-`load` and `save` show a checkpoint as everybody but the Trainer needs it: weights by their names in the model, and
-    model, optimizer (None where there is none), progress (the train state), shape, text, lineage, metrics, config,
-    evaluation.
+What is inside says checkpoint_content.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import io
 import os
 import re
@@ -33,16 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xlm_train.runtime.errors import CheckpointError, OutOfMemory, said
+from xlm_train.runtime.checkpoint_content import FORMAT, VERSION, from_view, settled, to_view
+from xlm_train.runtime.errors import CheckpointError, OutOfMemory, UnreadableError, UserError, said
 from xlm_train.runtime.files import atomic_write
 from xlm_train.runtime.memory import is_out_of_memory
 
-FORMAT = "xlm_train.checkpoint"
-VERSION = 3
-VIEWED = (  # keys that are the same inside and in a view
-    "shape", "text", "lineage", "metrics", "config", "evaluation", "sha256",
-)  # fmt: skip
-PREFIX = "model."  # of the weights' names in a Lightning module that holds the model as `model`
 MAGIC = b"XLMCKPT1"
 TRAILER = struct.Struct("<8sQ32s")
 NAME = re.compile(r"step-(\d{8,})\.pt")
@@ -82,7 +63,7 @@ def write(path: str | Path, content: Mapping[str, Any]) -> str:
 
     Args:
         path: the file; an earlier file there is untouched until the new one is whole on disk.
-        content: what goes inside (see the module's docstring); format and version are added.
+        content: what goes inside (see checkpoint_content.py); format and version are added.
 
     Returns:
         SHA-256 of the content as hex.
@@ -135,7 +116,7 @@ def save(path: str | Path, view: Mapping[str, Any]) -> str:
     Raises:
         UserError: the file cannot be written; names it.
     """
-    return write(path, _from_view(view))
+    return write(path, from_view(view))
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -156,6 +137,7 @@ def checksum(path: str | Path) -> str:
 
     Raises:
         CheckpointError: names the file and what is wrong with it.
+        UnreadableError: it cannot be read, which says nothing of what is in it.
     """
     path = Path(path)
     try:
@@ -182,8 +164,10 @@ def checksum(path: str | Path) -> str:
                     raise CheckpointError(f"{path}: became shorter while it was read")
                 found.update(block)
                 left -= len(block)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: there is no such file") from error
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise UnreadableError(f"{path}: cannot be read: {error.strerror or error}") from error
     if found.digest() != digest:
         raise CheckpointError(f"{path}: its checksum is wrong: the file is damaged")
     return found.hexdigest()
@@ -196,7 +180,7 @@ def read(path: str | Path) -> dict[str, Any]:
         path: the file.
 
     Returns:
-        The content as version 3 has it (see the module's docstring), tensors on the CPU, with the key `sha256` added.
+        The content as version 3 has it (see checkpoint_content.py), tensors on the CPU, with the key `sha256` added.
 
     Raises:
         CheckpointError: the file is missing, damaged, unsafe, or of a version that this program does not read.
@@ -214,16 +198,10 @@ def read(path: str | Path) -> dict[str, Any]:
                 f"{path}: out of memory while its {size} were read: free some, or use another machine"
             ) from error
         raise CheckpointError(f"{path}: cannot be loaded safely: {said(error)}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: is not a checkpoint of xlm_train")
-    if content.get("version") == 2:
-        content = _from_version_2(content)
-    elif content.get("version") != VERSION:
-        raise CheckpointError(
-            f"{path}: checkpoint version {content.get('version')}, this program reads 2 and {VERSION}"
-        )
-    content["sha256"] = digest
-    return content
+    try:
+        return {**settled(content), "sha256": digest}
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def shape_of(path: str | Path) -> dict[str, Any]:
@@ -259,53 +237,12 @@ def load(path: str | Path) -> dict[str, Any]:
         path: the file, or the folder of a run, whose best checkpoint is read.
 
     Returns:
-        The view (see the module's docstring), tensors on the CPU, with the key `sha256` added.
+        The view (see checkpoint_content.py), tensors on the CPU, with the key `sha256` added.
 
     Raises:
         CheckpointError: the file is missing, damaged, unsafe, or of a version that this program does not read.
     """
     return to_view(read(of_run(path)))
-
-
-def to_view(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn what `read` returns into a view.
-
-    Args:
-        content: what is inside a checkpoint, version 3.
-
-    Returns:
-        The view (see the module's docstring); tensors are shared with `content`.
-    """
-    states = content.get("optimizer_states") or [None]
-    return {
-        **{key: content[key] for key in VIEWED if key in content},
-        "model": {name.removeprefix(PREFIX): weight for name, weight in content["state_dict"].items()},
-        "optimizer": states[0],
-        "progress": content["train_state"],
-    }
-
-
-def _from_view(view: Mapping[str, Any]) -> dict[str, Any]:
-    """Put a view into Lightning's dict, without the parts that only a running Trainer has."""
-    return {
-        "epoch": 0,
-        "global_step": view["progress"].get("updates", 0),
-        "pytorch-lightning_version": importlib.metadata.version("pytorch-lightning"),
-        "state_dict": {PREFIX + name: weight for name, weight in view["model"].items()},
-        "optimizer_states": [] if view["optimizer"] is None else [view["optimizer"]],
-        "lr_schedulers": [],
-        "callbacks": {},
-        "train_state": dict(view["progress"]),
-        **{key: view[key] for key in VIEWED if key in view and key != "sha256"},
-    }
-
-
-def _from_version_2(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert what version 2 held: no loops of Lightning's, the losses and the anomaly detector's history apart."""
-    converted = _from_view(content)
-    converted["train_state"]["losses"] = content.get("ledger", [])  # xlm-import wrote neither
-    converted["callbacks"]["AnomalyDetector"] = {"history": content.get("guard", {})}
-    return converted
 
 
 @dataclass(frozen=True)
@@ -324,9 +261,31 @@ class Found:
 
 
 def in_folder(folder: str | Path) -> list[Path]:
-    """List the checkpoints of a folder, newest (highest step) first."""
-    files = [path for path in Path(folder).glob("step-*.pt") if NAME.fullmatch(path.name)]
+    """List the checkpoints of a folder, newest (highest step) first; none where there is no such folder.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    files = [path for path in _files_in(folder) if NAME.fullmatch(path.name) and path.is_file()]
     return sorted(files, key=step_of, reverse=True)
+
+
+def any_in(folder: str | Path) -> bool:
+    """Whether a folder holds checkpoints, damaged ones that were put aside among them.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return any(path.name.startswith("step-") for path in _files_in(folder))
+
+
+def _files_in(folder: str | Path) -> list[Path]:
+    try:
+        return list(Path(folder).iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:  # glob would find nothing, and a run would begin anew
+        raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
 
 
 def step_of(path: Path) -> int:
@@ -343,11 +302,16 @@ def newest(folder: str | Path, mismatch: Callable[[dict[str, Any]], str | None] 
 
     Returns:
         The checkpoint with its content, and the newer files that were skipped.
+
+    Raises:
+        UnreadableError: a file cannot be read, which may be the newest whole one.
     """
     skipped: list[tuple[Path, str]] = []
     for path in in_folder(folder):
         try:
             content = read(path)
+        except UnreadableError as error:
+            raise UnreadableError(f"{error}: make it readable, or move it away to go on from the one before") from error
         except CheckpointError as error:
             skipped.append((path, str(error)))
             continue

@@ -15,10 +15,9 @@ from xlm_train.runtime.processes import is_first_process
 
 
 def log(text: str) -> None:
-    """Print a line to standard error, from the first process only. Where nobody reads it any more, the run goes on."""
+    """Print a line to standard error, from the first process only."""
     if is_first_process():
-        with contextlib.suppress(OSError):  # `2>&1 | tee LOG`, and Ctrl-C has ended tee
-            print(text, file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)
 
 
 def show(text: str, end: str = "\n") -> bool:
@@ -42,6 +41,11 @@ def show(text: str, end: str = "\n") -> bool:
     except OSError as error:
         _close_standard_output()
         raise UserError(f"standard output: cannot be written: {error.strerror}") from error
+    except UnicodeEncodeError as error:
+        unknown = error.object[error.start]
+        raise UserError(
+            f"standard output: its encoding, {error.encoding}, has no '{unknown}': set PYTHONIOENCODING=utf-8"
+        ) from error
     return True
 
 

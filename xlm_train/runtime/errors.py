@@ -54,6 +54,10 @@ class CheckpointError(UserError):
     """A checkpoint is missing, damaged, unsafe, or does not belong to this run."""
 
 
+class UnreadableError(CheckpointError):
+    """A checkpoint that is there cannot be read now, which says nothing of what is in it."""
+
+
 class StorageError(UserError):
     """Object storage cannot be reached, refuses, or does not hold what is asked for."""
 

@@ -143,7 +143,7 @@ class RunFolder:
 
     def _refuse_lost_checkpoints(self) -> None:
         step = self._step_in_status()
-        if step and not any(self.checkpoints.glob("step-*")):
+        if step and not checkpoint_file.any_in(self.checkpoints):
             raise ConfigError(
                 f"run_name={self.path.name}: status.json says that this run has come to step {step:,}, but {self.checkpoints}"
                 " holds no step-*.pt: bring them back, choose another run_name (init_from=FILE takes weights that are"
@@ -178,7 +178,7 @@ class RunFolder:
             different.append(
                 f"data.path: another corpus (lineage {previous.get('corpus_lineage')}, now {self.config['corpus_lineage']})"
             )
-        if different and not any(self.checkpoints.glob("step-*")):
+        if different and not checkpoint_file.any_in(self.checkpoints):
             self.starts_again = True
         elif different:
             raise ConfigError(

@@ -165,14 +165,17 @@ def read_text(path: str | os.PathLike[str]) -> str:
     """The text of a codes or vocabulary file.
 
     Raises:
-        UserError: It cannot be read or is not UTF-8.
+        UserError: It cannot be read, is not UTF-8, or begins with a byte order mark.
     """
     try:
-        return Path(path).read_bytes().decode()  # no universal newlines: a carriage return is part of a word
+        text = Path(path).read_bytes().decode()  # no universal newlines: a carriage return is part of a word
     except OSError as error:
         raise UserError(f"{os.fspath(path)}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{os.fspath(path)}: not UTF-8 at byte {error.start}") from error
+    if text.startswith("\ufeff"):
+        raise UserError(f"{os.fspath(path)}: begins with a byte order mark, which its first word would hold: remove it")
+    return text
 
 
 def first_problems(problems: list[str], name: str) -> list[str]:

@@ -89,7 +89,7 @@ class JsonLinesLogger(LocalLogger):
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Read the lines of a metrics file, without one that a kill cut off.
+    """Read the lines of a metrics file, without those that a kill cut off or a disk damaged.
 
     Args:
         path: a run's metrics.jsonl.
@@ -99,7 +99,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """
     found: list[dict[str, Any]] = []
     if Path(path).is_file():
-        for line in Path(path).read_text(encoding="utf-8").splitlines():
+        for line in Path(path).read_bytes().split(b"\n"):
             try:
                 value = json.loads(line)
             except ValueError:

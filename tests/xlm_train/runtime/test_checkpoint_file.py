@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import signal
@@ -9,13 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.conftest import process_environment
-from xlm_train.runtime import checkpoint_file
-from xlm_train.runtime.errors import CheckpointError, UserError
+from xlm_train.runtime import checkpoint_content, checkpoint_file
+from xlm_train.runtime.errors import CheckpointError, UnreadableError, UserError
 
 
 def content(step: int) -> dict:
@@ -25,6 +27,9 @@ def content(step: int) -> dict:
         "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"params": [0]}]},
         "progress": {"step": step, "updates": step},
         "lineage": {"corpus": None, "parents": []},
+        "shape": {"n_words": 50, "n_langs": 2},
+        "text": {"languages": {}, "vocab": "", "codes": "", "lowercase": False, "remove_accents": False},
+        "config": {},
     }
 
 
@@ -76,11 +81,61 @@ def test_torch_itself_can_read_it(tmp_path: Path) -> None:
 
 def test_version_2_without_losses_is_read(tmp_path: Path) -> None:
     """As xlm-import wrote it: nothing of a run in it."""
-    old = {**content(3), "format": checkpoint_file.FORMAT, "version": 2}
+    old = {**content(3), "format": checkpoint_content.FORMAT, "version": 2}
     checkpoint_file.write(tmp_path / "old.pt", old)
     loaded = checkpoint_file.load(tmp_path / "old.pt")
     assert loaded["progress"] == {"step": 3, "updates": 3, "losses": []}
     assert torch.equal(loaded["model"]["w"], old["model"]["w"])
+
+
+@pytest.mark.parametrize("lacking", ["model", "progress", "shape", "text", "lineage", "config"])
+@pytest.mark.parametrize("version", [2, checkpoint_content.VERSION])
+def test_a_whole_file_that_lacks_something_is_refused_and_skipped(tmp_path: Path, lacking: str, version: int) -> None:
+    checkpoint_file.save(tmp_path / checkpoint_file.name_of(1), content(1))
+    path = tmp_path / checkpoint_file.name_of(2)
+    inside = content(2) if version == 2 else checkpoint_content.from_view(content(2))
+    name = lacking if version == 2 else {"model": "state_dict", "progress": "train_state"}.get(lacking, lacking)
+    inside[name] = {} if lacking in ("shape", "progress", "text", "lineage") else None
+    checkpoint_file.write(path, inside | {"version": version})
+    with pytest.raises(CheckpointError, match=rf"00000002\.pt: holds no whole {name}"):
+        checkpoint_file.load(path)
+    found = checkpoint_file.newest(tmp_path)
+    assert found.path == tmp_path / checkpoint_file.name_of(1)
+    assert [skipped for skipped, _ in found.skipped] == [path]
+
+
+def test_what_cannot_be_read_now_is_neither_skipped_nor_taken_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        checkpoint_file.save(tmp_path / checkpoint_file.name_of(step), content(step))
+    open_ = open
+
+    def fails(path: Any, *arguments: Any, **options: Any) -> Any:
+        if str(path).endswith("2.pt"):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return open_(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", fails)
+        with pytest.raises(
+            UnreadableError, match=r"00000002\.pt: cannot be read: Input/output error: make it readable"
+        ):
+            checkpoint_file.newest(tmp_path)
+
+    def denied(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    for look in (checkpoint_file.newest, checkpoint_file.any_in):
+        with pytest.raises(UserError, match="cannot be read: Permission denied"):
+            look(tmp_path)
+
+
+def test_pipes_and_folders_are_no_checkpoints(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / checkpoint_file.name_of(1))
+    (tmp_path / checkpoint_file.name_of(2)).mkdir()
+    assert checkpoint_file.in_folder(tmp_path) == []
 
 
 @pytest.mark.parametrize("where", [0, 0.1, 0.5, 0.9, 1.0])
@@ -179,12 +234,13 @@ def test_sigkill_in_the_middle_of_writes(tmp_path: Path) -> None:
     """A process that does nothing but save is killed at 8 moments: whatever stands under a final name is whole."""
     script = f"""
 import torch
+from tests.xlm_train.runtime.test_checkpoint_file import content
 from xlm_train.runtime import checkpoint_file
 step = 0
 while True:
     step += 1
-    content = {{"state_dict": {{"w": torch.full((500_000,), float(step))}}, "train_state": {{"step": step}}}}
-    checkpoint_file.write({str(tmp_path)!r} + "/" + checkpoint_file.name_of(step % 5), content)
+    view = {{**content(step), "model": {{"w": torch.full((500_000,), float(step))}}}}
+    checkpoint_file.save({str(tmp_path)!r} + "/" + checkpoint_file.name_of(step % 5), view)
     print(step, flush=True)
 """
     killed_in_write = 0

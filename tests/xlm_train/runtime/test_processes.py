@@ -40,6 +40,8 @@ def test_a_run_outlives_the_reader_of_its_output() -> None:
 import os, signal
 from xlm_train.runtime.console import log
 from xlm_train.runtime.processes import StopFlag
+from xlm_train.runtime.streams import settle_streams
+settle_streams()
 flag = StopFlag()
 flag.install()
 os.kill(os.getpid(), signal.SIGINT)

@@ -478,11 +478,12 @@ def test_more_refusals(corpus_folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("Timer", "interval", "epoch"),
         ("EarlyStopping", "check_on_train_epoch_end", "true"),
         ("ModelCheckpoint", "every_n_epochs", "2"),
+        ("ModelCheckpoint", "train_time_interval", "{_target_: datetime.timedelta, hours: 1}"),
     ):
         more = {"monitor": "val/ppl"} if name == "EarlyStopping" else {}
         (idle,) = problems(corpus_folder, *added(f"{STOCK}.{name}", **{argument: value}, **more))
         assert idle.startswith(f"callbacks.x.{argument}=")
-        assert "would never act, as a run is one epoch" in idle
+        assert "would never act here: " in idle
     twice = [*added(f"{STOCK}.ModelCheckpoint"), *added(f"{STOCK}.ModelCheckpoint", "y", dirpath="/tmp/y")]
     (double,) = problems(corpus_folder, *twice)
     assert double.startswith("callbacks.y: checkpoints cannot hold its state beside that of callbacks.x")

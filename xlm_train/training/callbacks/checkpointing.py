@@ -9,11 +9,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.console import log
-from xlm_train.runtime.errors import at_least
+from xlm_train.runtime.errors import UserError, at_least
 from xlm_train.runtime.run_folder import RunFolder
 from xlm_train.training.callbacks.preemption import Preemption
+from xlm_train.training.fsdp import own_part
 from xlm_train.training.module import LanguageModel
 from xlm_train.training.phases import Phase, StepCallback
 from xlm_train.training.trainer import Trainer
@@ -63,7 +66,12 @@ class Checkpointing(StepCallback):
             self._save(trainer, module)
 
     def _save(self, trainer: Trainer, module: LanguageModel) -> None:
-        """Start writing the state after the current step."""
+        """Start writing the state after the current step. A collective."""
+        if trainer.run.control_group.highest(0 if _are_finite(module) else 1):
+            raise UserError(
+                f"step {module.state.step:,}: the weights are not finite, so no checkpoint is written; those before are"
+                " kept. A lower optimizer.lr, a longer warm-up or trainer.precision=32-true may help"
+            )
         begun = time.perf_counter()
         trainer.run.wait_for_mirror()
         if not any(isinstance(callback, Preemption) for callback in trainer.callbacks):
@@ -82,6 +90,12 @@ class Checkpointing(StepCallback):
     def on_exception(self, trainer: Trainer, module: Any, exception: BaseException) -> None:  # type: ignore[override]
         """Let the file being written become whole."""
         trainer.checkpoint_io.join()
+
+
+def _are_finite(module: LanguageModel) -> bool:
+    """Whether the weights are, of a divided model this process's."""
+    parts = [own_part(weight.detach()) for weight in module.model.parameters()]
+    return bool(torch.stack([torch.isfinite(part).all() for part in parts]).all())
 
 
 def _written(run: RunFolder, step: int, keep_last: int, best_step: int | None) -> None:

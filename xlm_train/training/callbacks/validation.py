@@ -158,6 +158,8 @@ class Validation(StepCallback):
         if math.isfinite(value) and (state.best_metric is None or self._is_better(value, state.best_metric)):
             state.best_metric, state.best_step, state.failures = value, state.step, 0
         else:
+            if not math.isfinite(value):
+                log(f"warning: step {state.step:,}: {self.monitor} is {value}, which is no best")
             state.failures += 1
             if self.out_of_patience(module):
                 trainer.run.stop_reason = "patience"
