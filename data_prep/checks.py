@@ -10,11 +10,11 @@ from typing import Any
 
 from data_prep import learn_bpe
 from data_prep.distributed import check_executor
-from data_prep.sources import path_of, sources_of
+from data_prep.sources import sources_of
 from data_prep.sources.jsonl import JsonLines
 from data_prep.sources.pairs import AlignedInputs, PairSource, as_file, pair_sources_of
 from data_prep.sources.parquet import ParquetFile
-from xlm_train.config.files import unwritable
+from xlm_train.config.files import path_of, unwritable
 from xlm_train.config.schema import Rule, near
 from xlm_train.data.manifest import LANGUAGE, SPLITS, languages_of
 from xlm_train.runtime.console import log

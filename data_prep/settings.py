@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from data_prep.checks import RULES, Key, disk_problems, folder_of, open_pairs, open_sources
 from data_prep.distributed import EXECUTORS
 from data_prep.learn_bpe import ENGINES
-from data_prep.sources import path_of
 from data_prep.sources.pairs import PairSource
+from xlm_train.config.files import path_of
 from xlm_train.config.schema import build, check_fields, check_rules, one_of, resolve
 from xlm_train.data.manifest import SPLITS, languages_of
 from xlm_train.runtime.errors import ConfigError

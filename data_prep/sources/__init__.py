@@ -13,6 +13,7 @@ from data_prep.sources.jsonl import JsonLines, is_json_lines
 from data_prep.sources.parquet import ParquetFile
 from data_prep.sources.sgm import SgmFile
 from data_prep.sources.wikipedia import WikiExtractor
+from xlm_train.config.files import path_of
 from xlm_train.runtime.errors import StorageError
 from xlm_train.runtime.storage import is_url
 from xlm_train.runtime.stored_object import StoredObject, objects_of
@@ -99,14 +100,6 @@ def _of_file(path: Place) -> Source:
 def place_of(given: Any) -> Place:
     """The file or object that a user wrote."""
     return StoredObject(str(given)) if is_url(given) else path_of(given)
-
-
-def path_of(given: str | Path) -> Path:
-    """The path that a user wrote, `~` replaced; as a shell does, not where there is no such user."""
-    try:
-        return Path(given).expanduser()
-    except RuntimeError:
-        return Path(given)
 
 
 def _existing(given: Any) -> Place:

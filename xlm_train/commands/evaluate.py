@@ -11,6 +11,7 @@ from typing import Annotated
 from xlm_train.config.command import command
 from xlm_train.config.files import checkpoint_problems, out_problems, overwriting_problems
 from xlm_train.config.schema import (
+    Beams,
     Count,
     Device,
     Threads,
@@ -42,7 +43,7 @@ class EvalConfig:
     text: dict[str, str]
     bptt: int | None
     batch_tokens: Count
-    beam: Count
+    beam: Beams
     length_penalty: float
     out: str | None
     device: Device

@@ -54,8 +54,16 @@ class ExportConfig:
             problems.append("give checkpoint=FILE for a model, or data.path=FOLDER for a corpus: one of them")
         if self.data.path is not None and self.format == "hf":
             problems.append("data.path: a corpus can only be exported with format=xlm")
-        if self.lang is not None and self.format == "xlm":
-            problems.append(f"lang={self.lang}: of pipelines of transformers (format=hf)")
+        if self.format == "xlm":
+            card = {f"card.{key}": value for key, value in vars(self.card).items()}
+            given = {"lang": self.lang, "sample": self.sample or None, "evaluation": self.evaluation, **card}
+            problems += [
+                f"{key}={value}: of folders for transformers (format=hf)"
+                for key, value in given.items()
+                if value is not None
+            ]
+        if self.data.path is not None and self.codes is not None:
+            problems.append(f"codes={self.codes}: a corpus has its own")
         problems += self._push_problems()
         if self.checkpoint is not None:
             problems += checkpoint_problems(self.checkpoint)

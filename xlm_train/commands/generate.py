@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from xlm_train.config.command import command
 from xlm_train.config.files import checkpoint_problems, out_problems, overwriting_problems
-from xlm_train.config.schema import Count, Device, Threads, free_text, read_config
+from xlm_train.config.schema import Count, Device, Threads, between, free_text, read_config
 from xlm_train.model.decoding import Sampling
 from xlm_train.runtime.console import counted, show
 from xlm_train.runtime.errors import EXIT_INTERRUPTED
@@ -33,7 +33,7 @@ class GenerateConfig:
     prompt: Annotated[str | None, free_text]
     prompts_file: str | None
     max_tokens: Count
-    num_samples: Count
+    num_samples: Annotated[int, between(1, 10**6)]
     temperature: float
     top_k: int
     top_p: float
@@ -41,7 +41,7 @@ class GenerateConfig:
     stop_at_eos: bool
     stop: str | list[str] | None
     logprobs: bool
-    batch_texts: Count
+    batch_texts: Annotated[int, between(1, 10**6)]
     out: str | None
     bptt: int | None
     device: Device
@@ -72,6 +72,8 @@ class GenerateConfig:
             problems += overwriting_problems(self.out, [Path(self.out)], inputs)
         if self.prompts_file is not None:
             problems += [f"prompts_file={problem}" for problem in file_problems(self.prompts_file)]
+        if self.seed and not self.temperature:
+            problems.append(f"seed={self.seed}: has no effect without draws: temperature=1")
         if "" in self.stops:
             problems.append("stop='': every text would end before it begins; give a letter at least, or stop=null")
         if (self.prompt is None) == (self.prompts_file is None):

@@ -46,9 +46,16 @@ class ImportConfig:
         ]
         if not Path(self.file).exists():
             problems.append(f"file={self.file}: there is no such file or folder")
+        if (self.split is None) != (self.lang is None):
+            problems.append("split and lang: give both, of a binarised .pth whose name does not say them")
         if self.bptt is not None and self.bptt < 2:
             problems.append(f"bptt={self.bptt}: a window needs at least 2 tokens to predict one")
         return problems
+
+    def unused(self, what: str, *keys: str) -> list[str]:
+        """List which of some settings are given although they have no effect on what is imported."""
+        given = {key: value for key in keys if (value := getattr(self, key)) is not None}
+        return [f"{key}={value}: has no effect on {what}" for key, value in given.items()]
 
 
 @command(
@@ -88,6 +95,15 @@ def main(settings: ImportConfig) -> int:
     if file.is_file():
         key = (settings.split, settings.lang) if settings.split and settings.lang else binarised.key_of(file)
         files = {} if key is None else {key: file}
+    if files:
+        names = () if file.is_file() else ("split", "lang")
+        problems = settings.unused("binarised text", "bptt", "evaluation", "vocab", *names)
+    elif is_transformers:
+        problems = settings.unused("a folder of transformers", "split", "lang", "languages")
+    else:
+        problems = settings.unused("a checkpoint", "vocab", "split", "lang", "languages")
+    if problems:
+        raise ConfigError(problems)
     if files:
         lines = import_corpus(files, settings.languages, codes or "", out)
         warnings = [] if codes else ["without codes=FILE nothing but this text can be prepared for models of it"]

@@ -226,7 +226,13 @@ def _problems_of(
 
     problems: dict[str, None] = {}
     progress = Progress("check", len(jobs), {"jobs": 0}, shown=len(jobs) > 10)
+    by_suffix: dict[str, tuple[str, ...]] = {}
     for job in jobs:
+        other = by_suffix.setdefault(_suffix(job), job)
+        if other is not job:
+            problems[
+                f"{' '.join(job)} and {' '.join(other)}: would share a run's folder; name the values otherwise"
+            ] = None
         try:
             config = compose(config_name, [*common, *job], config_dir)
             config.run_name = f"{config.run_name}{_suffix(job)}"

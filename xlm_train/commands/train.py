@@ -11,9 +11,9 @@ from xlm_train.config.command import Multirun, command, is_multirun_job, typed_o
 from xlm_train.runtime.console import log
 from xlm_train.runtime.cores import cores_of_others
 from xlm_train.runtime.device import limit_openmp_spin
-from xlm_train.runtime.errors import EXIT_PREEMPTED
+from xlm_train.runtime.errors import EXIT_PREEMPTED, ConfigError
 from xlm_train.runtime.launcher import is_worker, launch
-from xlm_train.runtime.processes import StopFlag, end_with_parent
+from xlm_train.runtime.processes import StopFlag, end_with_parent, processes, rank
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -26,6 +26,11 @@ FLAG = StopFlag()
 def prepare() -> None:
     """Take the signals over, so that none is lost from here on, and tell OpenMP how to wait before torch is loaded."""
     FLAG.install()
+    if not is_worker() and (rank(), processes()) != (0, 1):
+        raise ConfigError(
+            f"RANK={rank()} WORLD_SIZE={processes()} in the environment without what torchrun or srun set besides: unset"
+            " them, or start by launch/several_nodes.sh"
+        )
     # workers would take each other for company, and one thread waits for nobody
     waits = not is_worker() and os.environ.get("OMP_NUM_THREADS") != "1"
     limit_openmp_spin(cores_of_others() if waits else 0.0)

@@ -15,6 +15,7 @@ from typing import Annotated
 from xlm_train.config.command import command
 from xlm_train.config.files import checkpoint_problems, out_problems, overwriting_problems
 from xlm_train.config.schema import (
+    Beams,
     Count,
     Device,
     Threads,
@@ -37,7 +38,7 @@ class TranslateConfig:
     text: Annotated[str | None, free_text]
     file: str | None
     out: str | None
-    beam: Count
+    beam: Beams
     length_penalty: float
     early_stopping: bool
     temperature: Annotated[float, at_least(0)]

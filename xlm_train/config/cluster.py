@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from xlm_train.config.schema import Count, positive
+from xlm_train.config.schema import Count, at_least, positive
+
+
+def share_of_peak(value: float) -> str | None:
+    """Check of a field: an efficiency."""
+    return None if 0 < value <= 1 else "is a share of the peak: must be positive and at most 1"
+
+
+def _peaks(value: dict[str, float | None]) -> str | None:
+    return None if all(peak is None or peak > 0 for peak in value.values()) else "each must be positive"
 
 
 @dataclass(frozen=True)
@@ -26,15 +35,15 @@ class ClusterConfig:
     devices_per_node: Count
     nodes: Count
     memory_gb: Annotated[float | None, positive]
-    peak_tflops: dict[str, float | None]
-    efficiency: Annotated[float | None, positive]
+    peak_tflops: Annotated[dict[str, float | None], _peaks]
+    efficiency: Annotated[float | None, share_of_peak]
     memory_gbytes_per_s: Annotated[float | None, positive]
-    intra_node_gbytes_per_s: float | None
-    inter_node_gbytes_per_s: float | None
+    intra_node_gbytes_per_s: Annotated[float | None, positive]
+    inter_node_gbytes_per_s: Annotated[float | None, positive]
     latency_us: Annotated[float | None, positive]
     disk_gbytes_per_s: Annotated[float, positive]
     watts: Annotated[float | None, positive]
-    price_per_device_hour: float | None
+    price_per_device_hour: Annotated[float | None, at_least(0)]
     currency: str
 
     @property

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from xlm_train.config.overrides import (
@@ -92,7 +93,7 @@ def command(
                 return multirun.job(carry_out, config)
             try:
                 status[0] = max(status[0], carry_out(config) or 0)  # the worst of several jobs
-            except UserError as error:
+            except (UserError, OSError) as error:
                 if is_multirun_job():
                     raise
                 fail(error)
@@ -104,9 +105,10 @@ def command(
             sys.argv[1:], apart[:] = set_apart(config_name, words)
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(task)()
 
-        def fail(error: UserError) -> NoReturn:
-            print(f"{name}: error: {error}", file=sys.stderr, flush=True)
-            sys.exit(error.status)
+        def fail(error: Exception) -> NoReturn:
+            told = as_told(error)
+            print(f"{name}: error: {told}", file=sys.stderr, flush=True)
+            sys.exit(told.status)
 
         def answer(arguments: list[str]) -> int:
             if "--version" in arguments:
@@ -128,21 +130,38 @@ def command(
         def run() -> None:
             settle_streams()
             try:
+                Path.cwd()
+            except FileNotFoundError:
+                fail(UserError("the working folder has been removed: cd to another one"))
+            try:
                 sys.exit(answer(sys.argv[1:]))
-            except UserError as error:
-                fail(error)
-            except OSError as error:
-                if error.filename is None:
-                    raise
-                fail(UserError(f"{os.fsdecode(error.filename)}: {error.strerror}"))
             except KeyboardInterrupt:
                 print(f"{name}: interrupted", file=sys.stderr, flush=True)
                 sys.exit(EXIT_INTERRUPTED)
+            except Exception as error:
+                fail(error)
 
         run.__doc__ = description
         return run
 
     return wrap
+
+
+def as_told(error: Exception) -> UserError:
+    """An error as a user is told it: of Hydra's in its own words, of a file the file and the system's reason.
+
+    Raises:
+        Exception: The error itself, where it is none of a user's.
+    """
+    from hydra.errors import HydraException
+
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, HydraException):
+        return UserError(str(error).splitlines()[0])
+    if isinstance(error, OSError) and error.filename is not None:
+        return UserError(f"{os.fsdecode(error.filename)}: {error.strerror}")
+    raise error
 
 
 def is_multirun_job() -> bool:

@@ -8,6 +8,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 
+def path_of(given: str | Path) -> Path:
+    """The path that a user wrote, `~` replaced; as a shell does, not where there is no such user."""
+    try:
+        return Path(given).expanduser()
+    except RuntimeError:
+        return Path(given)
+
+
 def out_problems(out: str | None) -> list[str]:
     """Tell whether a result can be written to `out`, before the work that it is the result of."""
     if out is None:

@@ -29,6 +29,7 @@ FLAGS = {*TAKE_VALUE, *("--help", "-h", "--hydra-help", "--version", "--resolve"
 # What is asked for in another way here.
 ELSEWHERE = {
     "hydra.mode": "a sweep is asked for with -m",
+    "hydra.job.chdir": "paths are from where a command is typed; cd to another folder before it",
     "hydra.searchpath": "a folder of configs of your own is given as --config-dir=FOLDER",
 }
 MODES = (("-m", "--multirun"), ("--cfg", "-c"), ("--info", "-i"))  # Hydra does one of them
@@ -208,7 +209,7 @@ def check_overrides(
             problems = error.problems
     if unknown or problems:
         raise ConfigError([*unknown.values(), *problems])
-    if not sweeps and any(word.startswith(("+", "~", "hydra")) for word in rest):
+    if not sweeps and any(word.startswith(("+", "~", "hydra")) or "@" in word.partition("=")[0] for word in rest):
         compose(config_name, rest, config_dir)  # only Hydra knows what is wrong with these
     return [*_sorted(arguments)[0], *rest]
 

@@ -140,9 +140,8 @@ def optimizer_problems(good: Mapping[str, Any], unresolved: Mapping[str, Any], o
             own = {
                 name: value for name, value in entry.items() if not str(unresolved[section].get(name)).startswith("${")
             }
-            more += [*_default_problems(target, own, section), *_range_problems(target, own, section)]
-            if section == "schedule":
-                more += _type_problems(target, own, section)
+            types = inspect.isfunction(target) and _type_problems(target, own, section)
+            more += [*(types or _default_problems(target, own, section)), *_range_problems(target, own, section)]
             more += _null_problems(target, entry, unresolved[section], section)
         problems += wrong + more
         if target is None or problems or UNKNOWN in entry.values() or (words and others):
@@ -372,7 +371,7 @@ def logger_problems(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
         package = LOGGER_PACKAGES.get(getattr(target, "__name__", ""))
         if package is not None and find_spec(package) is None:
             wrong.append(f"logger={package}: {package} is not installed: pip install 'xlm_train[{package}]'")
-        elif target is not None and not wrong:
+        elif target is not None and not wrong and not (wrong := _type_problems(target, entry, f"logger.{name}")):
             try:
                 inspect.signature(target).bind(**{k: v for k, v in entry.items() if not k.startswith("_")})
             except TypeError as error:

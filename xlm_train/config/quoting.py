@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
+from xlm_train.config.files import path_of
 from xlm_train.config.overrides import overrides_of
 
 
@@ -12,7 +13,8 @@ def quote_text(arguments: Sequence[str], texts: Collection[str] = ()) -> list[st
     """Quote overrides so that Hydra takes them as what they plainly say: paths and prompts.
 
     That is where Hydra's grammar refuses a value (an umlaut, an apostrophe, `=`), and where a comma would make a sweep
-    of it though none was asked for. What begins as a list or a mapping stays as it is: there a mistake is a mistake.
+    of it though none was asked for; `~/` is the home folder. What begins as a list or a mapping stays as it is: there a
+    mistake is a mistake.
 
     Args:
         arguments: The command line's words.
@@ -26,20 +28,23 @@ def quote_text(arguments: Sequence[str], texts: Collection[str] = ()) -> list[st
     words = []
     for word in arguments:
         key, equals, value = word.partition("=")
-        if word in overrides and equals and key in texts:
+        if not equals or word not in overrides:
+            words.append(word)
+            continue
+        if key in texts:
             if value != "null" and not _is_quoted(value):
                 # a backslash keeps OmegaConf from looking up what `${...}` names; those before it are doubled
-                value = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", value)
-                word = f"{key}={_quoted(value)}"
-        elif word in overrides and equals and value and value[0] not in "[{":
+                value = _quoted(re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", value))
+        elif value and value[0] not in "[{":
+            value = re.sub(r"(?:^|(?<=,))~[\w.-]*(?=/)", lambda m: str(path_of(m[0])), value)  # no shell does it here
             try:
-                is_sweep = parser.parse_override(word).is_sweep_override()
+                is_sweep = parser.parse_override(f"{key}={value}").is_sweep_override()
                 plain = sweep or not is_sweep
             except HydraException:
                 plain = False
             if not plain:
-                word = f"{key}={_quoted(value)}"
-        words.append(word)
+                value = _quoted(value)
+        words.append(f"{key}={value}")
     return words
 
 

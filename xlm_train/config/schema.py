@@ -82,6 +82,17 @@ def at_least(least: float) -> Callable[[Any], str | None]:
     return lambda value: None if value >= least else f"must be at least {least}"
 
 
+def between(least: float, most: float) -> Callable[[Any], str | None]:
+    """Check of a field: not below `least` nor above `most`."""
+
+    def problem(value: Any) -> str | None:
+        if value < least:
+            return f"must be at least {least}"
+        return None if value <= most else f"must be at most {most}"
+
+    return problem
+
+
 def positive(value: float) -> str | None:
     """Check of a field: above 0."""
     return None if value > 0 else "must be positive"
@@ -97,7 +108,9 @@ def free_text(value: str) -> None:
     """Mark a field whose text may be empty; that of all others names something."""
 
 
-Count = Annotated[int, at_least(1)]
+Count = Annotated[int, between(1, 10**9)]
+Slots = Annotated[int, between(1, 10**6)]
+Beams = Annotated[int, between(1, 1000)]
 Threads = Annotated[int | None, at_least(1)]
 Device = Annotated[str, one_of("auto", "cpu", "cuda")]
 

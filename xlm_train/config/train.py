@@ -25,7 +25,7 @@ from xlm_train.config.parts import (
 from xlm_train.config.precision import settle_precision
 from xlm_train.config.renamed import renamings, with_new_names
 from xlm_train.config.rules import RULES
-from xlm_train.config.schema import Count, at_least, build, check_fields, check_rules, one_of, positive, resolve
+from xlm_train.config.schema import Count, Slots, at_least, build, check_fields, check_rules, one_of, positive, resolve
 from xlm_train.config.storage import StorageConfig, with_local_runs
 from xlm_train.model.seq2seq import SHARE, Seq2Seq
 from xlm_train.model.transformer import XLM, ModelShape
@@ -60,10 +60,10 @@ class DataConfig:
 
     path: str
     bptt: Annotated[int, _window]
-    slot_streams: Count
+    slot_streams: Slots
     tokens_per_slot: Count
     max_len: Count
-    slots: Count
+    slots: Slots
     lang_alpha: Annotated[float, _share]
 
     def text(self, corpus: Corpus, seed: int, max_positions: int, float16: bool) -> TrainingText:

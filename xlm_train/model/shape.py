@@ -8,6 +8,15 @@ from typing import Any
 
 from xlm_train.runtime.errors import ConfigError
 
+# Beyond these a value is a slip of the keyboard: no model comes near, and making one would take days or all memory.
+LARGEST = {
+    "dim": 2**17,
+    "n_layers": 2**12,
+    "n_heads": 2**12,
+    "ffn_dim": 2**20,
+    "max_positions": 2**22,
+    "vocab_multiple": 2**16,
+}
 # Fields that may differ from those of a checkpoint whose weights are taken, or are said elsewhere.
 FREE = ("dropout", "attention_dropout", "n_words", "n_langs", "vocab_multiple")
 
@@ -51,7 +60,7 @@ class ModelShape:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.dim > 0 < self.n_heads and self.dim % self.n_heads:
+        if 0 < self.dim <= LARGEST["dim"] and self.n_heads > 0 and self.dim % self.n_heads:
             near = [h for h in range(1, self.dim + 1) if self.dim % h == 0]
             best = min(near, key=lambda h: abs(h - self.n_heads))
             problems.append(
@@ -62,6 +71,9 @@ class ModelShape:
         for name in ("n_words", "n_langs", "dim", "n_layers", "n_heads", "ffn_dim", "max_positions", "vocab_multiple"):
             if getattr(self, name) < 1:
                 problems.append(f"model.{name}={getattr(self, name)} must be at least 1")
+        for name, largest in LARGEST.items():
+            if getattr(self, name) > largest:
+                problems.append(f"model.{name}={getattr(self, name)} must be at most {largest}")
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 problems.append(f"model.{name}={getattr(self, name)} must be in [0, 1)")

@@ -8,23 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from xlm_train.config.cluster import ClusterConfig
+from xlm_train.config.cluster import ClusterConfig, share_of_peak
 from xlm_train.config.files import unwritable
 from xlm_train.config.precision import settle_precision
-from xlm_train.config.schema import Count, Rule, check_fields, check_rules, fits, positive, resolve
+from xlm_train.config.schema import Count, Rule, at_least, between, check_fields, check_rules, fits, positive, resolve
 from xlm_train.config.train import TrainerConfig, problems_of
 from xlm_train.runtime.energy import GRAMS_CO2_PER_KWH
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-
-def _price(value: float) -> str | None:
-    return None if value >= 0 else "must not be negative"
-
-
-def _efficiency(value: float) -> str | None:
-    return None if 0 < value <= 1 else "is a share of the peak: must be positive and at most 1"
 
 
 def _pue(value: float) -> str | None:
@@ -39,11 +31,11 @@ class PlanSettings:
     epochs: Annotated[float | None, positive]
     n_words: Count
     n_langs: Count
-    efficiency: Annotated[float | None, _efficiency]
-    loss: Annotated[float, positive]
-    price_per_gpu_hour: Annotated[float | None, _price]
+    efficiency: Annotated[float | None, share_of_peak]
+    loss: Annotated[float, between(0.01, 100)]
+    price_per_gpu_hour: Annotated[float | None, at_least(0)]
     region: str
-    grams_co2_per_kwh: Annotated[float | None, _price]
+    grams_co2_per_kwh: Annotated[float | None, at_least(0)]
     pue: Annotated[float, _pue]
     probe: bool | None
 

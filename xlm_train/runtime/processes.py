@@ -17,17 +17,25 @@ PR_SET_PDEATHSIG = 1  # from prctl.h
 
 def rank() -> int:
     """Return the global rank, from torchrun's or srun's environment; 0 where there is no launcher."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    return _number("RANK", "SLURM_PROCID", 0)
 
 
 def local_rank() -> int:
     """Return the rank on this node, from the same environment: the number of the process's GPU."""
-    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    return _number("LOCAL_RANK", "SLURM_LOCALID", 0)
 
 
 def processes() -> int:
     """Return the world size, from the same environment; 1 where there is no launcher."""
-    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1")))
+    return _number("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", 1)
+
+
+def _number(torchruns: str, sruns: str, alone: int) -> int:
+    name = torchruns if torchruns in os.environ else sruns
+    value = os.environ.get(name, str(alone))
+    if not value.isdecimal():
+        raise ConfigError(f"{name}={value} in the environment: must be a whole number; unset it where nothing set it")
+    return int(value)
 
 
 def end_with_parent() -> None:

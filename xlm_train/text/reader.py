@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import os
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -144,9 +144,13 @@ def file_problems(path: str | Path) -> list[str]:
     """What is wrong with a text file, as far as its beginning tells."""
     if str(path) in STANDARD_INPUT:
         return []
-    if os.path.isdir(path):
-        return [f"{path}: is a folder; give a text file"]
-    return TextFile(Path(path)).check() if os.path.isfile(path) else [f"{path}: there is no such file"]
+    try:
+        is_folder = stat.S_ISDIR(Path(path).stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return [f"{path}: there is no such file"]
+    except OSError as error:
+        return [f"{path}: cannot be read: {error.strerror}"]
+    return [f"{path}: is a folder; give a text file"] if is_folder else TextFile(Path(path)).check()
 
 
 def raw_lines(path: str | Path) -> Iterator[bytes]:
@@ -184,8 +188,9 @@ def read_lines(path: str | Path) -> Iterator[list[str]]:
             text = sys.stdin.buffer.read().decode()
         except UnicodeDecodeError as error:
             raise TextError(f"{path}: is not UTF-8") from error
-        if text:
-            yield text.removesuffix("\n").split("\n")
+        if not text:
+            raise TextError(f"{path}: is empty")
+        yield text.removesuffix("\n").split("\n")
         return
     for piece in cut(TextFile(Path(path)).chunks(ReadStats()), BLOCK_BYTES, sys.maxsize, DroppedLines()):
         try:

@@ -218,7 +218,7 @@ def test_a_language_of_pipelines_is_checked(
         status, _, err = run_command("export", f"checkpoint={checkpoint}", f"out={tmp_path / 'x'}", more)
         assert (status, message in err) == (2, True), err
     status, _, err = run_command("export", f"checkpoint={imported}", f"out={tmp_path / 'x'}", "lang=en", "format=xlm")
-    assert (status, "lang=en: of pipelines of transformers" in err) == (2, True)
+    assert (status, "lang=en: of folders for transformers (format=hf)" in err) == (2, True)
 
 
 def test_open_text_ends_as_training(folder: Path) -> None:
