@@ -35,6 +35,7 @@ from data_prep.settings import read_settings
 from data_prep.work import compress, save
 from tests.conftest import PATIENCE, REPOSITORY, golden_pieces
 from xlm_train.config.overrides import config_folder
+from xlm_train.data import manifest
 from xlm_train.data.corpus import Corpus
 from xlm_train.runtime.errors import ConfigError, TextError, UserError
 from xlm_train.text.bpe import BpeEncoder
@@ -777,7 +778,7 @@ def test_killed_after_every_single_write_it_ends_with_the_same_bytes(
 
 def test_a_corpus_stays_whole_until_its_successor_is(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
     out = tmp_path / "out"
-    run(out, texts)
+    run(out, texts, shard_tokens=1000)  # more files than its successor has
     before = files_of(out)
     for writes in range(1, 200):
 
@@ -795,6 +796,40 @@ def test_a_corpus_stays_whole_until_its_successor_is(tmp_path: Path, texts: dict
     assert files_of(out) != before
     run(tmp_path / "other", texts, bpe__n_codes=30)
     assert files_of(out) == files_of(tmp_path / "other")
+
+
+def test_a_successor_removes_no_files_but_the_corpus_own(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
+    out = tmp_path / "out"
+    first = run(out, texts, shard_tokens=1000)
+    own = {"vocab.backup", "train.notes.npy", "codes.txt", ".mine.tmp"}
+    for name in own:
+        (out / name).write_text("mine")
+    new = run(out, texts, overwrite=True)
+    assert {path.name for path in out.iterdir()} == {".lock", "manifest.json", *manifest.all_files(new), *own}
+    assert len(manifest.all_files(new)) < len(manifest.all_files(first))
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [("dtype", "KeyError: 'dtype'"), ("languages", "KeyError"), ("codes", "KeyError"), ("seed", "its lineage")],
+)
+def test_a_damaged_manifest_is_said_and_may_be_replaced(
+    tmp_path: Path, texts: dict[str, dict[str, Any]], key: str, said: str
+) -> None:
+    out = tmp_path / "out"
+    first = run(out, texts)
+    found = json.loads((out / "manifest.json").read_bytes())
+    del (found if key in found else found["settings"])[key]
+    (out / "manifest.json").write_text(json.dumps(found))
+    with pytest.raises(
+        UserError, match=rf"manifest\.json is damaged \(.*{said}.*overwrite=true makes the corpus again"
+    ):
+        run(out, texts)
+    assert run(out, texts, overwrite=True)["lineage"] == first["lineage"]
+    (out / "manifest.json").write_bytes(b"{")
+    with pytest.raises(UserError, match="is not valid JSON"):
+        run(out, texts)
+    assert run(out, texts, overwrite=True)["lineage"] == first["lineage"]
 
 
 COMMAND = [sys.executable, "-c", "from data_prep.prepare import main; main()"]

@@ -308,6 +308,13 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     assert "secret.txt: cannot be read" in problems_of(str(path))[0]
 
 
+def test_a_file_whose_name_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"Z\xfcrich.txt")).write_bytes(TEXT)
+    (problem,) = problems_of(f"{tmp_path}/*.txt")
+    assert problem.endswith("rich.txt': its name is not UTF-8: rename it")
+    problem.encode()
+
+
 def test_a_pattern_names_files_in_order(tmp_path: Path) -> None:
     for number in (2, 1):
         (tmp_path / f"part{number}.txt").write_text(f"{number}\n")

@@ -23,6 +23,7 @@ from tests.mistakes.table import BEGINNINGS, COMMANDS, CONTINUE, PLAN, SCORE, TA
 CONFIGS = {
     "broken": "# @package _global_\noptimizer: {lr: 1",
     "unknown": "# @package _global_\noptimzer:\n  lr: 1",
+    "home": "# @package _global_\npaths:\n  runs: ~/runs",
     "others": "# @package _global_\ndefaults:\n  - override /model: gpt",
 }
 
@@ -53,14 +54,9 @@ def laid_out(desk: Desk, shared: Path, corpus: Path) -> Desk:
     (folder / "corpus").symlink_to(corpus)
     text_files(shared, folder, 20)
     for name in (
-        "folder",
-        "foreign",
-        "strange",
-        "mine/experiment",
-        "runs/unreadable/checkpoints",
-        "runs/listed",
-        "denied",
-    ):
+        "folder", "foreign", "strange", "mine/experiment", "runs/unreadable/checkpoints", "runs/listed", "denied",
+        "blocked.part", "elsewhere", "folders/codes", "cut",
+    ):  # fmt: skip
         (folder / name).mkdir(parents=True)
     binary = bytes(range(256)) * 20
     contents = {
@@ -79,12 +75,20 @@ def laid_out(desk: Desk, shared: Path, corpus: Path) -> Desk:
         "runs/listed/status.json": b"[]",
         "runs/blocked/metrics.jsonl": b"",
         "runs/blocked/plots": b"",
+        "scores.en.jsonl": b"The king.\n",
+        "cut/manifest.json": b'{"format": "xlm_tr',
+        "marked.codes": b"\xef\xbb\xbfa b 1\n",
         **{f"mine/experiment/{name}.yaml": text.encode() for name, text in CONFIGS.items()},
     }
     for name, content in contents.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
-    for words in (["run_name=first"], ["run_name=translator", "objective=ae", "data.max_len=60"]):
+    (folder / "elsewhere/.work").symlink_to("/proc")
+    for words in (
+        ["run_name=first"],
+        ["run_name=around/inner"],
+        ["run_name=translator", "objective=ae", "data.max_len=60"],
+    ):
         answer = desk.run([*TRAIN.split(), *words, "trainer.max_steps=2"])
         assert answer.status == 0, answer.err
     return desk

@@ -275,7 +275,11 @@ class ResumableLines:
             self.file.truncate(data.rfind(b"\n") + 1)
         else:
             self.file.truncate(0)  # before the note says that its lines are ours
-            write_json(self.note, made_by)
+            try:
+                write_json(self.note, made_by)
+            except UserError:
+                self.part.unlink()
+                raise
 
     def __enter__(self) -> Self:
         return self

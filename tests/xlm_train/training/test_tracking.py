@@ -13,7 +13,7 @@ from pytorch_lightning.loggers.logger import Logger
 from tests.conftest import train_here
 from xlm_train.report.advice import advice
 from xlm_train.runtime.energy import EnergyMeter
-from xlm_train.training.loggers import progress_bar, read_metrics
+from xlm_train.training.loggers import JsonLines, progress_bar, read_metrics
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -169,3 +169,13 @@ def test_bar() -> None:
     assert progress_bar(0.0, 4) == "[....]"
     assert progress_bar(0.5, 4) == "[##..]"
     assert progress_bar(1.0, 4) == "[####]"
+
+
+def test_a_damaged_line_costs_no_other(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 1}\n{"st\xffep": 2}\n{"step": 3}\n{"step": 4, "a": "\xe2\x80\xa8"}\n{"step": 5}\n{"ste')
+    assert [line["step"] for line in read_metrics(file)] == [1, 3, 4, 5]
+    lines = JsonLines(file)
+    lines.rewind(4)
+    lines.append(5, {"again": 1})
+    assert [line["step"] for line in read_metrics(file)] == [1, 3, 4, 5]
