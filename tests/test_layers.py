@@ -131,6 +131,13 @@ def test_the_package_has_thirteen_entries() -> None:
     assert entries == ENTRIES
 
 
+def test_entry_points_read_call_and_print() -> None:
+    commands = {
+        path.name: len(path.read_text().splitlines()) for path in (REPOSITORY / "xlm_train/commands").glob("*.py")
+    }
+    assert {name for name, count in commands.items() if count > 100} == {"sweep.py"}  # which is no command
+
+
 @pytest.mark.parametrize("package", ["xlm_train", "data_prep"])
 def test_files_are_short(package: str) -> None:
     lines = {str(path): len(path.read_text().splitlines()) for path in (REPOSITORY / package).rglob("*.py")}

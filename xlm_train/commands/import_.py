@@ -4,58 +4,13 @@ from __future__ import annotations
 
 import functools
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from xlm_train.config.command import command
-from xlm_train.config.schema import Count, one_of, read_config
+from xlm_train.config.schema import read_config
+from xlm_train.interop.settings import ImportConfig
 from xlm_train.runtime.console import show
 from xlm_train.runtime.errors import ConfigError
-
-
-@dataclass
-class ImportConfig:
-    """configs/import.yaml."""
-
-    file: str
-    out: str
-    codes: str | None
-    vocab: str | None
-    optimizer: bool
-    bptt: int | None
-    vocab_multiple: Count
-    evaluation: Annotated[str | None, one_of("causal", "masked", null=True)]
-    split: str | None
-    lang: str | None
-    languages: list[str] | None
-
-    def __post_init__(self) -> None:
-        from xlm_train.runtime.run_store import fetch_object
-        from xlm_train.runtime.storage import is_url
-
-        if is_url(self.file):
-            self.file = str(fetch_object(self.file))
-
-    def problems(self) -> list[str]:
-        """List what is wrong with the values, before anything is read."""
-        problems = [
-            f"{key}={file}: there is no such file"
-            for key, file in (("codes", self.codes), ("vocab", self.vocab))
-            if file is not None and not Path(file).is_file()
-        ]
-        if not Path(self.file).exists():
-            problems.append(f"file={self.file}: there is no such file or folder")
-        if (self.split is None) != (self.lang is None):
-            problems.append("split and lang: give both, of a binarised .pth whose name does not say them")
-        if self.bptt is not None and self.bptt < 2:
-            problems.append(f"bptt={self.bptt}: a window needs at least 2 tokens to predict one")
-        return problems
-
-    def unused(self, what: str, *keys: str) -> list[str]:
-        """List which of some settings are given although they have no effect on what is imported."""
-        given = {key: value for key in keys if (value := getattr(self, key)) is not None}
-        return [f"{key}={value}: has no effect on {what}" for key, value in given.items()]
 
 
 @command(

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.config.command import is_multirun_job, typed_overrides
+from xlm_train.config.command import Multirun, is_multirun_job, typed_overrides
 from xlm_train.config.overrides import compose, config_dir_of, group_options, overrides_of
 from xlm_train.runtime.console import Progress
 from xlm_train.runtime.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError, UserError
@@ -107,6 +107,14 @@ class Sweep:
             except BlockingIOError as error:
                 raise ConfigError(f"run_name: another process is carrying out the sweep of {self.folder}") from error
             yield
+
+
+def multirun(config_name: str, flag: StopFlag) -> Multirun:
+    """What `-m` does in a command that trains."""
+    return Multirun(
+        start=lambda words, start: sweep_of(config_name, words).carry_out(words, start, flag),
+        job=lambda carry_out, config: run_job(carry_out, config, flag),
+    )
 
 
 def sweep_of(config_name: str, arguments: Sequence[str]) -> Sweep:

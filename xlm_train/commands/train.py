@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from xlm_train.commands import sweep, worker
-from xlm_train.config.command import Multirun, command, is_multirun_job, typed_overrides
+from xlm_train.config.command import command, is_multirun_job, typed_overrides
 from xlm_train.runtime.console import log
 from xlm_train.runtime.cores import cores_of_others
 from xlm_train.runtime.device import limit_openmp_spin
-from xlm_train.runtime.errors import EXIT_PREEMPTED, ConfigError
-from xlm_train.runtime.launcher import is_worker, launch
-from xlm_train.runtime.processes import StopFlag, end_with_parent, processes, rank
+from xlm_train.runtime.errors import EXIT_PREEMPTED
+from xlm_train.runtime.launcher import is_worker, launch, refuse_left_over_variables
+from xlm_train.runtime.processes import StopFlag, end_with_parent
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -26,11 +25,7 @@ FLAG = StopFlag()
 def prepare() -> None:
     """Take the signals over, so that none is lost from here on, and tell OpenMP how to wait before torch is loaded."""
     FLAG.install()
-    if not is_worker() and (rank(), processes()) != (0, 1):
-        raise ConfigError(
-            f"RANK={rank()} WORLD_SIZE={processes()} in the environment without what torchrun or srun set besides: unset"
-            " them, or start by launch/several_nodes.sh"
-        )
+    refuse_left_over_variables()
     # workers would take each other for company, and one thread waits for nobody
     waits = not is_worker() and os.environ.get("OMP_NUM_THREADS") != "1"
     limit_openmp_spin(cores_of_others() if waits else 0.0)
@@ -52,16 +47,6 @@ def read(config: DictConfig) -> TrainConfig | str:
     return read_train_config(config)
 
 
-def start_sweep(words: list[str], start: Callable[[list[str]], None]) -> int:
-    """Carry out `xlm-train -m`. Returns the exit status."""
-    return sweep.sweep_of("train", words).carry_out(words, start, FLAG)
-
-
-def run_job(carry_out: Callable[[DictConfig], int | None], config: DictConfig) -> float:
-    """Carry out one job of a sweep. Returns what a search minimises."""
-    return sweep.run_job(carry_out, config, FLAG)
-
-
 @command(
     "train",
     "Train a cross-lingual language model; the same run_name again resumes the run.",
@@ -72,7 +57,7 @@ def run_job(carry_out: Callable[[DictConfig], int | None], config: DictConfig) -
     ],
     read=read,
     before=prepare,
-    multirun=Multirun(start_sweep, run_job),
+    multirun=sweep.multirun("train", FLAG),
 )
 def main(config: TrainConfig | str) -> int:
     """Train here, in this worker, or in as many processes as there are devices. Returns the exit status."""

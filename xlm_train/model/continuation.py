@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from xlm_train.model.decoding import Sampling, next_words
+from xlm_train.runtime.console import show
 from xlm_train.runtime.files import atomic_write
 from xlm_train.text.reader import GrowingText
 from xlm_train.text.vocabulary import EOS, NEVER_WRITTEN
@@ -189,3 +191,33 @@ def write_continuations(path: str, continuations: Sequence[Continuation], logpro
     with atomic_write(path) as file:
         for continuation in continuations:
             file.write(json.dumps(continuation.record(logprobs), ensure_ascii=False).encode() + b"\n")
+
+
+class ContinuationPrinter:
+    """Prints texts that grow, one after another: of the first that has not ended as much as is final.
+
+    Args:
+        logprobs: Behind each text, on standard error, the log-probabilities of its new tokens.
+    """
+
+    def __init__(self, logprobs: bool) -> None:
+        self.logprobs = logprobs
+        self._done = 0  # texts that are printed whole
+        self._letters = 0  # of the next one
+
+    def show(self, texts: Sequence[Continuation]) -> bool:
+        """Print what is new. Returns False where nobody reads it any more."""
+        for text in texts[self._done :]:
+            now = text.text
+            if not show(now[self._letters :], end="\n" if text.ended else ""):
+                return False
+            self._letters = len(now)
+            if not text.ended:
+                break
+            if self.logprobs:
+                each = "  ".join(
+                    f"{piece} {value:.2f}" for piece, value in zip(text.pieces, text.logprobs, strict=True)
+                )
+                print(f"log-probabilities: {each}; in all {sum(text.logprobs):.2f}", file=sys.stderr, flush=True)
+            self._done, self._letters = self._done + 1, 0
+        return True

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from xlm_train.runtime.errors import EXIT_OUT_OF_MEMORY, EXIT_PREEMPTED, EXIT_USER_ERROR, ConfigError
 from xlm_train.runtime.files import atomic_write
 from xlm_train.runtime.memory import kills
-from xlm_train.runtime.processes import StopFlag, end_with_parent
+from xlm_train.runtime.processes import StopFlag, end_with_parent, processes, rank
 
 if TYPE_CHECKING:
     from xlm_train.runtime.run_folder import RunFolder
@@ -28,6 +28,19 @@ OUTCOME = (
 )
 FINAL = (0, EXIT_PREEMPTED, EXIT_USER_ERROR, EXIT_OUT_OF_MEMORY)  # statuses after which xlm-train starts nothing again
 LAST_LINES = 30  # of a failed process's log, shown
+
+
+def refuse_left_over_variables() -> None:
+    """Refuse a rank that nobody gave, as one that an earlier launcher left in a shell.
+
+    Raises:
+        ConfigError: names it.
+    """
+    if not is_worker() and (rank(), processes()) != (0, 1):
+        raise ConfigError(
+            f"RANK={rank()} WORLD_SIZE={processes()} in the environment without what torchrun or srun set besides: unset"
+            " them, or start by launch/several_nodes.sh"
+        )
 
 
 def is_worker(environment: Mapping[str, str] = os.environ) -> bool:
