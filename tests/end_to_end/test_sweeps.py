@@ -391,6 +391,19 @@ def test_jobs_are_compared_by_what_they_monitor() -> None:
     table = sweep_table.table(rows)
     assert table.head[4:9] == ["val/bleu", "val/bleu_de-en", "val/bleu_en-de", "val/ppl", "val/ppl_de"]
     assert [line[4:8] for line in table.rows] == [["9", "8", "10", "30"], ["5", "4", "6", "20"]]
+    rates = [replace(one, varied={"lr": rate, "seed": "1"}) for one, rate in zip(rows, ("1e-4", "1e-3"), strict=True)]
+    again = [replace(one, varied={**one.varied, "seed": "2"}, bleu=1.0) for one in rates]
+    (figure,) = sweep_figures.figures([*rates, *again])
+    assert figure.title == "Best validation BLEU"
+    assert {curve.label: sorted(curve.y) for curve in figure.curves} == {
+        "mean": [3.0, 5.0],
+        "de-en": [4.0, 8.0],
+        "en-de": [6.0, 10.0],
+        "each seed": [1.0, 1.0, 5.0, 9.0],
+    }
+    many = [replace(one, varied={"a": str(n), "b": "1", "c": "2"}) for n, one in enumerate([*rows, rows[0]])]
+    highest = sweep_figures.figures([replace(one, varied={**one.varied, "a": "1"}) for one in many])[0].curves[-1]
+    assert highest.y == [9.0]
 
 
 def test_seeds_show_mean_and_deviation() -> None:

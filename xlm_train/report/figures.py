@@ -17,9 +17,9 @@ MARKS = {
     "rollback": "rollback",
     "bad_batch": "bad batch",
     "skip": "skipped update",
-    "no_perplexity": "no perplexity",
+    "no_score": "no score",
 }
-MARK_COLOURS = {"start": 7, "rollback": 3, "bad_batch": 5, "skip": 4, "no_perplexity": 5}  # in the palette
+MARK_COLOURS = {"start": 7, "rollback": 3, "bad_batch": 5, "skip": 4, "no_score": 5}  # in the palette
 
 
 @dataclass(frozen=True)

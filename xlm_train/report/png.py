@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 COLUMNS = 3
 LETTERS = 55  # of the legend, in the width of a plot
 MOST_LETTERS = 40  # of the labels below a plot; longer ones are set at an angle
-SHAPES = {"start": ":", "skip": "|", "bad_batch": "o", "rollback": "s", "no_perplexity": "x"}
+SHAPES = {"start": ":", "skip": "|", "bad_batch": "o", "rollback": "s", "no_score": "x"}
 HEIGHTS = {"skip": 0.02}  # of marks in the plot, from 0 to 1
 
 

@@ -66,8 +66,8 @@ def conclude(folder: Path, start: str) -> list[int]:
     ):
         with atomic_write(folder / name) as file:
             file.write(text.encode())
-    if any(row.perplexity is not None for row in rows) and rows[0].varied:
-        draw(figures(rows), folder / "sweep.png")
+    if plots := figures(rows):
+        draw(plots, folder / "sweep.png")
     shown = [table(rows).text(), without_a_model(runs), *(one.text() for one in seeds(rows))]
     show("\n\n".join(filter(None, shown)))
     for row in failed:
@@ -194,7 +194,7 @@ def page(folder: Path, rows: Sequence[Row], runs: Sequence[Run], links: dict[int
     if best.status in DONE and best.varied and not over_seeds:
         texts.append(Paragraph(f"The best: {label_of(best)}."))
     texts += [Paragraph(f"Failed: {text}", warning=True) for text in _failures(rows)]
-    plots = figures(rows) if any(row.perplexity is not None for row in rows) and rows[0].varied else []
+    plots = figures(rows)
     note = []
     if len(drawn) < len(groups):
         note = [Paragraph(f"The best {len(drawn)} of {len(groups)}.")]

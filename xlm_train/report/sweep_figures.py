@@ -1,4 +1,4 @@
-"""Pictures of a sweep: the best perplexity against what was varied, and the curves of its jobs over one another."""
+"""Pictures of a sweep: the best score against what was varied, and the curves of its jobs over one another."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from xlm_train.evaluation import loss_of
 from xlm_train.report.curves import scales_of
 from xlm_train.report.figures import Axis, Curve, Figure, Mark, roomy_axis
 from xlm_train.report.html import GREY, PALETTE
@@ -16,7 +17,7 @@ OCHRE = 4  # in the palette
 MOST_LINES = 6  # of a panel
 LEAST_APART = 1 / 8  # of a panel's width: labels of values that are nearer would run into each other
 WIDE_SPREAD = 10  # highest to lowest perplexity: from there the axis is logarithmic
-TITLE = "Best validation perplexity"
+TITLES = {"val/ppl": "Best validation perplexity", "val/bleu": "Best validation BLEU"}
 # title, unit, metric, logarithmic
 METRICS = (
     ("Training loss", "nats per token", "train/loss", False),
@@ -35,30 +36,32 @@ class Line(NamedTuple):
 
 
 def figures(rows: Sequence[Row]) -> list[Figure]:
-    """Show the best validation perplexity against what was varied; seeds are dots around their mean.
+    """Show the best validation perplexity, or BLEU where that is monitored, against what was varied; seeds are dots.
 
     Args:
-        rows: The jobs, of which one has a perplexity at least. Those without are marked.
+        rows: The jobs. Those without a score are marked.
 
     Returns:
-        For one key: a line per language and their mean. For two, of which one has few values: a line for each of these.
-        Otherwise one figure a key: a dot a job, and a line through the best of each value where there are few.
+        None where no job has a score, or nothing was varied. For one key: a line per language or direction and their mean.
+        For two, of which one has few values: a line for each of these. Otherwise one figure a key: a dot a job, and a line
+        through the best of each value where there are few.
     """
+    metric = "val/bleu" if all(row.monitor.startswith("val/bleu") for row in rows) else "val/ppl"
     keys = [key for key in keys_of(rows) if key != SEED] or [SEED]
     seeds = SEED in keys_of(rows) and keys != [SEED]
     shown = [averaged(group) for group in by_seed(rows)] if seeds else rows
     counts = {key: len({_value(row, key) for row in shown}) for key in keys}
-    means = [(row, row.perplexity) for row in shown if row.perplexity is not None]
-    jobs = [(row, row.perplexity) for row in rows if row.perplexity is not None]
+    means, jobs = _scored(shown, metric), _scored(rows, metric)
+    if not jobs or not rows[0].varied:
+        return []
     each = [Line("each seed", jobs, OCHRE, connected=False)] if seeds else []
     if len(keys) == 1:
         connected = keys != [SEED]
-        languages = sorted({lang for row, _ in means for lang in row.perplexities})
+        parts = sorted({name for row, _ in means for name in row.scores if name.startswith(f"{metric}_")})
         lines = [Line("mean", means, GREY, connected)]
-        for hue, lang in enumerate(languages):
-            points = [(row, y) for row, _ in means if (y := row.perplexities.get(lang)) is not None]
-            lines.append(Line(lang, points, hue, connected))
-        return [_figure(keys[0], rows, [*lines, *each])]
+        for hue, part in enumerate(parts):
+            lines.append(Line(part.removeprefix(f"{metric}_"), _scored(shown, part), hue, connected))
+        return [_figure(metric, keys[0], rows, [*lines, *each])]
     across, *others = sorted(keys, key=lambda key: (not _is_numeric(rows, key), -counts[key]))
     if len(keys) == 2 and counts[others[0]] <= MOST_LINES:
         values = _in_order({_value(row, others[0]) for row, _ in means})
@@ -66,14 +69,15 @@ def figures(rows: Sequence[Row]) -> list[Figure]:
             Line(f"{others[0]}={short(value)}", [pair for pair in means if _value(pair[0], others[0]) == value], hue)
             for hue, value in enumerate(values)
         ]
-        return [_figure(across, rows, [*lines, *each])]
+        return [_figure(metric, across, rows, [*lines, *each])]
     found = []
     for key in keys:
         lines = [Line("each job", jobs, GREY, connected=False)]
         if counts[key] <= MOST_LINES:
-            best = {_value(row, key): (row, y) for row, y in sorted(means, key=lambda pair: -pair[1])}
+            worst_first = sorted(means, key=lambda pair: -loss_of(metric, pair[1]))
+            best = {_value(row, key): (row, y) for row, y in worst_first}
             lines.append(Line("best of each value", list(best.values()), 0))
-        found.append(_figure(key, rows, lines))
+        found.append(_figure(metric, key, rows, lines))
     return found
 
 
@@ -103,7 +107,11 @@ def job_curves(groups: Sequence[Sequence[Row]], runs: Mapping[str, Run]) -> list
     return [figure for figure in found if figure.drawn]
 
 
-def _figure(key: str, rows: Sequence[Row], lines: Sequence[Line]) -> Figure:
+def _scored(rows: Sequence[Row], metric: str) -> list[tuple[Row, float]]:
+    return [(row, score) for row in rows if (score := row.scores.get(metric)) is not None]
+
+
+def _figure(metric: str, key: str, rows: Sequence[Row], lines: Sequence[Line]) -> Figure:
     """The lines against the values of a key: numbers to scale (logarithmic where they span much), words side by side."""
     values = _in_order({_value(row, key) for row in rows})
     if _is_numeric(rows, key):
@@ -119,11 +127,11 @@ def _figure(key: str, rows: Sequence[Row], lines: Sequence[Line]) -> Figure:
     for line in lines:
         x, y = [places[_value(row, key)] for row, _ in line.points], [y for _, y in line.points]
         curves.append(Curve(line.label, x, y, line.hue % len(PALETTE), dots=True, line=line.connected))
-    lost = [Mark(places[_value(row, key)], "no_perplexity", row.run) for row in rows if row.perplexity is None]
-    measured = [row.perplexity for row in rows if row.perplexity is not None]
-    log = 0 < WIDE_SPREAD * min(measured) < max(measured)
+    lost = [Mark(places[_value(row, key)], "no_score", row.run) for row in rows if row.scores.get(metric) is None]
+    measured = [score for _, score in _scored(rows, metric)]
+    log = metric == "val/ppl" and 0 < WIDE_SPREAD * min(measured) < max(measured)
     ticks = [(place, short(value)) for value, place in places.items()] if labelled else []
-    return Figure(TITLE, "", curves, lost, key, log, x_axis=axis, x_ticks=ticks)
+    return Figure(TITLES[metric], "", curves, lost, key, log, x_axis=axis, x_ticks=ticks)
 
 
 def _value(row: Row, key: str) -> str:

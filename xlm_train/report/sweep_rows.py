@@ -145,11 +145,13 @@ def averaged(rows: Sequence[Row]) -> Row:
         return mean(known) if known else None
 
     languages = dict.fromkeys(lang for row in rows for lang in row.perplexities)
+    directions = dict.fromkeys(direction for row in rows for direction in row.bleus)
     return replace(
         rows[0],
         varied=without_seed(rows[0]),
         best=average([row.best for row in rows]),
         bleu=average([row.bleu for row in rows]),
+        bleus={direction: average([row.bleus.get(direction) for row in rows]) for direction in directions},
         perplexity=average([row.perplexity for row in rows]),
         perplexities={lang: average([row.perplexities.get(lang) for row in rows]) for lang in languages},
     )
