@@ -8,11 +8,12 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.checks import OURS
 from data_prep.settings import Settings
 from data_prep.work import FAN, Workers
 from xlm_train.data import manifest
@@ -24,6 +25,7 @@ from xlm_train.text.files import ReadStats
 
 SHOWN = 4  # differences that a message names
 ANEW = "overwrite=true makes the corpus again"
+SUPERSEDED = "superseded.json"  # of the work folder
 PROBE = ".xlm-prep"  # an object that is written to see whether it may be
 
 
@@ -218,12 +220,11 @@ def publish(
     if lost:
         shutil.rmtree(folder)
         raise UserError(f"{out}: {lost[0]} was changed while this ran; run the same command again")
-    replaced = out / ".work" / "replaced.json"  # the old manifest: killed from here on, a later start knows its files
     if is_url(settings.out):
-        _upload(Store(settings.out), result, folder, files, workers, replaced)
+        _upload(Store(settings.out), result, folder, files, workers, out / ".work")
     else:
-        _move(out, result, folder, files, replaced)
-    replaced.unlink(missing_ok=True)
+        _move(out, result, folder, files)
+    (out / ".work" / SUPERSEDED).unlink()
     shutil.rmtree(folder if settings.keep_work else out / ".work")
 
 
@@ -251,14 +252,12 @@ def upload_shards(job: UploadJob) -> None:
 
 
 def _upload(
-    store: Store, result: dict[str, Any], folder: Path, files: Mapping[str, Path], workers: Workers, replaced: Path
+    store: Store, result: dict[str, Any], folder: Path, files: Mapping[str, Path], workers: Workers, work: Path
 ) -> None:
     """Put a corpus into a store, as `publish` does into a folder; an upload that is killed begins again."""
-    if (data := store.read(manifest.FILE)) is not None:
-        with atomic_write(replaced) as file:
-            file.write(data)
-    store.remove([manifest.FILE])
     shards = list(manifest.files_of(result))
+    old = _superseded(work, _stored_manifest(store), {*files, *shards})
+    store.remove([manifest.FILE])
     with (
         tempfile.TemporaryDirectory(prefix="uploaded-", dir=folder.parent) as done,
         waiting("upload", f"{counted(len(files) + len(shards), 'file')} to {store.url}"),
@@ -267,25 +266,35 @@ def _upload(
         jobs = [UploadJob(Path(done, str(number)), store.url, folder, part) for number, part in enumerate(parts)]
         workers.do(upload_shards, jobs)
         store.upload_all(files)
-    store.remove(sorted(_files_of(replaced) - {*files, *shards}))
+    store.remove(sorted(old))
     store.write(manifest.FILE, json.dumps(result, indent=2, ensure_ascii=False).encode())
 
 
-def _files_of(replaced: Path) -> set[str]:
-    """The files of the corpus that is replaced, by its manifest; none where that is missing or damaged."""
-    try:
-        return manifest.all_files(read_json(replaced))
-    except (UserError, KeyError, TypeError, AttributeError):
-        return set()
+def _superseded(work: Path, replaced: Any, new: Set[str]) -> set[str]:
+    """The files of corpora that were or had begun to be published here and are not the new one's.
+
+    They and the new ones are on disk in the work folder when this returns: a start after a kill knows them.
+
+    Args:
+        work: The work folder.
+        replaced: The manifest that is there now, if it is whole.
+        new: The new corpus's files.
+    """
+    path = work / SUPERSEDED
+    known = set(read_json(path)) if path.exists() else set()
+    if isinstance(replaced, dict) and manifest.damage(replaced) is None:
+        known |= {name for name in manifest.all_files(replaced) if OURS.fullmatch(name)}
+    write_json(path, sorted(known | new))
+    return known - new
 
 
-def _move(out: Path, result: dict[str, Any], folder: Path, files: Mapping[str, Path], replaced: Path) -> None:
+def _move(out: Path, result: dict[str, Any], folder: Path, files: Mapping[str, Path]) -> None:
     """Put a corpus into its folder."""
     shards = manifest.files_of(result)
-    if (out / manifest.FILE).exists():
-        (out / manifest.FILE).replace(replaced)
-        fsync_folder(out)
-    for name in _files_of(replaced) - files.keys() - shards.keys():
+    old = _superseded(out / ".work", _manifest_in(out / manifest.FILE, overwrite=True), {*files, *shards})
+    (out / manifest.FILE).unlink(missing_ok=True)
+    fsync_folder(out)
+    for name in old:
         (out / name).unlink(missing_ok=True)
     for name, path in files.items():
         if _checksum(out / name) == sha256_of(path):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.errors import InstantiationException, OverrideParseException
 
 from tests.conftest import command
+from xlm_train.config.command import as_told
 from xlm_train.config.files import out_problems
 from xlm_train.config.overrides import check_overrides, compose
 from xlm_train.config.train import problems_of
@@ -232,3 +235,22 @@ def test_a_key_may_have_the_name_of_another_commands_group() -> None:
     """Hydra takes `optimizer=...` for a choice wherever configs/optimizer is."""
     words = check_overrides("export", ["out=x", "optimizer=false"])
     assert compose("export", words, None).optimizer is False
+
+
+def test_what_the_system_says_of_a_file_is_told_in_a_line() -> None:
+    missing = as_told(FileNotFoundError(errno.ENOENT, "No such file or directory", "x"))
+    assert (missing.status, str(missing)) == (2, "x: No such file or directory")
+    failing = as_told(OSError(errno.EIO, "Input/output error", "x"))
+    assert (failing.status, str(failing)) == (1, "x: Input/output error")  # a launcher may start it again
+    assert (
+        str(as_told(PermissionError(errno.EACCES, "Permission denied", "a.part", None, "a"))) == "a: Permission denied"
+    )
+    assert str(as_told(OverrideParseException("a b", "no viable alternative\nat b"))) == "no viable alternative"
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a bug"), OSError("without a file"), InstantiationException("of a class")]
+)
+def test_a_bug_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        as_told(error)

@@ -93,7 +93,7 @@ def test_tasks_upload_the_shards(folder: Path, store: Store, tmp_path: Path, mon
     made = run(str(tmp_path / "made"), words(str(folder)), shard_tokens=2000)
     tasks = workers_for("local", 3, 1, {}, tmp_path / "work")
     small = {name: tmp_path / "made" / name for name in ("codes", "vocab", "report.html")}
-    publish._upload(Store(f"{store.url}/corpus"), made, tmp_path / "made", small, tasks, tmp_path / "none")
+    publish._upload(Store(f"{store.url}/corpus"), made, tmp_path / "made", small, tasks, tmp_path / "work")
     assert len(files_of(made)) > 5
     assert len(list((tmp_path / "work").glob("datatrove/upload_shards-*/logs/task_*.log"))) == 3
     Corpus(f"{store.url}/corpus").verify()

@@ -35,6 +35,7 @@ from xlm_train.config.overrides import compose, config_dir_of, group_options, ov
 from xlm_train.runtime.console import Progress
 from xlm_train.runtime.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError, UserError
 from xlm_train.runtime.files import atomic_write, lock, read_json, write_json
+from xlm_train.runtime.streams import settle_streams
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -191,7 +192,9 @@ def _jobs(config: DictConfig, parsed: Sequence[Override], config_dir: str | None
             varied[key] = [f"{key}={value}" for value in (values if grid else (values[0], values[-1]))]
     if problems:
         raise ConfigError(problems)
-    return list(itertools.product(*varied.values()) if grid else zip(*varied.values(), strict=True)) or [()]
+    return list(itertools.product(*varied.values()) if grid else dict.fromkeys(zip(*varied.values(), strict=True))) or [
+        ()
+    ]
 
 
 def _params(config: DictConfig) -> list[Override]:
@@ -292,6 +295,7 @@ def run_job(main: Callable[[DictConfig], int | None], config: DictConfig, flag: 
 
     from xlm_train.runtime.run_folder import DONE
 
+    settle_streams()  # in a launcher's process nobody has
     hydra = HydraConfig.get()
     folder, suffix = Path(hydra.sweep.dir), job_suffix()
     start = read_json(folder / "start.json")

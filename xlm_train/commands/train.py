@@ -12,7 +12,7 @@ from xlm_train.runtime.cores import cores_of_others
 from xlm_train.runtime.device import limit_openmp_spin
 from xlm_train.runtime.errors import EXIT_PREEMPTED
 from xlm_train.runtime.launcher import is_worker, launch, refuse_left_over_variables
-from xlm_train.runtime.processes import StopFlag, end_with_parent
+from xlm_train.runtime.processes import StopFlag, end_with_parent, processes, rank
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -25,9 +25,10 @@ FLAG = StopFlag()
 def prepare() -> None:
     """Take the signals over, so that none is lost from here on, and tell OpenMP how to wait before torch is loaded."""
     FLAG.install()
-    refuse_left_over_variables()
-    # workers would take each other for company, and one thread waits for nobody
-    waits = not is_worker() and os.environ.get("OMP_NUM_THREADS") != "1"
+    rank(), processes()  # what is wrong with them is told before Lightning reads them
+    waits = (
+        not is_worker() and os.environ.get("OMP_NUM_THREADS") != "1"
+    )  # workers are no others; one thread waits for nobody
     limit_openmp_spin(cores_of_others() if waits else 0.0)
 
 
@@ -69,6 +70,8 @@ def main(config: TrainConfig | str) -> int:
         if "TORCHELASTIC_RUN_ID" in os.environ:
             end_with_parent()
         return worker.work(config, FLAG)
+
+    refuse_left_over_variables()
 
     from xlm_train.data.corpus import Corpus
     from xlm_train.train import open_run, train

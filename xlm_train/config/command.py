@@ -25,7 +25,7 @@ from xlm_train.config.overrides import (
 from xlm_train.config.quoting import quote_text
 from xlm_train.runtime.console import show
 from xlm_train.runtime.entry import begin_work
-from xlm_train.runtime.errors import EXIT_INTERRUPTED, UserError
+from xlm_train.runtime.errors import EXIT_INTERRUPTED, SystemFailure, UserError
 from xlm_train.runtime.streams import settle_streams
 from xlm_train.runtime.version import version_line
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 T = TypeVar("T")
+USERS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)  # to be mended
 SHOW = {"--cfg", "-c", "--info", "-i", "--hydra-help"}  # Hydra's flags that only show something
 
 
@@ -153,14 +154,15 @@ def as_told(error: Exception) -> UserError:
     Raises:
         Exception: The error itself, where it is none of a user's.
     """
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, InstantiationException
 
     if isinstance(error, UserError):
         return error
-    if isinstance(error, HydraException):
+    if isinstance(error, HydraException) and not isinstance(error, InstantiationException):
         return UserError(str(error).splitlines()[0])
     if isinstance(error, OSError) and error.filename is not None:
-        return UserError(f"{os.fsdecode(error.filename)}: {error.strerror}")
+        text = f"{os.fsdecode(error.filename2 or error.filename)}: {error.strerror}"
+        return UserError(text) if isinstance(error, USERS) else SystemFailure(text)
     raise error
 
 

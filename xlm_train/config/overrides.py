@@ -29,6 +29,7 @@ FLAGS = {*TAKE_VALUE, *("--help", "-h", "--hydra-help", "--version", "--resolve"
 # What is asked for in another way here.
 ELSEWHERE = {
     "hydra.mode": "a sweep is asked for with -m",
+    "hydra.callbacks": "a run's callbacks are +callbacks.NAME._target_=CLASS",
     "hydra.job.chdir": "paths are from where a command is typed; cd to another folder before it",
     "hydra.searchpath": "a folder of configs of your own is given as --config-dir=FOLDER",
 }
@@ -304,8 +305,9 @@ def _sort_out(
             problems.append(
                 f"{word}: what varies stands in a config's hydra.sweeper.params, here it is KEY=VALUE,VALUE"
             )
-        if key in ELSEWHERE:
-            problems.append(f"{word}: {ELSEWHERE[key]}")
+        found = next((name for name in ELSEWHERE if f"{key}.".startswith(f"{name}.")), None)
+        if found is not None and parsed.value() is not False:  # hydra.job.chdir=false
+            problems.append(f"{word}: {ELSEWHERE[found]}")
         if key.startswith("hydra"):
             continue
         if not options:

@@ -140,8 +140,7 @@ def optimizer_problems(good: Mapping[str, Any], unresolved: Mapping[str, Any], o
             own = {
                 name: value for name, value in entry.items() if not str(unresolved[section].get(name)).startswith("${")
             }
-            types = inspect.isfunction(target) and _type_problems(target, own, section)
-            more += [*(types or _default_problems(target, own, section)), *_range_problems(target, own, section)]
+            more += [*_default_problems(target, own, section), *_range_problems(target, own, section)]
             more += _null_problems(target, entry, unresolved[section], section)
         problems += wrong + more
         if target is None or problems or UNKNOWN in entry.values() or (words and others):
@@ -157,13 +156,13 @@ def optimizer_problems(good: Mapping[str, Any], unresolved: Mapping[str, Any], o
 def _default_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[str]:
     """Compare values with the signature's defaults: numbers where one is, lists where a tuple is (betas=(0.9, 0.999))."""
     parameters = _parameters(target) or {}
+    hints = typing.get_type_hints(target) if inspect.isfunction(target) else {}
     given = [name for name, value in entry.items() if name in parameters and value is not UNKNOWN]
     defaults = {name: parameters[name].default for name in given}
     problems = [
         f"{key}.{name}={entry[name]}: must be a number"
         for name, default in defaults.items()
-        if isinstance(default, int | float)
-        and not isinstance(default, bool)
+        if ((isinstance(default, int | float) and not isinstance(default, bool)) or hints.get(name) in (int, float))
         and isinstance(entry[name], bool | list | dict)
     ]
     return problems + [

@@ -35,7 +35,7 @@ def quote_text(arguments: Sequence[str], texts: Collection[str] = ()) -> list[st
             if value != "null" and not _is_quoted(value):
                 # a backslash keeps OmegaConf from looking up what `${...}` names; those before it are doubled
                 value = _quoted(re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", value))
-        elif value and value[0] not in "[{":
+        elif value and not _is_quoted(value) and value[0] not in "[{":
             value = re.sub(r"(?:^|(?<=,))~[\w.-]*(?=/)", lambda m: str(path_of(m[0])), value)  # no shell does it here
             try:
                 is_sweep = parser.parse_override(f"{key}={value}").is_sweep_override()

@@ -29,7 +29,7 @@ def _path(path: str) -> Iterator[str]:
 def _runs(runs: str) -> Iterator[str]:
     if is_url(runs):  # any other URL stands in storage.url by now
         yield from url_problems("paths.runs", runs, writes=True)
-    elif runs.startswith("~/"):  # of a config: on the command line it is replaced
+    elif runs == "~" or runs.startswith("~/"):  # of a config: on the command line it is replaced
         yield f"paths.runs={runs}: ~ is not replaced in a config: ${{oc.env:HOME}}{runs[1:]}"
 
 

@@ -13,6 +13,7 @@ import hashlib
 import io
 import os
 import re
+import stat
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -266,7 +267,7 @@ def in_folder(folder: str | Path) -> list[Path]:
     Raises:
         UserError: it cannot be read.
     """
-    files = [path for path in _files_in(folder) if NAME.fullmatch(path.name) and path.is_file()]
+    files = [path for path in _files_in(folder) if NAME.fullmatch(path.name)]
     return sorted(files, key=step_of, reverse=True)
 
 
@@ -281,11 +282,18 @@ def any_in(folder: str | Path) -> bool:
 
 def _files_in(folder: str | Path) -> list[Path]:
     try:
-        return list(Path(folder).iterdir())
+        return [path for path in Path(folder).iterdir() if _is_regular(path)]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:  # glob would find nothing, and a run would begin anew
         raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
+
+
+def _is_regular(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:  # a link that leads nowhere
+        return False
 
 
 def step_of(path: Path) -> int:

@@ -15,9 +15,10 @@ from xlm_train.runtime.processes import is_first_process
 
 
 def log(text: str) -> None:
-    """Print a line to standard error, from the first process only."""
+    """Print a line to standard error, from the first process only. Where nobody reads it any more, the run goes on."""
     if is_first_process():
-        print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
 
 
 def show(text: str, end: str = "\n") -> bool:

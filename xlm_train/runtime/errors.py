@@ -1,4 +1,7 @@
-"""Errors that a user can fix, and the exit statuses. Everything else is a bug and keeps its traceback."""
+"""Errors that a user can fix, and the exit statuses.
+
+What the system says of a file is told in a line, too. Everything else is a bug and keeps its traceback.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +63,12 @@ class UnreadableError(CheckpointError):
 
 class StorageError(UserError):
     """Object storage cannot be reached, refuses, or does not hold what is asked for."""
+
+
+class SystemFailure(UserError):
+    """The system fails at a file, which may pass: a disk, a network file system."""
+
+    status = EXIT_FAILED
 
 
 class OutOfMemory(UserError):

@@ -18,7 +18,7 @@ from typing import IO, Any, BinaryIO, Self
 from xlm_train.runtime.console import log
 from xlm_train.runtime.errors import UserError
 
-LEFTOVER = re.compile(r"\..+\.([0-9]+)(-[0-9a-f]{8})?\.tmp", re.DOTALL)  # what a writer works on; its process
+LEFTOVER = re.compile(r"\..+\.([0-9]+)-[0-9a-f]{8}\.tmp", re.DOTALL)  # what a writer works on; its process
 LONGEST_NAME = 255  # bytes of a file's or folder's name, on every usual file system
 
 
@@ -46,7 +46,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         UserError: the folder is missing or read-only, or the disk is full; names the path.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = target.with_name(working_name(target.name))
     try:
         with open(temporary, "w+b") as file:
             yield file
@@ -60,6 +60,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
         raise
+
+
+def working_name(name: str) -> str:
+    """The name under which this process works on a file or folder, until it is whole."""
+    return f".{name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -197,7 +202,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     Raises:
         UserError: `out` cannot be written; names it.
     """
-    temporary = out.with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = out.with_name(working_name(out.name))
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -306,6 +311,13 @@ class ResumableLines:
             raise UserError(f"{self.part}: cannot be written: {error.strerror or error}") from error
 
     def finish(self) -> None:
-        """Give the file its name."""
-        os.replace(self.part, self.path)
-        self.note.unlink()
+        """Give the file its name.
+
+        Raises:
+            UserError: It cannot have it.
+        """
+        try:
+            os.replace(self.part, self.path)
+            self.note.unlink()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error

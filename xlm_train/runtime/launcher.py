@@ -49,7 +49,7 @@ def is_worker(environment: Mapping[str, str] = os.environ) -> bool:
     Args:
         environment: the process's environment variables.
     """
-    return "TORCHELASTIC_RUN_ID" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    return "TORCHELASTIC_RUN_ID" in environment or environment.get("SLURM_STEP_NUM_TASKS", "1") != "1"
 
 
 def launch(

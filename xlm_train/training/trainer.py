@@ -19,15 +19,17 @@ from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnv
 from pytorch_lightning.callbacks import Checkpoint, ModelSummary, ProgressBar
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.trainer import call
+from torch import nn
 
 from xlm_train.data.datamodule import CorpusDataModule
 from xlm_train.runtime.console import counted, log
 from xlm_train.runtime.control_group import ControlGroup, RankInfo, table
+from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.launcher import tell_agent
 from xlm_train.runtime.processes import StopFlag, is_first_process, processes
 from xlm_train.runtime.run_folder import RunFolder
 from xlm_train.training.checkpoint_io import VerifiedCheckpointIO
-from xlm_train.training.fsdp import ShardedStrategy, whole_weights
+from xlm_train.training.fsdp import ShardedStrategy, own_part, whole_weights
 from xlm_train.training.precision import DTYPES, Autocast
 from xlm_train.training.state import TrainState
 from xlm_train.training.strategy import HandshakeDDPStrategy
@@ -182,8 +184,18 @@ class Trainer(pl.Trainer):
         return self.datamodule  # type: ignore[attr-defined, no-any-return]
 
     def save_checkpoint(self, *arguments: Any, **options: Any) -> None:
-        """Save, but never a run that has gone bad: losses are reduced and checked first. A collective."""
-        self.lightning_module.reduce_losses()  # type: ignore[operator]
+        """Save, but never a run that has gone bad: losses are reduced and checked first, then the weights. A collective.
+
+        Raises:
+            UserError: The weights are not finite.
+        """
+        module: Any = self.lightning_module
+        module.reduce_losses()
+        if self.run.control_group.highest(0 if _are_finite(module.model) else 1):
+            raise UserError(
+                f"step {module.state.step:,}: the weights are not finite, so no checkpoint is written; those before are"
+                " kept. A new run with a lower optimizer.lr or a longer warm-up may go on from one of them (init_from=FILE)"
+            )
         super().save_checkpoint(*arguments, **options)
 
     @contextlib.contextmanager
@@ -307,3 +319,9 @@ def make_trainer(
         use_distributed_sampler=False,
         benchmark=False,
     )
+
+
+def _are_finite(model: nn.Module) -> bool:
+    """Whether the weights are; of a divided model those that this process has."""
+    parts = [own_part(weight.detach()) for weight in model.parameters()]
+    return bool(torch.stack([torch.isfinite(part).all() for part in parts]).all())

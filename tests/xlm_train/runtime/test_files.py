@@ -96,7 +96,7 @@ def test_what_others_are_writing_is_no_leftover(tmp_path: Path) -> None:
 
 
 def test_a_users_file_is_no_leftover(tmp_path: Path) -> None:
-    names = [".notes.tmp", ".notes.2026.txt.tmp", ".123.tmp", "a.4194304-0123abcd.tmp"]
+    names = [".notes.tmp", ".notes.2026.tmp", ".notes.2026.txt.tmp", ".123.tmp", "a.4194304-0123abcd.tmp"]
     for name in names:
         (tmp_path / name).touch()
     (tmp_path / ".drafts.tmp").mkdir()

@@ -9,14 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from xlm_train.runtime import checkpoint_file
 from xlm_train.runtime.console import log
-from xlm_train.runtime.errors import UserError, at_least
+from xlm_train.runtime.errors import at_least
+from xlm_train.runtime.files import working_name
 from xlm_train.runtime.run_folder import RunFolder
 from xlm_train.training.callbacks.preemption import Preemption
-from xlm_train.training.fsdp import own_part
 from xlm_train.training.module import LanguageModel
 from xlm_train.training.phases import Phase, StepCallback
 from xlm_train.training.trainer import Trainer
@@ -67,11 +65,6 @@ class Checkpointing(StepCallback):
 
     def _save(self, trainer: Trainer, module: LanguageModel) -> None:
         """Start writing the state after the current step. A collective."""
-        if trainer.run.control_group.highest(0 if _are_finite(module) else 1):
-            raise UserError(
-                f"step {module.state.step:,}: the weights are not finite, so no checkpoint is written; those before are"
-                " kept. A lower optimizer.lr, a longer warm-up or trainer.precision=32-true may help"
-            )
         begun = time.perf_counter()
         trainer.run.wait_for_mirror()
         if not any(isinstance(callback, Preemption) for callback in trainer.callbacks):
@@ -92,12 +85,6 @@ class Checkpointing(StepCallback):
         trainer.checkpoint_io.join()
 
 
-def _are_finite(module: LanguageModel) -> bool:
-    """Whether the weights are, of a divided model this process's."""
-    parts = [own_part(weight.detach()) for weight in module.model.parameters()]
-    return bool(torch.stack([torch.isfinite(part).all() for part in parts]).all())
-
-
 def _written(run: RunFolder, step: int, keep_last: int, best_step: int | None) -> None:
     """Bring status, links and old files up to date once a checkpoint is on disk, and have it mirrored."""
     folder = run.checkpoints
@@ -116,7 +103,6 @@ def _written(run: RunFolder, step: int, keep_last: int, best_step: int | None) -
 def _link_best(folder: Path, best_step: int | None) -> None:
     """Let `best.pt` be a link to the best validation's checkpoint."""
     if best_step is not None and (folder / checkpoint_file.name_of(best_step)).is_file():
-        link = folder / f".best.pt.{os.getpid()}.tmp"
-        link.unlink(missing_ok=True)
+        link = folder / working_name("best.pt")
         link.symlink_to(checkpoint_file.name_of(best_step))
         os.replace(link, folder / "best.pt")
