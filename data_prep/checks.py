@@ -10,7 +10,7 @@ from typing import Any
 
 from data_prep import learn_bpe
 from data_prep.distributed import check_executor
-from data_prep.sources import sources_of
+from data_prep.sources import by_lines, sources_of
 from data_prep.sources.jsonl import JsonLines
 from data_prep.sources.pairs import AlignedInputs, PairSource, as_file, pair_sources_of
 from data_prep.sources.parquet import ParquetFile
@@ -67,11 +67,14 @@ def _out_problems(given: str) -> Iterator[str]:
             yield f"out={out}: cannot be made: {why}"
 
 
-def open_sources(given: Mapping[str, Mapping[str, Any]]) -> tuple[dict[Key, Sequence[Source]], list[str]]:
+def open_sources(
+    given: Mapping[str, Mapping[str, Any]], parallel: Sequence[str]
+) -> tuple[dict[Key, Sequence[Source]], list[str]]:
     """Open the inputs of all splits.
 
     Args:
         given: For each split the inputs by language.
+        parallel: Splits in which line i of one language belongs to line i of the others.
 
     Returns:
         The sources, in the order given; and what is wrong with them.
@@ -84,8 +87,12 @@ def open_sources(given: Mapping[str, Mapping[str, Any]]) -> tuple[dict[Key, Sequ
         if not LANGUAGE.fullmatch(language):
             problems.append(f"{key}: '{language}' is not a language code such as en, de or pt-BR")
             continue
-        sources[split, language], wrong = sources_of(key, given[split][language], language)
+        found, wrong = sources_of(key, given[split][language], language)
         problems += wrong
+        try:
+            sources[split, language] = [by_lines(source) for source in found] if split in parallel else found
+        except ValueError as error:
+            problems.append(f"parallel={split}: {key}: {error}")
     languages = sorted({language for _, language in keys})
     for split in SPLITS:
         have = [language for other, language in keys if other == split]

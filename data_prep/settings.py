@@ -215,7 +215,9 @@ def read_settings(config: DictConfig) -> Settings:
     _plain(values, ("pairs", "language_vocab", "slurm"), dict)
     _plain(values.get("bpe"), ("vocab_limit",), list)
     good, wrong = check_fields(Settings, values)
-    sources, wrong_sources = open_sources({split: good.get(split) or {} for split in SPLITS})
+    sources, wrong_sources = open_sources(
+        {split: good.get(split) or {} for split in SPLITS}, good.get("parallel") or []
+    )
     pair_sources, wrong_pairs = open_pairs(good.get("pairs") or {})
     problems += [*wrong, *wrong_sources, *wrong_pairs, *check_rules(RULES, good)]
     if not problems and values["check_disk"]:

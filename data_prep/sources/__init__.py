@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,17 @@ def sources_of(key: str, value: Any, language: str) -> tuple[list[Source], list[
     return sources, problems
 
 
+def by_lines(source: Source) -> Source:
+    """A source whose lines belong to another's: no line of it may be left out, no row become several.
+
+    Raises:
+        ValueError: Its lines belong to no other's.
+    """
+    if isinstance(source, WikiExtractor):
+        raise ValueError(f"{source.name}: is articles, whose lines belong to no other text's")
+    return replace(source, row_is_line=True) if isinstance(source, JsonLines | ParquetFile | HubDataset) else source
+
+
 def open_input(entry: Any, language: str) -> list[Source]:
     """The sources of one input.
 
@@ -59,7 +71,8 @@ def open_input(entry: Any, language: str) -> list[Source]:
     if isinstance(entry, Mapping):
         keys = set(entry)
         if "dataset" in keys and keys <= HUB_KEYS:
-            return [HubDataset(**{key: str(value) for key, value in entry.items() if value is not None})]
+            names: dict[str, Any] = {key: str(value) for key, value in entry.items() if value is not None}
+            return [HubDataset(**names)]
         if keys == {"path", "column"}:
             return [ParquetFile(_existing(entry["path"]), str(entry["column"]))]
         if keys == {"path", "field"}:

@@ -23,6 +23,7 @@ class HubDataset:
         split: Which of its splits.
         column: Which of its columns.
         revision: Branch, tag or commit on the hub.
+        row_is_line: See ParquetFile.
     """
 
     dataset: str
@@ -30,6 +31,7 @@ class HubDataset:
     split: str = "train"
     column: str = "text"
     revision: str | None = None
+    row_is_line: bool = False
 
     @property
     def name(self) -> str:
@@ -81,7 +83,7 @@ class HubDataset:
     def chunks(self, stats: ReadStats) -> Iterator[bytes]:
         """The text, some rows at a time."""
         for rows in self._columns():
-            data = lines_of(row.encode("utf-8", "surrogatepass") for row in rows if row)
+            data = lines_of([row and row.encode("utf-8", "surrogatepass") for row in rows], self.row_is_line)
             stats.add(data)
             yield data
 

@@ -26,9 +26,11 @@ class JsonLines(FileSource):
     Args:
         path: Of the file; its last suffix says how it is compressed.
         field: Which field.
+        row_is_line: Each row is one line, as in text whose lines belong to another's.
     """
 
     field: str = "text"
+    row_is_line: bool = False
 
     def check(self) -> list[str]:
         """Problems that the file's beginning shows."""
@@ -52,7 +54,7 @@ class JsonLines(FileSource):
     def chunks(self, stats: ReadStats) -> Iterator[bytes]:
         """The text, some rows at a time; what is hashed is the file."""
         for block in whole_lines(TextFile(self.path).chunks(stats), MAX_HELD):
-            yield texts_of(block, self.field, self.path)
+            yield texts_of(block, self.field, self.path, self.row_is_line)
 
 
 def whole_lines(chunks: Iterable[bytes], max_held: int) -> Iterator[bytes]:
@@ -72,13 +74,14 @@ def whole_lines(chunks: Iterable[bytes], max_held: int) -> Iterator[bytes]:
         yield tail
 
 
-def texts_of(block: bytes, field: str, path: Place) -> bytes:
-    """The non-blank lines of the texts in a field of some rows.
+def texts_of(block: bytes, field: str, path: Place, row_is_line: bool = False) -> bytes:
+    """The lines of the texts in a field of some rows (`lines_of`).
 
     Args:
         block: The rows, an object a line.
         field: Which field; a null in it is no text.
         path: Of the file, for messages.
+        row_is_line: See JsonLines.
 
     Raises:
         TextError: A row is not JSON, or lacks the field.
@@ -89,12 +92,19 @@ def texts_of(block: bytes, field: str, path: Place) -> bytes:
             try:
                 text = json.loads(row)[field]
                 texts.append(None if text is None else text.encode("utf-8", errors="surrogatepass"))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise TextError(f"{path}: a line is not JSON with a text field '{field}': {row[:80]!r}") from error
-    return lines_of(texts)
+    return lines_of(texts, row_is_line)
 
 
-def lines_of(texts: Iterable[bytes | None]) -> bytes:
-    """The non-blank lines of some texts, each ending in newline."""
+def as_line(text: bytes) -> bytes:
+    """A text as one line, without its end: line breaks in it are spaces."""
+    return b" ".join(text.splitlines()) if b"\n" in text or b"\r" in text else text
+
+
+def lines_of(texts: Iterable[bytes | None], row_is_line: bool) -> bytes:
+    """The non-blank lines of some texts, each ending in newline; or a line for each text, be it blank or none."""
+    if row_is_line:
+        return b"".join([as_line(text or b"") + b"\n" for text in texts])
     lines = [line for text in texts if text for line in text.split(b"\n") if line and not line.isspace()]
     return b"\n".join(lines) + b"\n" if lines else b""

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_prep.aligned import PairPiece, PairReading, aligned_pieces, with_blank_lines
-from data_prep.sources import HUB_KEYS, open_input, place_of
+from data_prep.sources import HUB_KEYS, by_lines, open_input, place_of
 from data_prep.sources.hub import HubDataset
-from data_prep.sources.jsonl import JsonLines
+from data_prep.sources.jsonl import JsonLines, as_line
 from data_prep.sources.parquet import ParquetFile
 from xlm_train.runtime.errors import StorageError, TextError
 from xlm_train.text.files import COMPRESSED, ReadStats, Source, TextFile
@@ -188,7 +188,7 @@ def as_file(source: Any) -> Any:
 
 def _piece_of(rows: Sequence[Row], line: int, max_line_bytes: int) -> PairPiece:
     long = [number for number, row in enumerate(rows) if max(map(len, row)) > max_line_bytes]
-    lines = [[b" ".join(side.splitlines()) if b"\n" in side or b"\r" in side else side for side in row] for row in rows]
+    lines = [[as_line(side) for side in row] for row in rows]
     for number in long:
         lines[number] = [b"", b""]
     first, second = (Piece(b"".join([row[side] + b"\n" for row in lines]), line, None) for side in (0, 1))
@@ -241,7 +241,7 @@ def _open(item: Any, languages: tuple[str, str], swapped: bool) -> list[PairSour
         if len(item) != 2 or any(isinstance(side, list) or _has_both(side) for side in item):
             raise ValueError(f"{item} is no input: two aligned files are [FILE.{languages[0]},FILE.{languages[1]}]")
         order = languages[::-1] if swapped else languages
-        given = [open_input(side, language) for side, language in zip(item, order, strict=True)]
+        given = [list(map(by_lines, open_input(side, language))) for side, language in zip(item, order, strict=True)]
         if len(given[0]) != len(given[1]):
             raise ValueError(
                 f"{item[0]} is {len(given[0])} files, {item[1]} is {len(given[1])}: they do not belong together"
@@ -254,7 +254,7 @@ def _open(item: Any, languages: tuple[str, str], swapped: bool) -> list[PairSour
         )
     if isinstance(item, Mapping):
         if "dataset" in item and set(item) <= HUB_KEYS:
-            given_keys = {key: str(value) for key, value in item.items() if value is not None}
+            given_keys: dict[str, Any] = {key: str(value) for key, value in item.items() if value is not None}
             return [RowInput(HubDataset(**{"column": COLUMN, **given_keys}), languages)]
         if set(item) == {"path", "column"}:
             return [RowInput(ParquetFile(place_of(item["path"]), str(item["column"])), languages)]

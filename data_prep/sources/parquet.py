@@ -21,9 +21,11 @@ class ParquetFile(FileSource):
     Args:
         path: Of the file.
         column: Which of its columns.
+        row_is_line: Each row is one line, as in text whose lines belong to another's.
     """
 
     column: str = "text"
+    row_is_line: bool = False
 
     def check(self) -> list[str]:
         """Problems that the file's description of itself shows."""
@@ -72,7 +74,7 @@ class ParquetFile(FileSource):
     def chunks(self, stats: ReadStats) -> Iterator[bytes]:
         """The text, some rows at a time; what is hashed is the file."""
         for column in self._columns(stats):
-            yield lines_of(_as_bytes(column))
+            yield lines_of(_as_bytes(column), self.row_is_line)
 
     def translations(self, languages: tuple[str, str], stats: ReadStats) -> Iterator[list[tuple[bytes, bytes]]]:
         """The texts of two languages, some rows at a time; what is hashed is the file."""

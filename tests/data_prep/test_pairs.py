@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import shutil
 from pathlib import Path
@@ -78,6 +79,50 @@ def test_pairs_alone_make_a_corpus(tmp_path: Path, files: dict[str, list[str]]) 
         order = corpus.length_order(split, "de-en")
         assert len(order.numbers) == entry["sentences"]
     assert (tmp_path / "out" / "vocab.de").exists()
+
+
+def rows_of(sides: tuple[list[str], list[str]], folder: Path, kind: str) -> list[Any]:
+    """Rows of text that belong together, some of them null, blank or of several lines, each on one side alone."""
+    found: list[Any] = []
+    for language, lines, odd in zip(
+        ("de", "en"), sides, ({7: None, 40: "der\ndie"}, {90: "", 120: "the\n\nand\n"}), strict=True
+    ):
+        rows = [odd.get(number, line) for number, line in enumerate(lines)]
+        if kind == "parquet":
+            path = folder / f"rows.{language}.parquet"
+            pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array(rows, pyarrow.string())}), path)
+        else:
+            path = folder / f"rows.{language}.jsonl"
+            write(path, [json.dumps({"text": row}) for row in rows])
+        found.append(str(path))
+    return found
+
+
+def test_rows_of_two_files_stay_pairs(tmp_path: Path) -> None:
+    sides = pairs_text("de", 200, 5), pairs_text("en", 200, 5)
+    rows = rows_of(sides, tmp_path, "jsonl")
+    manifest = run(tmp_path / "out", given({"train": rows}), holdout__sentences=2)
+    found = [pair for split in ("train", "valid", "test") for pair in pair_lines(tmp_path / "out", split)]
+    kept = [pair for number, pair in enumerate(zip(*sides, strict=True)) if number not in (7, 40, 90, 120)]
+    files = [
+        write(tmp_path / f"kept.{code}", list(side))
+        for code, side in zip(("de", "en"), zip(*kept, strict=True), strict=True)
+    ]
+    assert {*tokenised(files)} < {*found}
+    assert len(found) == len(kept) + 2  # and the two of several lines
+    assert manifest["pairs"]["train"]["de-en"]["dropped"]["empty"] == 2
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_rows_of_parallel_splits_stay_aligned(tmp_path: Path, kind: str) -> None:
+    sides = pairs_text("de", 200, 5), pairs_text("en", 200, 5)
+    valid = dict(zip(("de", "en"), rows_of(sides, tmp_path, kind), strict=True))
+    mono = {code: write(tmp_path / f"mono.{code}", pairs_text(code, 300, 1)) for code in ("de", "en")}
+    test = {code: write(tmp_path / f"test.{code}", pairs_text(code, 30, 2)) for code in ("de", "en")}
+    run(tmp_path / "out", {"train": mono, "valid": valid, "test": test}, parallel=["valid"])
+    de, en = (words_of(tmp_path / "out", "valid", code) for code in ("de", "en"))
+    assert (de[7], en[90], de[40], en[120]) == ("", "", "der die", "the and")
+    assert [len(de), len(en)] == [200, 200]
 
 
 def test_they_are_what_the_originals_chain_gives(tmp_path: Path, shared: Path) -> None:
