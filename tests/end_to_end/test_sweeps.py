@@ -18,8 +18,10 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.conftest import PATIENCE, command, process_environment
+from xlm_train.commands import sweep
 from xlm_train.commands.sweep import best_score, sweep_of
 from xlm_train.config.overrides import config_folder
 from xlm_train.config.train import problems_of
@@ -381,6 +383,33 @@ def test_the_table_begins_with_the_best_job() -> None:
     table = sweep_table.table(rows)
     assert [table.head[0], *(line[0] for line in table.rows)] == ["lr", "0.0002346", "1e-4", "1e-1"]
     assert table.rows[0][1:] == ["finished", "10", "10", "20", "21", "19", "3", "10,000", "0.5"]
+
+
+def test_what_is_no_record_of_a_job_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = tmp_path / "sweep/jobs"
+    jobs.mkdir(parents=True)
+    (jobs / "folder.json").mkdir()
+    for name, text in (("list.json", "[1]"), ("empty.json", ""), ("other.json", '{"start": "s"}')):
+        (jobs / name).write_text(text)
+    record = {"start": "s", "job": 0, "varied": {"lr": "1"}, "run": "../run", "command": "xlm-train"}
+    (jobs / "lr=1.json").write_text(json.dumps({**record, "status": "finished", "exit_status": 0}))
+    assert sweep_table.conclude(tmp_path / "sweep", "s") == [0]
+    told = capsys.readouterr().err
+    assert all(
+        f"{name}: is no record of a job" in told for name in ("folder.json", "list.json", "empty.json", "other.json")
+    )
+    assert [job["run"] for job in json.loads((tmp_path / "sweep/sweep.json").read_text())["jobs"]] == ["run"]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{"])
+def test_a_damaged_status_is_kept(tmp_path: Path, text: str) -> None:
+    def fails(_: object) -> int:
+        raise ConfigError("status.json: is damaged")
+
+    (tmp_path / "status.json").write_text(text)
+    outcome = sweep._outcome(fails, OmegaConf.create(), tmp_path)
+    assert outcome == {"status": "failed", "exit_status": 2, "problems": ["status.json: is damaged"]}
+    assert (tmp_path / "status.json").read_text() == text
 
 
 def test_jobs_are_compared_by_what_they_monitor() -> None:

@@ -122,6 +122,8 @@ TRAINING = [
         ("run_name=first/checkpoints", "run_name=first/checkpoints: runs/first is a run"),
         ("run_name=first optimizer.lr=5", "optimizer.lr: was 0.001, now 5"),
         ("run_name=unreadable trainer.precision=auto", "runs/unreadable/config.yaml: is damaged"),
+        ("run_name=cut trainer.precision=32-true", "runs/cut/config.yaml: is damaged: not whole"),
+        ("run_name=linked", "runs/linked/excluded.json: cannot be read"),
         ("paths.runs=text.en", "paths.runs: text.en/new cannot be made: Not a directory"),
         ("logger=null", "logger=null: logger has no option 'null'; there are local"),
         ("hydra=null", "Config group override must be a string or a list"),
@@ -175,6 +177,7 @@ TRAINING = [
     Mistake(f"{TRAIN} init_from=text.en", "text.en: does not end as a checkpoint", leaves="runs/new"),
     Mistake(f"{TRAIN} init_from=runs/first model.dim=64", "set model.dim=32", leaves="runs/new"),
     Mistake(TRAIN, "cannot be written: File too large", leaves="runs/new", file_bytes=100),
+    Mistake(f"{TRAIN} run_name=used", "runs/used/energy.json: is damaged: it must have energy_kwh", leaves="runs/used"),
 ]
 
 SWEEPS = list(
@@ -233,6 +236,7 @@ EVALUATION = [
         ("text.en=latin.txt out=scores.json", "latin.txt:2: is not UTF-8"),
         ("text.en=denied/x", "text.en=denied/x: cannot be read: Permission denied"),
         ("text.en=- out=scores.json", "-: is empty"),
+        ("text.en=mark.txt out=scores.json", "text.en=mark.txt: holds no text"),
         ("text.en=text.en out=text.en", "out=text.en: would overwrite text.en=text.en"),
         ("text.en=scores.en.jsonl out=scores.json", "out=scores.json: would overwrite text.en=scores.en.jsonl"),
     ),
@@ -349,6 +353,10 @@ IMPORTS = [
         ("file=denied/x", "denied/x: Permission denied"),
         ("split=train", "split and lang: give both"),
         ("split=train lang=en bptt=5", "bptt=5: has no effect on binarised text"),
+        ("file=bent", "bent/config.json: emb_dim=-1, but the model's is 32"),
+        ("file=bent", "bent/config.json: pad_index=7, but the model's is 2"),
+        ("file=windowless", "windowless/config.json: bptt=-5: must be a whole number of at least 2"),
+        ("file=diverged", "holds weights that are not finite: embeddings.weight"),
         ("file=strange languages=[de,en]", "languages=['de', 'en']: has no effect on a folder of transformers"),
         ("vocab=corpus/vocab", "vocab=corpus/vocab: has no effect on a checkpoint"),
         ("out=.", "out=.: give the name of a folder to make"),

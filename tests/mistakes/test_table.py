@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import signal
 import subprocess
@@ -14,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 
 from tests import forked
 from tests.conftest import PATIENCE, REPOSITORY, process_environment, text_files
 from tests.forked import MODULES, Answer, Request, listing
-from tests.mistakes.table import BEGINNINGS, COMMANDS, CONTINUE, PLAN, SCORE, TABLE, TRAIN, TRANSLATE, Mistake
+from tests.mistakes.table import BEGINNINGS, COMMANDS, CONTINUE, EXPORT, PLAN, SCORE, TABLE, TRAIN, TRANSLATE, Mistake
 
 CONFIGS = {
     "broken": "# @package _global_\noptimizer: {lr: 1",
@@ -76,6 +78,7 @@ def laid_out(desk: Desk, shared: Path, corpus: Path) -> Desk:
         "runs/blocked/metrics.jsonl": b"",
         "runs/blocked/plots": b"",
         "scores.en.jsonl": b"The king.\n",
+        "mark.txt": b"\xef\xbb\xbf",
         "cut/manifest.json": b'{"format": "xlm_tr',
         "marked.codes": b"\xef\xbb\xbfa b 1\n",
         **{f"mine/experiment/{name}.yaml": text.encode() for name, text in CONFIGS.items()},
@@ -91,7 +94,26 @@ def laid_out(desk: Desk, shared: Path, corpus: Path) -> Desk:
     ):
         answer = desk.run([*TRAIN.split(), *words, "trainer.max_steps=2"])
         assert answer.status == 0, answer.err
+    assert desk.run([*EXPORT.replace("out=new", "out=exported").split(), "verify=false"]).status == 0
+    damage(folder)
     return desk
+
+
+def damage(folder: Path) -> None:
+    """Copies of the run and of its export with one thing wrong in each."""
+    for name in ("cut", "used", "linked"):
+        shutil.copytree(folder / "runs/first", folder / f"runs/{name}", symlinks=True)
+    config = folder / "runs/cut/config.yaml"
+    config.write_bytes(config.read_bytes()[:1500])
+    (folder / "runs/used/energy.json").write_text('{"energy_kwh": 1e999}')
+    (folder / "runs/linked/excluded.json").symlink_to("nowhere")
+    for name, changes in (("bent", {"emb_dim": -1, "pad_index": 7}), ("windowless", {"bptt": -5}), ("diverged", {})):
+        shutil.copytree(folder / "exported", folder / name)
+        file = folder / name / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    weights = safetensors.torch.load_file(folder / "diverged/model.safetensors")
+    weights["transformer.embeddings.weight"][5] = float("nan")
+    safetensors.torch.save_file(weights, folder / "diverged/model.safetensors", {"format": "pt"})
 
 
 def problems_of(mistake: Mistake, answer: Answer, written: list[str]) -> list[str]:

@@ -78,8 +78,9 @@ class Sweep:
             keys = ",".join(f"'{key}'" for key in self.constant)
             try:
                 start([*words, f"hydra.job.config.override_dirname.exclude_keys=[{keys}]"])
-            except Exception:  # a launcher whose process was killed, say; what the jobs left is still shown
-                traceback.print_exc()
+            except Exception as error:  # a launcher whose process was killed, say; what the jobs left is still shown
+                told = f"xlm-train: error: {error}" if isinstance(error, UserError) else traceback.format_exc()
+                print(told, file=sys.stderr, flush=True)
                 broken = True
             finally:
                 over.set()
@@ -363,7 +364,12 @@ def _outcome(main: Callable[[DictConfig], int | None], config: DictConfig, run: 
 
 
 def _status(run: Path) -> dict[str, Any]:
-    return dict(read_json(run / "status.json")) if (run / "status.json").is_file() else {}
+    """What a run says of itself; that it is damaged, where it cannot be read."""
+    try:
+        found = read_json(run / "status.json") if (run / "status.json").is_file() else {}
+    except UserError:
+        found = None
+    return found if isinstance(found, dict) else {"status": "damaged"}
 
 
 def _leave_word(run: Path, problems: Sequence[str], text: str) -> None:

@@ -26,9 +26,7 @@ def prepare() -> None:
     """Take the signals over, so that none is lost from here on, and tell OpenMP how to wait before torch is loaded."""
     FLAG.install()
     rank(), processes()  # what is wrong with them is told before Lightning reads them
-    waits = (
-        not is_worker() and os.environ.get("OMP_NUM_THREADS") != "1"
-    )  # workers are no others; one thread waits for nobody
+    waits = not is_worker() and os.environ.get("OMP_NUM_THREADS") != "1"  # one thread waits for nobody
     limit_openmp_spin(cores_of_others() if waits else 0.0)
 
 

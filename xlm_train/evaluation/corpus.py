@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from xlm_train.runtime.console import Progress
 from xlm_train.runtime.errors import CheckpointError, CorpusError, TextError
-from xlm_train.runtime.files import atomic_write, beside
+from xlm_train.runtime.files import as_number, atomic_write, beside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -161,7 +161,8 @@ def measures(score: Score, counts: Mapping[str, Any], trained: TrainedModel) -> 
         score: Of its text.
         counts: tokens (eos included), unknown, words, characters and sentences of its text. characters is None in a
             corpus imported from the original's binarised files, which do not tell them; then bits_per_character is
-            None too. A masked model does not predict all words: it has neither figure.
+            None too. A masked model does not predict all words: it has neither figure. Words of hundreds of pieces, as
+            of text without spaces, have perplexities beyond what a number holds: None.
         trained: Named where the score is not finite.
 
     Raises:
@@ -176,7 +177,7 @@ def measures(score: Score, counts: Mapping[str, Any], trained: TrainedModel) -> 
     return {
         "perplexity": score.perplexity,
         "accuracy": score.accuracy,
-        "perplexity_per_word": exponential(nats / max(1, counts["words"])) if causal else None,
+        "perplexity_per_word": as_number(exponential(nats / max(1, counts["words"]))) if causal else None,
         "bits_per_character": nats / math.log(2) / max(1, characters) if causal and characters is not None else None,
         "loss": score.loss,
         "predicted_tokens": score.predicted,

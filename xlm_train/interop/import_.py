@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xlm_train.runtime.errors import ConfigError
+from xlm_train.runtime.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from xlm_train.interop.original.checkpoint import Imported
@@ -54,11 +54,16 @@ def write_checkpoint(imported: Imported, out: Path) -> str:
 
     Returns:
         A line that says what it is.
+
+    Raises:
+        CheckpointError: Weights are not finite.
     """
     from xlm_train.runtime import checkpoint_file
     from xlm_train.runtime.files import whole_folder
 
     content: dict[str, Any] = imported.content
+    if bad := [weight for weight, values in content["model"].items() if not values.isfinite().all()]:
+        raise CheckpointError(f"holds weights that are not finite: {', '.join(bad[:3])}: its training had diverged")
     name = checkpoint_file.name_of(content["progress"]["step"])
     with whole_folder(out) as folder:
         checkpoint_file.save(folder / name, content)

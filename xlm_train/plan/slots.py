@@ -47,7 +47,8 @@ class SlotKind:
     @property
     def predicted(self) -> float:
         """Tokens of a slot that are predicted."""
-        return self.rows * self.row.positions * (1 if self.row.mask_share is None else self.row.mask_share)
+        share = 1 if self.row.mask_share is None else self.row.mask_share
+        return max(1.0, self.rows * self.row.positions * share)
 
     @property
     def length(self) -> int:

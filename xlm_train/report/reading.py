@@ -17,7 +17,7 @@ from xlm_train.config.parts import translates
 from xlm_train.config.renamed import with_new_names
 from xlm_train.evaluation import loss_of
 from xlm_train.runtime.errors import ConfigError, UserError
-from xlm_train.runtime.files import read_json
+from xlm_train.runtime.files import as_number, read_json
 from xlm_train.runtime.run_folder import flatten, parse_config
 
 # What earlier versions wrote under other names.
@@ -247,9 +247,9 @@ def read_run(path: Path) -> Run:
     run.environment = _read_object(path / "environment.json", run.problems, expected=bool(run.config))
     run.energy = _read_object(path / "energy.json", run.problems)
     for line in _read_lines(path / "metrics.jsonl", run.problems, expected=True):
-        run.last_report = _number(line.get("time"))
+        run.last_report = as_number(line.get("time"))
         for key, value in line.items():
-            if "/" in key and (figure := _number(value)) is not None:
+            if "/" in key and (figure := as_number(value)) is not None:
                 column = run.columns.setdefault(METRICS.get(key, key), Column())
                 column.steps.append(line["step"])
                 column.values.append(figure)
@@ -276,12 +276,6 @@ def read_run(path: Path) -> Run:
         if manifest and manifest.get("lineage") == run.config.get("corpus_lineage"):
             run.manifest = manifest
     return run
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None
 
 
 def _read_config(file: Path, problems: list[str]) -> dict[str, Any]:
@@ -329,7 +323,7 @@ def _read_lines(
             for text in lines:
                 try:
                     found = json.loads(text)
-                except ValueError:
+                except (ValueError, RecursionError):
                     damaged += text.endswith(b"\n")
                     continue
                 if isinstance(found, dict) and wanted(found):

@@ -10,6 +10,7 @@ from xlm_train.report.curves import perplexity
 from xlm_train.report.figures import MARKS
 from xlm_train.report.html import Block, Cell, Folded, Paragraph, Table
 from xlm_train.report.reading import Run, when
+from xlm_train.runtime.files import as_number
 
 MOST_ROWS = 100  # of a table; the figures show everything
 MOST_OPEN = 20  # rows of a table that a reader need not open
@@ -32,8 +33,7 @@ def digits(value: float | None, form: str = ",.4g") -> str:
 
 def figure_of(values: dict[str, Any], key: str) -> float | None:
     """A figure from a JSON file, or None where it is none."""
-    value = values.get(key)
-    return float(value) if isinstance(value, int | float) else None
+    return as_number(values.get(key))
 
 
 def by_language(runs: Sequence[Run]) -> list[Block]:

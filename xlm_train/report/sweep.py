@@ -33,9 +33,24 @@ from xlm_train.report.sweep_rows import (
     without_seed,
 )
 from xlm_train.report.writing import as_html
-from xlm_train.runtime.console import show
-from xlm_train.runtime.errors import EXIT_PREEMPTED
+from xlm_train.runtime.console import log, show
+from xlm_train.runtime.errors import EXIT_PREEMPTED, UserError
 from xlm_train.runtime.files import atomic_write, read_json, write_json
+
+RECORD = {"start", "job", "varied", "run", "command", "status", "exit_status"}  # what a job's record has
+
+
+def _record(file: Path) -> dict[str, Any] | None:
+    """A job's record; None, and a warning, where the file is none."""
+    try:
+        found = read_json(file)
+    except UserError as error:
+        found = None
+        log(f"warning: {error}")
+    if isinstance(found, dict) and found.keys() >= RECORD:
+        return found
+    log(f"warning: {file}: is no record of a job, and left out")
+    return None
 
 
 def conclude(folder: Path, start: str) -> list[int]:
@@ -50,7 +65,7 @@ def conclude(folder: Path, start: str) -> list[int]:
     Returns:
         The exit statuses of the jobs of this start.
     """
-    records = [read_json(file) for file in sorted((folder / "jobs").glob("*.json"))]
+    records = [record for file in sorted((folder / "jobs").glob("*.json")) if (record := _record(file)) is not None]
     current = [record for record in records if record["start"] == start]
     if not records:
         return []

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xlm_train.runtime.errors import UserError
-from xlm_train.runtime.files import read_json, write_json
+from xlm_train.runtime.files import as_number, read_json, write_json
 
 # Grams of CO2 equivalents per kWh generated, life cycle, 2023: Ember and Energy Institute through Our World in Data,
 # "Carbon intensity of electricity generation"; world, Norway, Poland, Sweden: Ember (2024) through Statista.
@@ -52,11 +52,11 @@ class EnergyMeter:
     def __init__(self, file: Path, meter: str, watts: float | None, devices: int, nodes: int, region: str) -> None:
         self.file = file
         self.region = region
-        before = read_json(file) if file.is_file() else {}
-        used = before.get("energy_kwh", 0.0) if isinstance(before, dict) else None
-        if not isinstance(used, int | float):
+        before = read_json(file) if os.path.lexists(file) else {}
+        used = as_number(before.get("energy_kwh", 0.0)) if isinstance(before, dict) else None
+        if used is None:
             raise UserError(f"{file}: is damaged: it must have energy_kwh, a number")
-        self.before = float(used)
+        self.before = used
         self.nodes = nodes
         self.started = time.monotonic()
         self.tracker: Any = None

@@ -7,6 +7,7 @@ import ctypes
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -127,12 +128,25 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Raises:
         UserError: it is missing or not JSON; names it.
     """
+    if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+        raise UserError(f"{path}: cannot be read: is no file")
     try:
         return json.loads(Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not valid JSON: {error}") from error
+
+
+def as_number(value: Any) -> float | None:
+    """A value of a JSON file as a number; None where it is none, or not finite."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number beyond
+        return None
+    return number if math.isfinite(number) else None
 
 
 def beside(out: Path, ending: str) -> Path:

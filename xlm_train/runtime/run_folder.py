@@ -140,8 +140,10 @@ class RunFolder:
             self._refuse_lost_checkpoints()
         # A start that failed before its first checkpoint left nothing that another config could spoil.
         if self.config_file.is_file():
+            if "corpus_lineage" not in previous:  # its last line
+                raise ConfigError(f"{self.config_file}: is damaged: not whole. Without it the same command goes on")
             self._compare(previous)
-        if not self.starts_again and (self.path / "excluded.json").is_file():
+        if not self.starts_again and os.path.lexists(self.path / "excluded.json"):
             self.excluded = self._read_excluded()
 
     def _refuse_lost_checkpoints(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import hashlib
 import lzma
@@ -245,7 +246,7 @@ class TextFile(FileSource):
             return error.problems
         except OSError as error:
             return [f"{self.path}: cannot be read: {error.strerror or error}"]
-        if not head:
+        if not head.removeprefix(codecs.BOM_UTF8):
             return [f"{self.path}: holds no text"]
         if any(head.startswith(mark, place) for place, marks in ARCHIVES.items() for mark in marks):
             return [f"{self.path}: {AN_ARCHIVE}"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from pytorch_lightning.loggers.logger import Logger
 
-from xlm_train.runtime.console import columns_of, compact, duration, fitted, log
+from xlm_train.runtime.console import columns_of, compact, counted, duration, fitted, log
 from xlm_train.runtime.errors import UserError
 from xlm_train.runtime.files import append_line, atomic_write
 from xlm_train.runtime.processes import is_first_process
@@ -56,6 +56,9 @@ class JsonLines:
     def rewind(self, step: int) -> None:
         """Remove lines after a step, and one that a kill cut off: the resumed run writes them again."""
         lines = read_metrics(self.path)
+        there = self.path.read_bytes().count(b"\n") if self.path.is_file() else 0
+        if there > len(lines):
+            log(f"warning: {self.path}: {counted(there - len(lines), 'line')} of it cannot be read: reports are lost")
         with atomic_write(self.path) as file:
             for line in lines:
                 if line["step"] <= step:
@@ -102,7 +105,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         for line in Path(path).read_bytes().split(b"\n"):
             try:
                 value = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(value, dict) and isinstance(value.get("step"), int):
                 found.append(value)

@@ -154,6 +154,22 @@ def test_raw_text_is_scored_line_by_line(
     assert "mean" in capsys.readouterr().out
 
 
+def test_words_without_end_have_no_perplexity(
+    golden_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As text without spaces has: beyond what a number holds."""
+    (tmp_path / "a.txt").write_text("x" * 1000)
+    given = (
+        f"checkpoint='{golden_checkpoint}'",
+        f"text.en='{tmp_path / 'a.txt'}'",
+        f"out='{tmp_path / 'scores.json'}'",
+    )
+    assert run(monkeypatch, *given) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())["languages"]["en"]
+    assert scores["perplexity_per_word"] is None
+    assert math.isfinite(scores["perplexity"])
+
+
 def test_a_corpus_of_another_vocabulary_is_refused(
     small: tuple[Path, Path],
     tmp_path: Path,

@@ -215,6 +215,8 @@ def test_a_masked_run_reads_all_and_predicts_a_share(compose: Callable[..., dict
     assert masked["flops_per_token"]["attention scores"]["forward"] == 6 * 2 * 2 * 1024 * 256
     assert causal["time"]["hours"] > both["time"]["hours"] > masked["time"]["hours"]
     assert causal["memory"]["peak_gb"] > masked["memory"]["peak_gb"]
+    least = make_plan(compose("plan", "experiment=smoke", "objective=mlm", "objective.mask_share=1e-300"), None)
+    assert least["step"]["predicted"] == 2  # one of each slot
 
 
 def test_the_real_run(compose: Callable[..., dict[str, Any]]) -> None:

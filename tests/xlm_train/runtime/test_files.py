@@ -13,7 +13,7 @@ import pytest
 
 from xlm_train.runtime import files
 from xlm_train.runtime.errors import UserError
-from xlm_train.runtime.files import ResumableLines, append_line, beside, lock, locked, remove_leftovers
+from xlm_train.runtime.files import ResumableLines, append_line, as_number, beside, lock, locked, remove_leftovers
 
 
 def test_a_lock_makes_its_folder_or_names_it(tmp_path: Path) -> None:
@@ -102,6 +102,11 @@ def test_a_users_file_is_no_leftover(tmp_path: Path) -> None:
     (tmp_path / ".drafts.tmp").mkdir()
     remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*names, ".drafts.tmp"}
+
+
+def test_only_finite_numbers_are_numbers() -> None:
+    found = [as_number(value) for value in (1, 0.5, True, None, "1", float("inf"), float("nan"), 10**400)]
+    assert found == [1.0, 0.5, *[None] * 6]
 
 
 def test_a_line_after_one_that_was_cut_off_is_its_own(tmp_path: Path) -> None:

@@ -171,11 +171,12 @@ def test_bar() -> None:
     assert progress_bar(1.0, 4) == "[####]"
 
 
-def test_a_damaged_line_costs_no_other(tmp_path: Path) -> None:
+def test_a_damaged_line_costs_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(b'{"step": 1}\n{"st\xffep": 2}\n{"step": 3}\n{"step": 4, "a": "\xe2\x80\xa8"}\n{"step": 5}\n{"ste')
     assert [line["step"] for line in read_metrics(file)] == [1, 3, 4, 5]
     lines = JsonLines(file)
     lines.rewind(4)
+    assert f"{file}: 1 line of it cannot be read: reports are lost" in capsys.readouterr().err
     lines.append(5, {"again": 1})
     assert [line["step"] for line in read_metrics(file)] == [1, 3, 4, 5]

@@ -14,26 +14,28 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from xlm_train.config.schema import fits
 from xlm_train.interop.original import names, unpickle
 from xlm_train.interop.original.checkpoint import Imported
 from xlm_train.interop.original.params import is_text, read_languages
+from xlm_train.interop.transformers.config import (
+    contradictions,
+    evaluation_of,
+    model_config,
+    settings_of,
+    token_ids,
+    tokenizer_config,
+)
 from xlm_train.interop.transformers.tokenizer import from_transformers, to_transformers, unreadable_merges
 from xlm_train.model.seq2seq import is_seq2seq
-from xlm_train.model.transformer import LAYER_NORM_EPS, ModelShape
+from xlm_train.model.transformer import ModelShape
 from xlm_train.runtime.errors import CheckpointError
 from xlm_train.runtime.files import read_json, sha256_of, write_json
 from xlm_train.text.bpe import BpeCodes
 from xlm_train.text.reader import TextReader
-from xlm_train.text.vocabulary import BOS, EOS, MASK, NEVER_WRITTEN, PAD, SPECIALS, UNK, Vocabulary, read_text
+from xlm_train.text.vocabulary import EOS, NEVER_WRITTEN, SPECIALS, Vocabulary, read_text
 
 RECORD = "export.json"
 RECORD_FORMAT = "xlm_train.export"
-DEFAULTS = {  # of transformers' XLMConfig, for what a config.json may leave out
-    "n_langs": 1, "n_heads": 16, "dropout": 0.1, "attention_dropout": 0.1, "sinusoidal_embeddings": False,
-}  # fmt: skip
-ONLY = {"gelu_activation": True, "asm": False, "is_encoder": True, "tie_word_embeddings": True}  # is supported
-SPECIAL_IDS = {"bos": BOS, "eos": EOS, "pad": PAD, "unk": UNK, "mask": MASK}
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -90,7 +92,7 @@ def write(folder: Path, content: Mapping[str, Any], lang: str | None = None) -> 
         # a pipeline's texts then begin as those of the training; older versions would also add embeddings of token types
         tokenizer |= {"bos_token": SPECIALS[EOS], "model_input_names": ["input_ids", "attention_mask"]}
     write_json(folder / "config.json", config)
-    write_json(folder / "generation_config.json", _token_ids("bos", "eos", "pad") | {"suppress_tokens": NEVER_WRITTEN})
+    write_json(folder / "generation_config.json", token_ids("bos", "eos", "pad") | {"suppress_tokens": NEVER_WRITTEN})
     write_json(folder / "tokenizer_config.json", tokenizer)
     write_json(folder / "vocab.json", spelled.ids)
     for name, written in (("merges.txt", codes), ("codes", codes), ("vocab", vocabulary)):
@@ -118,64 +120,6 @@ def _speak(weights: dict[str, Tensor], language: int) -> None:
     spoken = languages[language].clone()
     weights["transformer.position_embeddings.weight"] = weights["transformer.position_embeddings.weight"] + spoken
     weights["transformer.lang_embeddings.weight"] = languages - spoken
-
-
-def _token_ids(*kinds: str) -> dict[str, int]:
-    return {f"{kind}_token_id": SPECIAL_IDS[kind] for kind in kinds}
-
-
-def model_config(shape: ModelShape, languages: Mapping[str, int], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Make config.json. Special ids are under the names of old and new versions of transformers.
-
-    Args:
-        shape: The model's.
-        languages: Language -> id.
-        config: The resolved config of the run; the length of its windows is noted where it is known.
-
-    Returns:
-        What is in config.json.
-    """
-    bptt = (config.get("data") or {}).get("bptt")
-    return {
-        "architectures": ["XLMWithLMHeadModel"], "model_type": "xlm",
-        "vocab_size": shape.n_words, "n_words": shape.n_words,
-        "emb_dim": shape.dim, "n_layers": shape.n_layers, "n_heads": shape.n_heads,
-        "dropout": shape.dropout, "attention_dropout": shape.attention_dropout,
-        "gelu_activation": True, "sinusoidal_embeddings": shape.sinusoidal_positions,
-        "causal": True,  # their default is False: the model would see the words it is to predict
-        "is_encoder": True,  # nothing else is implemented; it says nothing of what a position sees
-        "asm": False,
-        "n_langs": shape.n_langs, "use_lang_emb": shape.language_embeddings,
-        "lang2id": dict(languages), "id2lang": {str(number): code for code, number in languages.items()}, "lang_id": 0,
-        "max_position_embeddings": shape.max_positions, "embed_init_std": shape.dim**-0.5,
-        "layer_norm_eps": LAYER_NORM_EPS,
-        **{f"{kind}_index": number for kind, number in SPECIAL_IDS.items()},
-        **_token_ids("bos", "eos", "pad", "mask"),
-        "tie_word_embeddings": True, "dtype": "float32",
-        **({"bptt": bptt} if bptt else {}),
-    }  # fmt: skip
-
-
-def tokenizer_config(shape: ModelShape, languages: Mapping[str, int], lowercase: bool) -> dict[str, Any]:
-    """Make tokenizer_config.json. Without both language tables transformers' tokenizer has neither.
-
-    Args:
-        shape: The model's.
-        languages: Language -> id.
-        lowercase: Lower-case text and remove accents.
-
-    Returns:
-        What is in tokenizer_config.json.
-    """
-    return {
-        "tokenizer_class": "XLMTokenizer",
-        "do_lowercase_and_remove_accent": lowercase,
-        "lang2id": dict(languages), "id2lang": {str(number): code for code, number in languages.items()},
-        "model_max_length": shape.max_positions,
-        "bos_token": SPECIALS[BOS], "sep_token": SPECIALS[EOS], "cls_token": SPECIALS[EOS],
-        "pad_token": SPECIALS[PAD], "unk_token": SPECIALS[UNK], "mask_token": SPECIALS[MASK],
-        "additional_special_tokens": list(SPECIALS[4:]),
-    }  # fmt: skip
 
 
 def _lowercase(text: Mapping[str, Any]) -> tuple[bool, list[str]]:
@@ -247,22 +191,18 @@ def read(
     folder = Path(folder)
     where = str(folder / "config.json")
     config = read_json(folder / "config.json")
-    if not isinstance(config, dict) or config.get("model_type", "xlm") != "xlm":
-        raise CheckpointError(f"{where}: is not the config of an XLM model")
     warnings: list[str] = []
     record = read_record(folder) or {}
-    evaluation = _check_config(config, where, evaluation or record.get("evaluation"), warnings)
+    settings = settings_of(config, where)
+    evaluation = evaluation_of(config, where, evaluation or record.get("evaluation"), warnings)
     theirs = names.from_transformers(_weights(folder))
-    settings = {name: config.get(name, default) for name, default in DEFAULTS.items()}
-    wrong = [name for name, default in DEFAULTS.items() if not fits(settings[name], type(default))]
-    if wrong:
-        raise CheckpointError([f"{where}: {name} is not {type(DEFAULTS[name]).__name__}" for name in wrong])
-    settings["sinusoidal_positions"] = settings.pop("sinusoidal_embeddings")
     n_langs = settings["n_langs"]
     shape = names.infer_shape(theirs, str(folder), **settings, vocab_multiple=vocab_multiple)
     text = _text_of(folder, codes, vocab, shape.n_words, warnings)
     if len(text["languages"]) != n_langs:
         raise CheckpointError(f"{where}: n_langs={n_langs}, but lang2id names {len(text['languages'])}")
+    if problems := contradictions(config, shape, where):
+        raise CheckpointError(problems)
     window = bptt or config.get("bptt")
     if window is None:
         warnings.append(
@@ -286,25 +226,6 @@ def read(
         },
         warnings,
     )
-
-
-def _check_config(config: Mapping[str, Any], where: str, evaluation: str | None, warnings: list[str]) -> str:
-    """How the model is scored, after a check that it can be one of ours."""
-    if config.get("causal") is not True and evaluation is None:
-        said = "does not say `causal`" if "causal" not in config else "says causal=false"
-        warnings.append(
-            f"{where}: {said}, which is also the default: it is taken for a model that predicts the next word; for one that fills"
-            " gaps give evaluation=masked. transformers itself would let this model see the words it is to predict: set"
-            " causal=true there"
-        )
-    wrong = [
-        f"{where}: {name}={config[name]} is not supported"
-        for name, only in ONLY.items()
-        if config.get(name, only) is not only
-    ]
-    if wrong:
-        raise CheckpointError(wrong)
-    return evaluation or "causal"
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
