@@ -30,6 +30,15 @@ def tools(settings: Settings) -> dict[str, str]:
     found |= {name: version(name) for name in ("numpy", "sacremoses")}
     if settings.lowercase or settings.remove_accents:
         found["unicode"] = unicodedata.unidata_version
+    every: list[Any] = [source for sources in settings.sources.values() for source in sources]
+    every += [
+        side
+        for sources in settings.pair_sources.values()
+        for source in sources
+        for side in getattr(source, "sides", ())
+    ]
+    if any(getattr(source, "row_is_line", False) for source in every):
+        found["rows"] = "lines"  # a row was what its text's lines came to, and those behind it were shifted
     if settings.codes_file is None:
         found["fastBPE"] = fastbpe.VERSION  # whose codes they are, whoever learned them
     return found

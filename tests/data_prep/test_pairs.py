@@ -111,6 +111,7 @@ def test_rows_of_two_files_stay_pairs(tmp_path: Path) -> None:
     assert {*tokenised(files)} < {*found}
     assert len(found) == len(kept) + 2  # and the two of several lines
     assert manifest["pairs"]["train"]["de-en"]["dropped"]["empty"] == 2
+    assert manifest["tools"]["rows"] == "lines"  # what was made before has other pairs
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])

@@ -422,7 +422,12 @@ def test_jobs_are_compared_by_what_they_monitor() -> None:
     assert [line[4:8] for line in table.rows] == [["9", "8", "10", "30"], ["5", "4", "6", "20"]]
     rates = [replace(one, varied={"lr": rate, "seed": "1"}) for one, rate in zip(rows, ("1e-4", "1e-3"), strict=True)]
     again = [replace(one, varied={**one.varied, "seed": "2"}, bleu=1.0) for one in rates]
-    (figure,) = sweep_figures.figures([*rates, *again])
+    lost = replace(
+        rates[0], varied={"lr": "1", "seed": "1"}, status="failed", monitor="val/ppl", best=None, perplexity=None
+    )
+    lost = replace(lost, bleu=None, bleus={}, perplexities={})
+    (figure,) = sweep_figures.figures([*rates, *again, lost])
+    assert len(figure.marks) == 1
     assert figure.title == "Best validation BLEU"
     assert {curve.label: sorted(curve.y) for curve in figure.curves} == {
         "mean": [3.0, 5.0],

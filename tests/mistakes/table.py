@@ -149,6 +149,7 @@ TRAINING = [
         ("optimizer.lr=true", "optimizer.lr=True: must be a number"),
         ("schedule.warmup_updates=[1]", "schedule.warmup_updates=[1]: must be a number"),
         ("schedule.warmup_updates=true", "schedule.warmup_updates=True: must be a number"),
+        ("schedule.warmup_updates=null", "schedule.warmup_updates=null: must have a value"),
         ("'hydra.searchpath=[file:///x]'", "is given as --config-dir=FOLDER"),
         ("trainer.threads=9223372036854775808", "must be a whole number or null, below 2^63"),
         ("callbacks.validation.beam=4", "callbacks.validation.beam=4: a language model translates nothing"),

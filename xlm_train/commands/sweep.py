@@ -35,6 +35,7 @@ from xlm_train.config.overrides import compose, config_dir_of, group_options, ov
 from xlm_train.runtime.console import Progress
 from xlm_train.runtime.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError, UserError
 from xlm_train.runtime.files import atomic_write, lock, read_json, write_json
+from xlm_train.runtime.launcher import refuse_left_over_variables
 from xlm_train.runtime.streams import settle_streams
 
 if TYPE_CHECKING:
@@ -113,8 +114,13 @@ class Sweep:
 
 def multirun(config_name: str, flag: StopFlag) -> Multirun:
     """What `-m` does in a command that trains."""
+
+    def start_all(words: list[str], start: Callable[[list[str]], None]) -> int:
+        refuse_left_over_variables()
+        return sweep_of(config_name, words).carry_out(words, start, flag)
+
     return Multirun(
-        start=lambda words, start: sweep_of(config_name, words).carry_out(words, start, flag),
+        start=start_all,
         job=lambda carry_out, config: run_job(carry_out, config, flag),
     )
 

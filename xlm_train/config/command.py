@@ -6,6 +6,7 @@ mistakes cost one attempt, and each message names the override and the nearest n
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 T = TypeVar("T")
-USERS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)  # to be mended
+USERS = {  # what only the user can mend; the rest may pass
+    *(errno.ENOENT, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR),
+    *(errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP),
+}
 SHOW = {"--cfg", "-c", "--info", "-i", "--hydra-help"}  # Hydra's flags that only show something
 
 
@@ -162,7 +166,7 @@ def as_told(error: Exception) -> UserError:
         return UserError(str(error).splitlines()[0])
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{os.fsdecode(error.filename2 or error.filename)}: {error.strerror}"
-        return UserError(text) if isinstance(error, USERS) else SystemFailure(text)
+        return UserError(text) if error.errno in USERS else SystemFailure(text)
     raise error
 
 

@@ -156,7 +156,7 @@ def optimizer_problems(good: Mapping[str, Any], unresolved: Mapping[str, Any], o
 def _default_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[str]:
     """Compare values with the signature's defaults: numbers where one is, lists where a tuple is (betas=(0.9, 0.999))."""
     parameters = _parameters(target) or {}
-    hints = typing.get_type_hints(target) if inspect.isfunction(target) else {}
+    hints = _hints(target)
     given = [name for name, value in entry.items() if name in parameters and value is not UNKNOWN]
     defaults = {name: parameters[name].default for name in given}
     problems = [
@@ -177,9 +177,23 @@ def _default_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[s
     ]
 
 
+def _hints(target: Any) -> Mapping[str, Any]:
+    """The types of a function's arguments, of ours; others' may name what only type checkers import."""
+    return typing.get_type_hints(target) if inspect.isfunction(target) and _is_ours(target) else {}
+
+
+def _is_ours(target: Any) -> bool:
+    return bool(target.__module__.startswith("xlm_train."))
+
+
 def _null_problems(target: Any, entry: Mapping[str, Any], unresolved: Mapping[str, Any], key: str) -> list[str]:
     """Tell of arguments that must have a value and are null, or are what another key says that is null."""
-    needed = {name for name, parameter in (_parameters(target) or {}).items() if parameter.default is parameter.empty}
+    hints = _hints(target)
+    needed = {
+        name
+        for name, parameter in (_parameters(target) or {}).items()
+        if parameter.default is parameter.empty or hints.get(name) in (int, float)
+    }
     return [
         f"{key}.{name}={said if (said := unresolved.get(name)) else 'null'}: must have a value: {key}.{name}=N"
         for name in entry
@@ -190,7 +204,7 @@ def _null_problems(target: Any, entry: Mapping[str, Any], unresolved: Mapping[st
 def _range_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[str]:
     """Tell whether a learning rate is one, and whether numbers that ours take are in range."""
     numbers = {name: value for name, value in entry.items() if fits(value, float)}
-    ours = target.__module__.startswith("xlm_train.")
+    ours = _is_ours(target)
     problems = [f"{key}.{name}={value}: must not be negative" for name, value in numbers.items() if ours and value < 0]
     rate = entry.get("lr", 1.0)
     if numbers.get("lr") == 0 or (not ours and numbers.get("lr", 0) < 0):
@@ -352,7 +366,7 @@ def callback_problems(
 
 def _type_problems(target: Any, entry: Mapping[str, Any], key: str) -> list[str]:
     """Compare the values of one of our classes or functions with the types that it names."""
-    if not target.__module__.startswith("xlm_train."):
+    if not _is_ours(target):
         return []
     hints = typing.get_type_hints(target if inspect.isfunction(target) else target.__init__)
     return [

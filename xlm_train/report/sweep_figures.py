@@ -46,7 +46,8 @@ def figures(rows: Sequence[Row]) -> list[Figure]:
         For two, of which one has few values: a line for each of these. Otherwise one figure a key: a dot a job, and a line
         through the best of each value where there are few.
     """
-    metric = "val/bleu" if all(row.monitor.startswith("val/bleu") for row in rows) else "val/ppl"
+    scored = [row for row in rows if row.best is not None]  # what others monitor is not known
+    metric = "val/bleu" if scored and all(row.monitor.startswith("val/bleu") for row in scored) else "val/ppl"
     keys = [key for key in keys_of(rows) if key != SEED] or [SEED]
     seeds = SEED in keys_of(rows) and keys != [SEED]
     shown = [averaged(group) for group in by_seed(rows)] if seeds else rows

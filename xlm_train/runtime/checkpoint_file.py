@@ -9,6 +9,7 @@ What is inside says checkpoint_content.py.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -282,18 +283,24 @@ def any_in(folder: str | Path) -> bool:
 
 def _files_in(folder: str | Path) -> list[Path]:
     try:
-        return [path for path in Path(folder).iterdir() if _is_regular(path)]
+        names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:  # glob would find nothing, and a run would begin anew
+        raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
+    try:
+        return [path for path in map(Path(folder).joinpath, names) if _is_regular(path)]
+    except OSError as error:
         raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
 
 
 def _is_regular(path: Path) -> bool:
     try:
         return stat.S_ISREG(path.stat().st_mode)
-    except FileNotFoundError:  # a link that leads nowhere
-        return False
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # a link that leads nowhere
+            return False
+        raise
 
 
 def step_of(path: Path) -> int:

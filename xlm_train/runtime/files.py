@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Self
@@ -128,9 +129,9 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Raises:
         UserError: it is missing or not JSON; names it.
     """
-    if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
-        raise UserError(f"{path}: cannot be read: is no file")
     try:
+        if stat.S_ISFIFO(Path(path).stat().st_mode):
+            raise UserError(f"{path}: cannot be read: is a pipe, and would be waited for")
         return json.loads(Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error

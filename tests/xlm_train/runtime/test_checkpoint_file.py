@@ -126,7 +126,7 @@ def test_what_cannot_be_read_now_is_neither_skipped_nor_taken_for_nothing(
     def denied(path: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "iterdir", denied)
+    monkeypatch.setattr(os, "listdir", denied)
     for look in (checkpoint_file.newest, checkpoint_file.any_in):
         with pytest.raises(UserError, match="cannot be read: Permission denied"):
             look(tmp_path)
@@ -136,6 +136,11 @@ def test_pipes_and_folders_are_no_checkpoints(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / checkpoint_file.name_of(1))
     (tmp_path / checkpoint_file.name_of(2)).mkdir()
     assert checkpoint_file.in_folder(tmp_path) == []
+    whole = tmp_path / checkpoint_file.name_of(3)
+    whole.touch()
+    for name, target in (("through", f"{whole.name}/x"), ("loop", "loop"), ("nowhere", "none")):
+        (tmp_path / name).symlink_to(target)
+    assert checkpoint_file.in_folder(tmp_path) == [whole]
 
 
 @pytest.mark.parametrize("where", [0, 0.1, 0.5, 0.9, 1.0])
