@@ -179,7 +179,7 @@ def test_left_over_temporary_files_are_removed(train_small: TrainSmall, undistur
     go_back_to(damaged, 10)
     left_over = [
         damaged / "checkpoints/.step-00000015.pt.4194304-0123abcd.tmp",
-        damaged / "checkpoints/.best.pt.4194304.tmp",
+        damaged / "checkpoints/.best.pt.4194304-0123abcd.tmp",
         damaged / ".metrics.jsonl.4194304-0123abcd.tmp",
         damaged / ".status.json.4194304-0123abcd.tmp",
     ]
