@@ -134,10 +134,14 @@ def test_the_network_may_be_down(
 
     told = Mirror.checkpoint_written
 
-    def cut_the_network(mirror: Mirror) -> None:
-        monkeypatch.setattr(Mirror, "checkpoint_written", told)
-        s3.deaf(True)  # before the first checkpoint can be mirrored
+    def slowly(mirror: Mirror) -> None:
+        time.sleep(0.3)  # a slow disk
         told(mirror)
+
+    def cut_the_network(mirror: Mirror) -> None:
+        monkeypatch.setattr(Mirror, "checkpoint_written", slowly)
+        s3.deaf(True)  # before the first checkpoint can be mirrored
+        slowly(mirror)
 
     def repair_the_network() -> None:
         until(lambda: last_step() >= 8 and "mirror_fails" in (run / "events.jsonl").read_text())

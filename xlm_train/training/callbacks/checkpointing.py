@@ -66,6 +66,7 @@ class Checkpointing(StepCallback):
     def _save(self, trainer: Trainer, module: LanguageModel) -> None:
         """Start writing the state after the current step. A collective."""
         begun = time.perf_counter()
+        trainer.checkpoint_io.join()  # the one before is on disk now, and counts among those to be mirrored
         trainer.run.wait_for_mirror()
         if not any(isinstance(callback, Preemption) for callback in trainer.callbacks):
             trainer.checkpoint_io.raise_failure()  # nobody else would, before the end
