@@ -6,16 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from xlm_train.config.files import checkpoint_problems, out_problems, overwriting_problems
+from xlm_train.config.files import DataPath, checkpoint_problems, out_problems, overwriting_problems
 from xlm_train.config.schema import Beams, Count, Device, Threads, one_of, search_problems
 from xlm_train.runtime.files import beside
-
-
-@dataclass
-class DataPath:
-    """Where the corpus is."""
-
-    path: str | None
 
 
 @dataclass

@@ -5,7 +5,15 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass
+class DataPath:
+    """Where the corpus is."""
+
+    path: str | None
 
 
 def path_of(given: str | Path) -> Path:

@@ -6,16 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from xlm_train.config.files import checkpoint_problems
+from xlm_train.config.files import DataPath, checkpoint_problems
 from xlm_train.config.schema import Count, one_of
 from xlm_train.interop.facts import CardFields
-
-
-@dataclass
-class DataPath:
-    """Where the corpus is."""
-
-    path: str | None
 
 
 @dataclass

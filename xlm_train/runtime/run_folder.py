@@ -118,7 +118,8 @@ class RunFolder:
         for folder in Path(name).parents[:-1]:
             if (Path(runs) / folder / "config.yaml").is_file():
                 raise ConfigError(f"run_name={name}: {Path(runs) / folder} is a run, and a run has no others inside")
-        inner = [file.parent for file in self.path.rglob("config.yaml") if (file.parent / "checkpoints").is_dir()]
+        files = [] if self.config_file.is_file() else self.path.rglob("config.yaml")
+        inner = [file.parent for file in files if (file.parent / "checkpoints").is_dir()]
         if inner and self.path not in inner:
             raise ConfigError(f"run_name={name}: {inner[0]} is a run, and {self.path} would be a run around it")
         self.mirror: Mirror | None = None  # of the first process, while it holds the folder

@@ -55,13 +55,12 @@ class JsonLines:
 
     def rewind(self, step: int) -> None:
         """Remove lines after a step, and one that a kill cut off: the resumed run writes them again."""
-        lines = read_metrics(self.path)
-        there = self.path.read_bytes().count(b"\n") if self.path.is_file() else 0
-        if there > len(lines):
-            log(f"warning: {self.path}: {counted(there - len(lines), 'line')} of it cannot be read: reports are lost")
+        lines = _lines(self.path)
+        if lost := lines[:-1].count(None):
+            log(f"warning: {self.path}: {counted(lost, 'line')} of it cannot be read: reports are lost")
         with atomic_write(self.path) as file:
             for line in lines:
-                if line["step"] <= step:
+                if line is not None and line["step"] <= step:
                     file.write(json.dumps(line).encode() + b"\n")
 
     def append(self, step: int | None, values: Mapping[str, Any]) -> None:
@@ -100,16 +99,21 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     Returns:
         One dict a line, oldest first; none where there is no file.
     """
-    found: list[dict[str, Any]] = []
-    if Path(path).is_file():
-        for line in Path(path).read_bytes().split(b"\n"):
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(value, dict) and isinstance(value.get("step"), int):
-                found.append(value)
-    return found
+    return [line for line in _lines(path) if line is not None]
+
+
+def _lines(path: str | Path) -> list[dict[str, Any] | None]:
+    """Each line of a metrics file, None where it cannot be read; the last is what stands behind the last line end."""
+    data = Path(path).read_bytes() if Path(path).is_file() else b""
+    return [_report(line) for line in data.split(b"\n")]
+
+
+def _report(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and isinstance(value.get("step"), int) else None
 
 
 def make_loggers(entries: Mapping[str, Any], config: dict[str, Any], run: RunFolder, step: int) -> list[Logger]:
