@@ -35,6 +35,7 @@ from xlm_train.text.reader import TextReader
 from xlm_train.text.vocabulary import EOS, NEVER_WRITTEN, SPECIALS, Vocabulary, read_text
 
 RECORD = "export.json"
+TEXT = ("codes", "vocab", "vocab.json", "merges.txt")
 RECORD_FORMAT = "xlm_train.export"
 
 
@@ -149,6 +150,27 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return record
 
 
+def _refuse_changed(folder: Path, names: Sequence[str]) -> None:
+    """Refuse an export of ours whose files are not those that were written: a flipped bit is a weight like any other.
+
+    Raises:
+        CheckpointError: A file of those names is another one than export.json records.
+    """
+    recorded = (read_record(folder) or {"files": {}})["files"]
+    if changed := [
+        name
+        for name in names
+        if name in recorded and (folder / name).is_file() and sha256_of(folder / name) != recorded[name]
+    ]:
+        raise CheckpointError(
+            [
+                f"{folder / name}: is not what was exported (its checksum is not the one in {RECORD}): it was damaged, or"
+                f" changed since; where a change is meant, delete {RECORD}"
+                for name in changed
+            ]
+        )
+
+
 def open_text(folder: str | Path) -> TextReader:
     """Open the preparation of raw text for an exported model: `open_text(folder).encode(lines, language).ids`.
 
@@ -161,6 +183,7 @@ def open_text(folder: str | Path) -> TextReader:
     Raises:
         UserError: If the folder lacks something.
     """
+    _refuse_changed(Path(folder), TEXT)
     return TextReader(_text_of(Path(folder), codes=None, vocab=None, n_words=None, warnings=[]), name=str(folder))
 
 
@@ -193,6 +216,7 @@ def read(
     config = read_json(folder / "config.json")
     warnings: list[str] = []
     record = read_record(folder) or {}
+    _refuse_changed(folder, (_weights_file(folder).name, *TEXT))
     settings = settings_of(config, where)
     evaluation = evaluation_of(config, where, evaluation or record.get("evaluation"), warnings)
     theirs = names.from_transformers(_weights(folder))

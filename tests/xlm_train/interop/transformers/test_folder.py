@@ -166,6 +166,17 @@ def test_a_folder_of_ours_comes_back_whole(exported: Path, content: dict[str, An
     assert all(torch.equal(back.content["model"][name], content["model"][name]) for name in content["model"])
 
 
+@pytest.mark.parametrize(("name", "offset"), [("model.safetensors", -3), ("vocab", 0), ("codes", 0)])
+def test_an_export_that_changed_is_refused(exported: Path, tmp_path: Path, name: str, offset: int) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(exported, folder)
+    damaged = bytearray((folder / name).read_bytes())
+    damaged[offset] ^= 2  # of a weight: another finite number
+    (folder / name).write_bytes(damaged)
+    with pytest.raises(CheckpointError, match=rf"{name}: is not what was exported .* delete export\.json"):
+        transformers_folder.read(folder)
+
+
 @pytest.fixture
 def published(exported: Path, tmp_path: Path) -> Path:
     """A folder as the one on the hub: no `causal`, lower-casing by default, pickled weights, merges with a
