@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -32,6 +32,14 @@ PAPER = {
     "clm/none": (24.4, 30.3), "clm/clm": (22.7, 30.5), "clm/mlm": (24.3, 32.5),
     "mlm/none": (27.0, 33.2), "mlm/clm": (24.9, 32.9), "mlm/mlm": (26.4, 34.3),
 }  # fmt: skip
+# Rows whose difference answers a question: does pretraining help, which kind, on which side
+COMPARED = (
+    ("mlm/mlm", "none/none"), ("mlm/mlm", "clm/clm"), ("clm/clm", "none/none"),
+    ("mlm/none", "none/none"), ("clm/none", "none/none"), ("none/mlm", "none/none"), ("none/clm", "none/none"),
+    ("mlm/none", "none/mlm"), ("clm/none", "none/clm"),
+    ("mlm/none", "clm/none"), ("mlm/clm", "clm/clm"), ("mlm/mlm", "clm/mlm"),
+    ("mlm/mlm", "mlm/none"), ("clm/clm", "clm/none"),
+)  # fmt: skip
 RARE = 10  # a word that the monolingual training text has at most so often
 EM_ROUNDS = 5  # of the dictionary
 SHOWN = 4  # samples of a validation
@@ -84,7 +92,7 @@ def row(
     found["samples"] = samples(read_metrics(run / "samples.jsonl"))
     if score.is_file():
         result = read_json(score)
-        found["checkpoint"] = {key: result[key] for key in ("step", "sha256") if key in result}
+        found["checkpoint"] = {key: result["checkpoint"][key] for key in ("step", "sha256")}
         found["test"] = result["directions"]
         for name, text in texts.items():
             made = Path(result["files"][name]).read_text("utf-8").split("\n")[:-1]
@@ -194,23 +202,23 @@ def write_page(out: Path, found: Mapping[str, Any]) -> None:
 def sections(found: Mapping[str, Any]) -> list[Section]:
     """What the page says."""
     names = sorted(found["without_a_model"])
-    heads = ["encoder / decoder", "seed", "steps", "state"]
+    heads = ["encoder / decoder", "seed", "steps", "state", "best at"]
     heads += [f"{kind} {name}" for name in names for kind in ("BLEU", "sacrebleu", "chrF", "rare words %")]
     cells = [_cells(key, row, names) for key, row in found["rows"].items()]
     for system in ("constant", "copied", "dictionary"):
         values = {name: found["without_a_model"][name].get(system) for name in names}
         if any(value is not None for value in values.values()):
             cells.append(
-                [system, "", "", "", *(cell for name in names for cell in (_number(values[name]), "", "", ""))]
+                [system, "", "", "", "", *(cell for name in names for cell in (_number(values[name]), "", "", ""))]
             )
     intro = (
         f"{found['corpus']['test_pairs']:,} test pairs, corpus {found['corpus']['lineage'][:12]}. BLEU is of tokenised lower-cased text, as"
-        " the original's; sacrebleu's BLEU and chrF are of running text, with half the width of their 95 % interval. Rows that have"
+        " the original's; sacrebleu's BLEU and chrF are of running text, with half the width of their 95 % interval. The checkpoint with the best validation, at the step shown, is what is tested. Rows that have"
         " not ended say so, and have no result."
     )
     paper = [[key.replace("/", " / "), *map(str, values)] for key, values in PAPER.items()]
     recollected = Paragraph("newstest2016, 1,024 wide, 6 layers; recollected and unverified but for 34.3")
-    equal, several, retrieved = equal_time(found, names), means(found, names), []
+    equal, compared, retrieved = equal_time(found, names), differences(found, names), []
     if found["retrieval"]:
         lines = [
             [kind, f"{values['step']:,}", *(_number(values[name]) for name in names)]
@@ -219,7 +227,8 @@ def sections(found: Mapping[str, Any]) -> list[Section]:
         retrieved.append(Table("", ["", "step", *names], lines))
     content = [
         Section("", [Paragraph(intro), Table("", heads, cells)]),
-        Section("Rows with several seeds", [] if several is None else [several]),
+        Section("BLEU on the test by what encoder and decoder start from", grids(found, names)),
+        Section("Differences between rows, BLEU on the test", [] if compared is None else [compared]),
         Section("BLEU on the validation set by update", curves(found)),
         Section("At equal training time, on the validation set", [] if equal is None else [equal]),
         Section("The paper's table", [recollected, Table("", ["encoder / decoder", "en-de", "de-en"], paper)]),
@@ -238,7 +247,8 @@ def shown(key: str, samples: Sequence[Mapping[str, Any]]) -> Table:
 
 def _cells(key: str, row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     kind, _, seed = key.partition(",")
-    cells = [kind.replace("/", " / "), seed, f"{row['steps']:,}", row["status"]]
+    best = f"{row['checkpoint']['step']:,}" if "checkpoint" in row else ""
+    cells = [kind.replace("/", " / "), seed, f"{row['steps']:,}", row["status"], best]
     for name in names:
         test = row.get("test", {}).get(name)
         if test is None:
@@ -281,14 +291,18 @@ def equal_time(found: Mapping[str, Any], names: Sequence[str]) -> Table | None:
 
 
 def curves(found: Mapping[str, Any]) -> list[Figure]:
-    """A figure a direction, a curve a row: the mean of its seeds. From the ninth row on colours come again, dashed."""
+    """A figure a direction, a curve a row, the mean of its seeds. The ninth has the first one's colour, and dots.
+
+    The supervised model has none: it would press the others together.
+    """
+    rows = seeds_by_row(found["rows"])
     figures = []
     for name in sorted(found["without_a_model"]):
         lines = []
-        for number, (kind, seeds) in enumerate(seeds_by_row(found["rows"]).items()):
+        for number, kind in enumerate(PAPER):
             points = [
                 {point[0]: point[row["curve"]["columns"].index(f"BLEU {name}")] for point in row["curve"]["points"]}
-                for row in seeds
+                for row in rows.get(kind, [])
                 if row["curve"]["points"]
             ]
             steps = sorted(set.intersection(*map(set, points))) if points else []
@@ -310,16 +324,52 @@ def seeds_by_row(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Mappin
     return dict(found)
 
 
-def means(found: Mapping[str, Any], names: Sequence[str]) -> Table | None:
-    """Rows of which several seeds have test scores: mean, lowest and highest BLEU of tokenised text."""
-    lines = []
+def bleu_by_row(found: Mapping[str, Any], name: str) -> dict[str, list[tuple[float, float, float]]]:
+    """By row, of each seed that was scored: BLEU of tokenised text, and where sacrebleu's interval begins and ends."""
+    scores: dict[str, list[tuple[float, float, float]]] = {}
     for kind, seeds in seeds_by_row(found["rows"]).items():
-        scored = [row["test"] for row in seeds if "test" in row]
-        if len(scored) > 1:
-            cells = []
-            for name in names:
-                values = [test[name]["tokenised_bleu"]["value"] for test in scored]
-                cells.append(f"{fmean(values):.1f} ({min(values):.1f} to {max(values):.1f})")
-            lines.append([kind.replace("/", " / "), str(len(scored)), *cells])
-    heads = ["encoder / decoder", "seeds", *(f"BLEU {name}, mean (lowest to highest)" for name in names)]
-    return Table("", heads, lines) if lines else None
+        for test in (row["test"][name] for row in seeds if "test" in row):
+            middle, half = test["bleu"]["value"], test["bleu"]["interval"]
+            scores.setdefault(kind, []).append((test["tokenised_bleu"]["value"], middle - half, middle + half))
+    return scores
+
+
+def grids(found: Mapping[str, Any], names: Sequence[str]) -> list[Table]:
+    """A table a direction, as the paper's: the mean of the seeds, and the lowest and highest where there are several."""
+    tables, sides = [], list(dict.fromkeys(row.partition("/")[0] for row in PAPER))
+    for name in names:
+        scores = {row: [bleu for bleu, _, _ in seeds] for row, seeds in bleu_by_row(found, name).items()}
+        if any(row in scores for row in PAPER):
+            cells = [[encoder, *(_spread(scores.get(f"{encoder}/{side}", [])) for side in sides)] for encoder in sides]
+            tables.append(Table(name, ["encoder", *(f"decoder {side}" for side in sides)], cells))
+    return tables
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return "".join(map(_number, values))
+    return f"{fmean(values):.1f} ({min(values):.1f} to {max(values):.1f}, {len(values)} seeds)"
+
+
+def differences(found: Mapping[str, Any], names: Sequence[str]) -> Table | None:
+    """Of the rows that are compared, the mean of all pairs of seeds, and how many pairs say the same.
+
+    Beside it the paper's difference, of its one pair.
+    """
+    scores = {name: bleu_by_row(found, name) for name in names}
+    lines = []
+    for one, other in COMPARED:
+        if not all(one in rows and other in rows for rows in scores.values()):
+            continue
+        line = [f"{one} - {other}"]
+        for rows in scores.values():
+            pairs = list(product(rows[one], rows[other]))
+            mean = fmean(a[0] - b[0] for a, b in pairs)
+            alike = sum((a[0] - b[0]) * mean > 0 for a, b in pairs)
+            apart = sum(a[1] > b[2] or b[1] > a[2] for a, b in pairs)
+            line += [f"{mean:+.1f}", f"{alike} of {len(pairs)}", f"{apart} of {len(pairs)}"]
+        lines.append([*line, *(f"{PAPER[one][way] - PAPER[other][way]:+.1f}" for way in (1, 0))])
+    heads = ["rows"]
+    for name in names:
+        heads += [name, "pairs of seeds with that sign", "with intervals apart"]
+    return Table("", [*heads, "paper de-en", "paper en-de"], lines) if lines else None

@@ -109,6 +109,7 @@ def a_row(status: str, *points: list[float], bleu: float | None = None) -> dict[
         figures = {"value": bleu, "mean": bleu, "interval": 0.75}
         of_a_way = {"tokenised_bleu": {"value": bleu}, "bleu": figures, "chrf": figures, "rare_word_recall": 12.5}
         row["test"] = {"de-en": of_a_way, "en-de": of_a_way}
+        row["checkpoint"] = {"step": points[-1][0], "sha256": "0" * 64}
     return row
 
 
@@ -130,9 +131,9 @@ def test_the_page(page: ModuleType, tmp_path: Path) -> None:
     assert (tmp_path / "table2.png").stat().st_size > 1000
     text = (tmp_path / "table2.md").read_text("utf-8")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
-    assert ["mlm / mlm", "0", "40", "finished", *2 * ["10.5", "10.5 ± 0.8", "10.5 ± 0.8", "12.5"]] in rows
-    assert ["clm / clm", "0", "40", "running", *8 * [""]] in rows  # no figure of a row that has not ended
-    assert ["dictionary", "", "", "", "6.8", "", "", "", "", "", "", ""] in rows
+    assert ["mlm / mlm", "0", "40", "finished", "40", *2 * ["10.5", "10.5 ± 0.8", "10.5 ± 0.8", "12.5"]] in rows
+    assert ["clm / clm", "0", "40", "running", *9 * [""]] in rows  # no figure of a row that has not ended
+    assert ["dictionary", "", "", "", "", "6.8", "", "", "", "", "", "", ""] in rows
     assert ["mlm / mlm", "26.4", "34.3"] in rows
     assert "unverified but for 34.3" in text
     assert ["mlm", "3,500", "41.0", "39.5"] in rows
@@ -143,25 +144,25 @@ def test_the_page(page: ModuleType, tmp_path: Path) -> None:
 
 
 def test_the_page_of_all_rows_in_a_browser_and_as_a_picture(page: ModuleType, tmp_path: Path) -> None:
-    """Nine rows and the supervised one are more than there are colours."""
+    """Nine rows are more than there are colours."""
     names = [*(f"{row},0" for row in page.PAPER), "supervised"]
     sample = {"step": 20, "direction": "de-en", "source": "<i>", "translation": "a b", "reference": "b"}
     row = a_row("finished", [20, 30.0, 2.0, 1.0], [40, 90.0, 4.0, 3.0], bleu=3.25) | {"samples": [sample]}
     page.write_page(tmp_path, FOUND | {"rows": dict.fromkeys(names, row)})
     text = (tmp_path / "table2.html").read_text("utf-8")
-    rows = [name.partition(",")[0] for name in names]
-    assert all(text.count(f"</svg>{row}</span>") == 2 for row in rows)  # in both figures' legends
+    legends = {row: text.count(f"</svg>{row}</span>") for row in [*page.PAPER, "supervised"]}
+    assert legends == dict.fromkeys(page.PAPER, 2) | {"supervised": 0}
     assert "&lt;i&gt;" in text
     assert (tmp_path / "table2.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_seeds_of_a_row_are_one_curve_and_a_line_of_means(page: ModuleType, tmp_path: Path) -> None:
+def test_seeds_of_a_row_are_one_curve_and_one_mean(page: ModuleType, tmp_path: Path) -> None:
     rows = {
         "none/none,0": a_row("finished", [20, 30.0, 2.0, 1.0], [40, 90.0, 4.0, 3.0], bleu=3.25),
         "none/none,1": a_row("finished", [20, 30.0, 3.0, 1.0], [40, 90.0, 6.0, 5.0], bleu=4.25),
         "none/none,2": a_row("running", [20, 30.0, 4.0, 4.0]),
         "none/none,3": a_row("not started"),
-        "mlm/mlm,0": a_row("finished", [20, 30.0, 8.0, 7.0], bleu=10.5),
+        "mlm/mlm,0": a_row("finished", [20, 30.0, 8.0, 7.0], bleu=5.25),
     }
     first, _ = page.curves(FOUND | {"rows": rows})
     # only the first validation is one that all three have reached
@@ -169,9 +170,20 @@ def test_seeds_of_a_row_are_one_curve_and_a_line_of_means(page: ModuleType, tmp_
         ("none/none, mean of 3 seeds", [20], [3.0]),
         ("mlm/mlm", [20], [8.0]),
     ]
-    assert page.means(FOUND | {"rows": rows}, ["de-en"]).rows == [["none / none", "2", "3.8 (3.2 to 4.2)"]]
+    grid, _ = page.grids(FOUND | {"rows": rows}, ["de-en", "en-de"])
+    assert grid.rows == [
+        ["none", "3.8 (3.2 to 4.2, 2 seeds)", "", ""],
+        ["clm", "", "", ""],
+        ["mlm", "", "", "5.2"],
+    ]
+    # half the width of each interval is 0.75: the second pair's overlap
+    assert page.differences(FOUND | {"rows": rows}, ["de-en"]).rows == [
+        ["mlm/mlm - none/none", "+1.5", "2 of 2", "1 of 2", "+19.0", "+19.7"]
+    ]
     page.write_page(tmp_path, FOUND | {"rows": rows})
-    assert "3.8 (3.2 to 4.2)" in (tmp_path / "table2.md").read_text("utf-8")
+    text = (tmp_path / "table2.md").read_text("utf-8")
+    assert "3.8 (3.2 to 4.2, 2 seeds)" in text
+    assert "+1.5" in text
 
 
 def test_at_equal_time_the_shortest_row_sets_the_time_and_the_supervised_model_has_no_part(page: ModuleType) -> None:
@@ -254,6 +266,9 @@ def test_killed_between_two_rows_it_does_only_what_is_left(tmp_path: Path) -> No
     assert all({"de-en", "en-de"} == set(row["test"]) for row in found["rows"].values())
     assert set(found["without_a_model"]["de-en"]) == {"constant", "copied", "dictionary"}
     assert set(found["retrieval"]) == {"mlm"}
+    scored = found["rows"]["mlm/mlm,0"]
+    assert scored["checkpoint"]["step"] in [point[0] for point in scored["curve"]["points"]]
+    assert len(scored["checkpoint"]["sha256"]) == 64
 
     scores = {file: file.stat().st_mtime_ns for file in (out / "scores").glob("*.json")}
     again = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
