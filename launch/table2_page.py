@@ -213,9 +213,8 @@ def sections(found: Mapping[str, Any]) -> list[Section]:
             )
     intro = (
         f"{found['corpus']['test_pairs']:,} test pairs, corpus {found['corpus']['lineage'][:12]}. BLEU is of tokenised lower-cased text, as"
-        " the original's; sacrebleu's BLEU and chrF are of running text, with half the width of their 95 % interval. What is tested is the checkpoint"
-        " with the best validation, of the step shown. Rows that have"
-        " not ended say so, and have no result."
+        " the original's; sacrebleu's BLEU and chrF are of running text, with half the width of their 95 % interval. What is tested"
+        " is the checkpoint with the best validation, of the step shown. Rows that have not ended say so, and have no result."
     )
     paper = [[key.replace("/", " / "), *map(str, values)] for key, values in PAPER.items()]
     recollected = Paragraph("newstest2016, 1,024 wide, 6 layers; recollected and unverified but for 34.3")
