@@ -30,6 +30,7 @@ def tools(settings: Settings) -> dict[str, str]:
     found |= {name: version(name) for name in ("numpy", "sacremoses")}
     if settings.lowercase or settings.remove_accents:
         found["unicode"] = unicodedata.unidata_version
+        found["repeats"] = "lower-cased"  # sentences that differ in case or accents alone were none
     every: list[Any] = [source for sources in settings.sources.values() for source in sources]
     every += [
         side

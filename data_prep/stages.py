@@ -75,9 +75,10 @@ def tokenise_piece(job: TokeniseJob) -> None:
         ) from error
     lines = text.split("\n")
     lines.pop()
-    hashes = sentence_hashes(lines)
-    characters = np.fromiter(map(len, lines), dtype=np.uint32, count=len(lines))
     tokeniser = Tokeniser(job.language, lowercase=job.lowercase, remove_accents=job.remove_accents)
+    lowered = job.lowercase or job.remove_accents  # what is one sentence in the corpus is compared as one
+    hashes = sentence_hashes(tokeniser.lower(text).split("\n")[:-1] if lowered else lines)
+    characters = np.fromiter(map(len, lines), dtype=np.uint32, count=len(lines))
     tokens = tokeniser.number(lines)
     sample = tokens.take(np.arange(len(lines)) < SAMPLE_LINES).lines()
     counts = RawCounts.of(raw, text, int((hashes == EMPTY).sum()), sample)

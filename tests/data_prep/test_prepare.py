@@ -372,6 +372,26 @@ def test_overlap_with_test_text_is_counted_and_left_out_if_wanted(
     assert gone["test"]["de"]["sentences"] == 4
 
 
+def test_a_lower_cased_corpus_compares_lower_cased_sentences(tmp_path: Path, texts: dict[str, dict[str, Any]]) -> None:
+    write(Path(texts["test"]["de"]), ["Über Nacht.", "Ganz neu."])
+    write(
+        Path(texts["train"]["de"][0]),
+        ["über nacht.", "ÜBER NACHT.", "uber nacht.", "Ein Satz.", "ein satz.", *made_text("de", 300, 3)],
+    )
+    settings: dict[str, Any] = {"remove_test_overlap": True, "deduplicate": True}
+    dropped = {
+        name: run(tmp_path / name, texts, **settings, **changes)["splits"]["train"]["de"]["dropped"]
+        for name, changes in {
+            "as_it_is": {},
+            "lower": {"lowercase": True},
+            "plain": {"lowercase": True, "remove_accents": True},
+        }.items()
+    }
+    found = {name: (counts["test_overlap"], counts["duplicates"]) for name, counts in dropped.items()}
+    repeated = found["as_it_is"][1]
+    assert found == {"as_it_is": (0, repeated), "lower": (2, repeated + 1), "plain": (3, repeated + 1)}
+
+
 @pytest.mark.parametrize("shared", [1, 40])
 def test_a_test_set_that_shares_lines_with_validation_is_told(
     tmp_path: Path, texts: dict[str, dict[str, Any]], shared: int

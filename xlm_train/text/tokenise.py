@@ -109,14 +109,14 @@ class Tokeniser:
         steps["nonprinting"] = remove_non_printing(steps["normalise"], unusual)
         steps["tokens"] = tokenise(steps["nonprinting"], self.language, unusual)
         if self.lowercase or self.remove_accents:
-            steps["lower"] = self._lower(steps["tokens"])
+            steps["lower"] = self.lower(steps["tokens"])
         return steps
 
-    def _lower(self, block: str) -> str:
-        """The original's lowercase_and_remove_accent.py, which strips the ends of lines too.
+    def lower(self, block: str) -> str:
+        """Lower-case lines and remove accents, whichever is on.
 
-        Accents go as combining marks (category Mn) after canonical decomposition; what else it decomposes, such as
-        Hangul, stays decomposed.
+        As the original's lowercase_and_remove_accent.py, which strips the ends of lines too. Accents go as combining
+        marks (category Mn) after canonical decomposition; what else it decomposes, such as Hangul, stays decomposed.
         """
         block = "\n".join([line.rstrip() for line in block.split("\n")])
         if self.lowercase:

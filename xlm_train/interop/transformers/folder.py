@@ -7,7 +7,7 @@ transformers' own encode() does not (docs/interop.md).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
