@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 # On a CPU, glibc's heap: blocks that live on come to lie between blocks that are freed, and the holes do not fit what
 # comes next. As a share of what a slot takes and frees; measured (docs/planning.md).
 HOLES_ONE_SLOT = 0.35
-HOLES_SEVERAL_SLOTS = 1.0  # in one process: the first slot's gradients come to lie among its activations
+HOLES_SEVERAL_SLOTS = 1.6  # of activations, in one process: the first slot's gradients come to lie among them
+HOLES_SEVERAL_LOSSES = 0.6  # of the rest, there
 HOLES_KEPT_GRADIENTS = 0.5  # under DDP they stay where they are
 HOLES_RECOMPUTE = 1.4
 # On a GPU: CUDA context, cuBLAS workspaces, NCCL's buffers and the caching allocator's remainders. Assumed.
@@ -219,10 +220,19 @@ def peak_memory(shape: ModelShape, parameters: int, setting: Setting) -> dict[st
     if setting.gpu:
         parts[CONTEXT] = GPU_CONTEXT
     else:
-        share = HOLES_KEPT_GRADIENTS if setting.processes > 1 else HOLES_SEVERAL_SLOTS
-        share = HOLES_RECOMPUTE if setting.recompute else share if setting.accumulates else HOLES_ONE_SLOT
-        parts["holes in the heap"] = share * transient
+        parts["holes in the heap"] = _holes(setting, float(activations), transient)
     return parts
+
+
+def _holes(setting: Setting, activations: float, transient: float) -> float:
+    """Of what a slot takes and frees, `transient` in all."""
+    if setting.recompute:
+        return HOLES_RECOMPUTE * transient
+    if setting.processes > 1:
+        return HOLES_KEPT_GRADIENTS * transient
+    if setting.slots > 1:
+        return HOLES_SEVERAL_SLOTS * activations + HOLES_SEVERAL_LOSSES * (transient - activations)
+    return HOLES_ONE_SLOT * transient
 
 
 def setting_of(config: dict[str, Any], processes: int, gpu: bool) -> Setting:
