@@ -6,6 +6,7 @@ learned from, and the table. Whatever ended is not done again: the same command 
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -16,12 +17,16 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from table2_page import PAPER, collect, write_page
 
 from data_prep.sources import path_of
+from xlm_train.data.manifest import LANGUAGE
 from xlm_train.runtime.errors import EXIT_PREEMPTED, ConfigError, UserError
-from xlm_train.runtime.files import read_json
+from xlm_train.runtime.files import read_json, write_json
 
+RECORD = "options.json"  # of the output folder
+USED = {"page": ("table2", "out", "device"), "paper": ("table2", "out", "rows", "seeds")}  # options, where not all are
 TEXT = Path(__file__).parent / "table2_text"
 MODULES = {
     "xlm-prep": "data_prep.prepare",
@@ -33,6 +38,12 @@ ROWS = tuple(PAPER)  # none/none ... mlm/mlm
 SPLITS = ("text", "valid", "test", "aligned")
 # Updates in a core-minute of the processor that docs/table2.md names; both pretrainings get as many
 UPDATES_A_MINUTE = {"mlm": 700.0, "clm": 700.0, "umt": 200.0, "supervised": 200.0}
+WARM_UP = {
+    "mlm": 1 / 12,
+    "clm": 1 / 12,
+    "umt": 1 / 4,
+    "supervised": 1 / 11,
+}  # share of the updates, as in the experiments
 VALIDATIONS = 20  # of each run
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -40,7 +51,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 def _whole_numbers(value: str) -> list[int]:
     if not all(part.isdecimal() for part in value.split(",")):
         raise ValueError("give whole numbers, with commas between them")
-    return [int(part) for part in value.split(",")]
+    return list(dict.fromkeys(int(part) for part in value.split(",")))
 
 
 def _one_of(*names: str) -> Any:
@@ -53,15 +64,19 @@ def _one_of(*names: str) -> Any:
 
 
 def _rows(value: str) -> list[str]:
-    chosen = list(ROWS) if value == "all" else value.lower().split(",")
+    chosen = list(ROWS) if value.lower() == "all" else [row.strip() for row in value.lower().split(",")]
     if unknown := [row for row in chosen if row not in ROWS]:
         raise ValueError(f"{', '.join(unknown)}: rows are all, or some of {','.join(ROWS)}")
-    return chosen
+    return list(dict.fromkeys(chosen))
 
 
 def _positive(kind: type[int] | type[float]) -> Any:
     def read(value: str) -> float:
-        if not (number := kind(value)) > 0 or number == float("inf"):
+        try:
+            number = kind(value)
+        except ValueError:
+            raise ValueError("give a whole number" if kind is int else "give a number") from None
+        if not 0 < number < float("inf"):
             raise ValueError("must be above 0")
         return number
 
@@ -74,7 +89,7 @@ class Options:
 
     Args:
         table2: mini: done here; page: only the page of what has ended so far; paper: the same rows at full size, planned.
-        out: Folder of everything.
+        out: Folder of everything. Texts, n_codes and minutes stay as they were at its first start.
         rows: all, or encoder/decoder by commas.
         seeds: By commas; each row is trained from each.
         minutes_a_row: Core-minutes of translation a row, of the processor in docs/table2.md; null: the experiment's steps.
@@ -98,6 +113,16 @@ class Options:
     texts: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
+    def made_with(self) -> dict[str, Any]:
+        """What everything in `out` depends on."""
+        texts = {
+            f"{split}.{code}": str(path_of(file).absolute())
+            for split, files in sorted(self.texts.items())
+            for code, file in sorted(files.items())
+        }
+        return {name: getattr(self, name) for name in ("n_codes", "minutes_pretraining", "minutes_a_row")} | texts
+
+    @property
     def languages(self) -> list[str]:
         """Both codes, sorted."""
         return sorted(self.texts["text"])
@@ -114,7 +139,7 @@ class Options:
             return []
         steps = max(4, round(minutes * UPDATES_A_MINUTE[kind]))
         every = max(1, steps // VALIDATIONS)
-        words = [f"trainer.max_steps={steps}"]
+        words = [f"trainer.max_steps={steps}", f"schedule.warmup_updates={max(1, round(WARM_UP[kind] * steps))}"]
         words += [f"callbacks.{name}.every_n_steps={every}" for name in ("validation", "checkpointing")]
         if kind == "umt":  # denoising's weight falls over three quarters of the run; four steps are an iteration
             words.append(f"objective.weights.ae='0:1,{max(1, steps * 3 // 16)}:0.5'")
@@ -144,6 +169,16 @@ def read_options(words: Sequence[str]) -> Options:
     if not options.texts:
         options.texts = {split: {code: str(_shipped(split, code)) for code in ("en", "de")} for split in SPLITS}
     problems += _text_problems(options.texts)
+    if options.table2 in USED:
+        given = [word for word in words if word.partition("=")[0] not in USED[options.table2]]
+        problems += [f"{word}: has no effect on table2={options.table2}" for word in given]
+    out = Path(options.out)
+    if not options.out or "," in options.out:
+        problems.append(f"out={options.out}: give a folder without commas in its name")
+    elif any(place.exists() and not place.is_dir() for place in (out, *out.parents)):
+        problems.append(f"out={options.out}: is a file, or lies in one")
+    if options.table2 == "mini" and options.device == "gpu" and not torch.cuda.is_available():
+        problems.append("device=gpu: PyTorch finds no GPU here")
     if problems:
         raise ConfigError(problems)
     return options
@@ -157,6 +192,8 @@ def _text_problems(texts: Mapping[str, Mapping[str, str]]) -> list[str]:
     codes = sorted({code for files in texts.values() for code in files})
     if len(codes) != 2:
         return [f"text: {len(codes)} languages ({', '.join(codes)}): give text., valid. and test. of two"]
+    if wrong := [code for code in codes if not LANGUAGE.fullmatch(code)]:
+        return [f"text.{code}: languages are two or three small letters, such as en" for code in wrong]
     wanted = [split for split in SPLITS if split != "aligned" or split in texts]
     missing = [f"{split}.{code}" for split in wanted for code in codes if code not in texts.get(split, {})]
     problems = [f"{key}: missing; {key}=FILE" for key in missing]
@@ -224,12 +261,56 @@ def prepare_words(options: Options, corpus: Path) -> list[str]:
     words = [f"{names[split]}.{code}={options.texts[split][code]}" for split in names for code in options.languages]
     for split, given in (("train", "aligned"), ("valid", "valid"), ("test", "test")):
         if given in options.texts:
-            words.append(f"pairs.{pair}.{split}=[{','.join(options.texts[given][code] for code in options.languages)}]")
+            sides = ",".join(_quoted(options.texts[given][code]) for code in options.languages)
+            words.append(f"pairs.{pair}.{split}=[{sides}]")
     shape = ["parallel=[valid,test]", "lowercase=true", f"bpe.n_codes={options.n_codes}", "remove_test_overlap=true"]
-    return ["xlm-prep", f"out={corpus}", *words, *shape, "overwrite=true"]
+    return ["xlm-prep", f"out={corpus}", *words, *shape]
 
 
-def job(runs: Path, row: str, seed: int) -> Path:
+def _quoted(file: str) -> str:
+    """A file in a list, whatever its name has."""
+    return "'" + file.replace("'", "\\'") + "'"
+
+
+def remember(options: Options, out: Path) -> list[str]:
+    """Note in `out` how it is made and which models it is to have; of the page, read that alone.
+
+    Returns:
+        The models that were ever asked for.
+
+    Raises:
+        ConfigError: It was made otherwise.
+    """
+    record = out / RECORD
+    known: Any = read_json(record) if record.is_file() else None
+    if options.table2 == "page":
+        if known is None:
+            raise ConfigError(f"out={options.out}: nothing was begun there, so there is no page of it")
+        return list(known["models"])
+    made = json.loads(json.dumps(options.made_with))
+    before = made if known is None else known["made_with"]
+    if different := [key for key in sorted({*made, *before}) if made.get(key) != before.get(key)]:
+        raise ConfigError(
+            [
+                f"out={options.out}: was made with {key}={before.get(key)}, not {made.get(key)}; give another out="
+                for key in different
+            ]
+        )
+    asked = {*(known or {"models": []})["models"], *(f"{row},{seed}" for row in options.rows for seed in options.seeds)}
+    if "aligned" in options.texts and any("mlm" in row for row in options.rows):
+        asked.add("supervised")
+    models = [name for row in ROWS for name in sorted(asked, key=_seed_of) if name.partition(",")[0] == row]
+    models += asked & {"supervised"}
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(record, {"made_with": made, "models": models})
+    return models
+
+
+def _seed_of(model: str) -> int:
+    return int(model.partition(",")[2] or 0)
+
+
+def job(runs: Path, row: str, seed: int | str) -> Path:
     """The run folder of a row."""
     return runs / f"umt,init={row.replace('/', '_')},seed={seed}"
 
@@ -240,21 +321,21 @@ def main() -> int:
         print(f"{__doc__}\n{Options.__doc__}")
         return 0
     options = read_options(sys.argv[1:])
-    commands, out = Commands(), Path(options.out)
+    commands, out = Commands(), Path(options.out).absolute()
     if options.table2 == "paper":
         return plan_the_paper(options, commands)
     runs, corpus, scores = out / "runs", out / "corpus", out / "scores"
-    models = {f"{row},{seed}": job(runs, row, seed) for row in options.rows for seed in options.seeds}
-    if "aligned" in options.texts and any("mlm" in row for row in options.rows):
-        models["supervised"] = runs / "supervised"
+    models = {
+        name: runs / name if name == "supervised" else job(runs, *name.split(",")) for name in remember(options, out)
+    }
     status = train(options, commands, runs, corpus, models) if options.table2 == "mini" else 0
     scores.mkdir(parents=True, exist_ok=True)
     for name, run in models.items():
         score, best = scores / f"{name.replace('/', '_')}.json", run / "checkpoints/best.pt"
-        if ended(run) and not (score.is_file() and score.stat().st_mtime > best.stat().st_mtime):
+        if ended(run) and not (score.is_file() and best.is_file() and score.stat().st_mtime > best.stat().st_mtime):
             device = {"gpu": "cuda"}.get(options.device, options.device)
             words = [f"checkpoint={best}", f"data.path={corpus}", "split=test", f"out={score}", f"device={device}"]
-            commands.run(["xlm-eval", *words])
+            status = max(status, commands.run(["xlm-eval", *words], go_on=True))
     write_page(out, collect(corpus, runs, scores, models))
     print(f"\ntable2: {out}/table2.html, {out}/table2.md, {out}/table2.json, {out}/table2.png")
     return status

@@ -65,7 +65,7 @@ def collect(corpus_path: Path, runs: Path, scores: Path, models: Mapping[str, Pa
     rare = {name: rare_words(corpus, way[1]) for name, way in directions.items()}
     found: dict[str, Any] = {"corpus": {"lineage": corpus.lineage, "test_pairs": next(iter(texts.values())).n_pairs}}
     found["rows"] = {
-        name: row(run, scores / f"{name.replace('/', '_')}.json", texts, rare) for name, run in models.items()
+        name: row(run, scores / f"{name.replace('/', '_')}.json", corpus, texts, rare) for name, run in models.items()
     }
     found["without_a_model"] = {name: without_a_model(corpus, text) for name, text in texts.items()}
     starts = {kind: runs / kind / "checkpoints/best.pt" for kind in ("clm", "mlm")}
@@ -76,26 +76,35 @@ def collect(corpus_path: Path, runs: Path, scores: Path, models: Mapping[str, Pa
 
 
 def row(
-    run: Path, score: Path, texts: Mapping[str, ParallelText], rare: Mapping[str, Mapping[str, int]]
+    run: Path, score: Path, corpus: Corpus, texts: Mapping[str, ParallelText], rare: Mapping[str, Mapping[str, int]]
 ) -> dict[str, Any]:
     """A run's course and, once it was scored, its figures on the test set."""
     lines = read_metrics(run / "metrics.jsonl")
     status = read_json(run / "status.json")["status"] if (run / "status.json").is_file() else "not started"
-    curve, seconds, step = [], 0.0, 0
+    steps, seconds = [0], [0.0]
     for line in lines:
         if "speed/seconds_per_step" in line:
-            seconds, step = seconds + line["speed/seconds_per_step"] * (line["step"] - step), line["step"]
-        if "val/bleu" in line:
-            curve.append([line["step"], round(seconds, 1), *(line[f"val/bleu_{name}"] for name in texts)])
-    found: dict[str, Any] = {"status": status, "steps": lines[-1]["step"] if lines else 0, "seconds": round(seconds, 1)}
+            seconds.append(seconds[-1] + line["speed/seconds_per_step"] * (line["step"] - steps[-1]))
+            steps.append(line["step"])
+    curve = [
+        [
+            line["step"],
+            round(float(np.interp(line["step"], steps, seconds)), 1),
+            *(line[f"val/bleu_{name}"] for name in texts),
+        ]
+        for line in lines
+        if "val/bleu" in line
+    ]
+    last = lines[-1]["step"] if lines else 0
+    found: dict[str, Any] = {"status": status, "steps": last, "seconds": round(seconds[-1], 1)}
     found["curve"] = {"columns": ["step", "training seconds", *(f"BLEU {name}" for name in texts)], "points": curve}
     found["samples"] = samples(read_metrics(run / "samples.jsonl"))
-    if score.is_file():
-        result = read_json(score)
+    result = read_json(score) if score.is_file() else None
+    if result is not None and result["corpus"]["lineage"] == corpus.lineage:
         found["checkpoint"] = {key: result["checkpoint"][key] for key in ("step", "sha256")}
         found["test"] = result["directions"]
         for name, text in texts.items():
-            made = Path(result["files"][name]).read_text("utf-8").split("\n")[:-1]
+            made = (score.parent / Path(result["files"][name]).name).read_text("utf-8").split("\n")[:-1]
             plain = Tokeniser(text.direction[1], lowercase=True).tokenise(made)
             references = [undo_bpe(line) for line in text.references]
             found["test"][name]["rare_word_recall"] = recall(plain, references, rare[name])
@@ -119,14 +128,14 @@ def rare_words(corpus: Corpus, language: str) -> dict[str, int]:
     return {word: count for word, count in counts.items() if count <= RARE}
 
 
-def recall(made: Sequence[str], references: Sequence[str], words: Mapping[str, int]) -> float:
-    """Share, in percent, of the references' occurrences of these words that the translations have too."""
+def recall(made: Sequence[str], references: Sequence[str], words: Mapping[str, int]) -> float | None:
+    """Share, in percent, of the references' occurrences of these words that the translations have too; None: of none."""
     wanted = matched = 0
     for translation, reference in zip(made, references, strict=True):
         needed = Counter(word for word in reference.split() if word in words)
         wanted += needed.total()
         matched += (needed & Counter(translation.split())).total()
-    return 100 * matched / wanted if wanted else 0.0
+    return 100 * matched / wanted if wanted else None
 
 
 def without_a_model(corpus: Corpus, text: ParallelText) -> dict[str, float]:
@@ -213,11 +222,16 @@ def sections(found: Mapping[str, Any]) -> list[Section]:
             )
     intro = (
         f"{found['corpus']['test_pairs']:,} test pairs, corpus {found['corpus']['lineage'][:12]}. BLEU is of tokenised lower-cased text, as"
-        " the original's; sacrebleu's BLEU and chrF are of running text, with half the width of their 95 % interval. What is tested"
-        " is the checkpoint with the best validation, of the step shown. Rows that have not ended say so, and have no result."
+        " the original's; sacrebleu's BLEU and chrF are of lower-cased running text, with half the width of their 95 % interval."
+        " What is tested is the checkpoint with the best validation, of the step shown. Rows that have not ended say so, and have no result."
+        f" Rare words: recall of those that the training text has at most {RARE} times. Constant: the one reference that scores"
+        " best for every sentence; copied: the source; dictionary: word by word, from the aligned training pairs. A BLEU of -1:"
+        " no translation has a word."
     )
-    paper = [[key.replace("/", " / "), *map(str, values)] for key, values in PAPER.items()]
-    recollected = Paragraph("newstest2016, 1,024 wide, 6 layers; recollected and unverified but for 34.3")
+    paper = [[key.replace("/", " / "), *map(str, reversed(values))] for key, values in PAPER.items()]
+    recollected = Paragraph(
+        "Lample & Conneau 2019: newstest2016, cased, 1,024 wide, 6 layers; recollected and unverified but for 34.3"
+    )
     equal, compared, retrieved = equal_time(found, names), differences(found, names), []
     if found["retrieval"]:
         lines = [
@@ -231,9 +245,12 @@ def sections(found: Mapping[str, Any]) -> list[Section]:
         Section("Differences between rows, BLEU on the test", [] if compared is None else [compared]),
         Section("BLEU on the validation set by update", curves(found)),
         Section("At equal training time, on the validation set", [] if equal is None else [equal]),
-        Section("The paper's table", [recollected, Table("", ["encoder / decoder", "en-de", "de-en"], paper)]),
-        Section("Sentence retrieval by the pretrained encoders, % of the test sentences", retrieved),
-        Section("Translations", [shown(key, row["samples"]) for key, row in found["rows"].items() if row["samples"]]),
+        Section("The paper's table", [recollected, Table("", ["encoder / decoder", "de-en", "en-de"], paper)]),
+        Section("Sentence retrieval by the pretrained encoders' mean last state, % of the test sentences", retrieved),
+        Section(
+            "Translations of validation sentences",
+            [shown(key, row["samples"]) for key, row in found["rows"].items() if row["samples"]],
+        ),
     ]
     return [section for section in content if section.blocks]
 

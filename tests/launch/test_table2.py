@@ -49,6 +49,48 @@ def test_every_mistake_is_told_at_once(table2: ModuleType, tmp_path: Path) -> No
     ]  # fmt: skip
 
 
+def test_what_an_option_would_not_change_is_refused(table2: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for words in (["table2=page", "rows=mlm/mlm"], ["table2=paper", "minutes_a_row=1"], [f"out={tmp_path}/file/x"], ["out=a,b"],
+                  ["out="], ["text.EN=x", "text.de=y"]):  # fmt: skip
+        with pytest.raises(ConfigError):
+            table2.read_options(words)
+    options = table2.read_options(["rows=mlm/mlm,none/none,MLM/mlm", "seeds=1,0,1"])
+    assert (options.rows, options.seeds) == (["mlm/mlm", "none/none"], [1, 0])
+
+
+def test_a_folder_keeps_what_it_was_made_with(table2: ModuleType, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def remember(*words: str) -> list[str]:
+        return table2.remember(table2.read_options([f"out={out}", *words]), out)
+
+    with pytest.raises(ConfigError, match="nothing was begun there"):
+        remember("table2=page")
+    assert remember("rows=none/none,none/clm", "seeds=2") == ["none/none,2", "none/clm,2"]
+    more = ["none/none,0", "none/none,2", "none/clm,2", "mlm/mlm,0", "supervised"]
+    assert remember("rows=mlm/mlm,none/none") == more
+    assert remember("table2=page") == more
+    with pytest.raises(ConfigError) as caught:
+        remember("n_codes=300", "minutes_a_row=2")
+    assert caught.value.problems == [
+        f"out={out}: was made with minutes_a_row=None, not 2.0; give another out=",
+        f"out={out}: was made with n_codes=4000, not 300; give another out=",
+    ]
+    assert remember("table2=page") == more
+
+
+def test_files_of_any_name_are_given_to_xlm_prep(table2: ModuleType, tmp_path: Path) -> None:
+    folder = tmp_path / "Bücher (1), = 'alt'"
+    folder.mkdir()
+    words = small_text(folder)
+    options = table2.read_options(words)
+    given = [word for word in table2.prepare_words(options, tmp_path / "corpus")[1:] if word.startswith("pairs.")]
+    config = compose("prep", [f"+{word}" for word in given], None)
+    for split in ("valid", "test"):
+        assert config.pairs["de-en"][split] == [options.texts[split][code] for code in ("de", "en")]
+
+
 def test_the_rows_and_the_length_become_overrides_that_xlm_train_takes(table2: ModuleType) -> None:
     options = table2.read_options(["rows=none/none,CLM/mlm", "minutes_a_row=5"])
     assert options.rows == ["none/none", "clm/mlm"]
@@ -58,6 +100,7 @@ def test_the_rows_and_the_length_become_overrides_that_xlm_train_takes(table2: M
     steps = config.trainer.max_steps
     assert steps == 5 * table2.UPDATES_A_MINUTE["umt"]
     assert config.callbacks.validation.every_n_steps == steps // table2.VALIDATIONS
+    assert config.schedule.warmup_updates == steps / 4
     assert config.objective.weights.ae == f"0:1,{steps * 3 // 16}:0.5"  # three quarters of steps / 4 iterations
     assert (config.init_encoder, config.init_decoder) == ("runs/clm", "runs/mlm")
 
@@ -134,7 +177,7 @@ def test_the_page(page: ModuleType, tmp_path: Path) -> None:
     assert ["mlm / mlm", "0", "40", "finished", "40", *2 * ["10.5", "10.5 ± 0.8", "10.5 ± 0.8", "12.5"]] in rows
     assert ["clm / clm", "0", "40", "running", *9 * [""]] in rows  # no figure of a row that has not ended
     assert ["dictionary", "", "", "", "", "6.8", "", "", "", "", "", "", ""] in rows
-    assert ["mlm / mlm", "26.4", "34.3"] in rows
+    assert ["mlm / mlm", "34.3", "26.4"] in rows
     assert "unverified but for 34.3" in text
     assert ["mlm", "3,500", "41.0", "39.5"] in rows
     # within the 60 s of the quicker row the other has its first validation alone; the unfinished row is left out
@@ -202,6 +245,25 @@ def test_at_equal_time_the_shortest_row_sets_the_time_and_the_supervised_model_h
     ]
 
 
+def test_a_row_has_only_scores_of_its_corpus_and_the_time_of_each_validation(page: ModuleType, tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"step": 10, "val/bleu": 1.0, "val/bleu_de-en": 1.0},
+        {"step": 20, "speed/seconds_per_step": 2.0},
+        {"step": 25, "val/bleu": 2.0, "val/bleu_de-en": 2.0},
+        {"step": 40, "speed/seconds_per_step": 4.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    (tmp_path / "score.json").write_text(json.dumps({"corpus": {"lineage": "of another corpus"}}), "utf-8")
+
+    class Corpus:
+        lineage = "of this one"
+
+    found = page.row(tmp_path, tmp_path / "score.json", Corpus, {"de-en": None}, {})
+    assert found["curve"]["points"] == [[10, 20.0, 1.0], [25, 60.0, 2.0]]
+    assert found["seconds"] == 120.0
+    assert "test" not in found
+
+
 def test_the_dictionary_finds_the_words(page: ModuleType) -> None:
     pairs = [("das haus", "the house"), ("das buch", "the book"), ("ein buch", "a book"), ("ein haus", "a house")]
     found = page.dictionary([(source.split(), target.split()) for source, target in pairs])
@@ -211,6 +273,7 @@ def test_the_dictionary_finds_the_words(page: ModuleType) -> None:
 def test_rare_words_are_counted_as_often_as_they_are_wanted(page: ModuleType) -> None:
     made, references = ["a rare rare b", "x"], ["rare c rare", "rare odd"]
     assert page.recall(made, references, {"rare": 1, "odd": 2}) == 100 * 2 / 4
+    assert page.recall(made, references, {"other": 1}) is None
 
 
 def small_text(folder: Path) -> list[str]:

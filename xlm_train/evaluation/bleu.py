@@ -115,6 +115,14 @@ def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> float:
 
 
 def _score(metric: Any, hypotheses: Sequence[str], references: Sequence[str]) -> Score:
+    compute = metric._compute_score_from_stats
+
+    def as_float(statistics: Any) -> Any:
+        score = compute(statistics)
+        score.score = float(score.score)  # 0.0 of one resample and float32 of another have no mean in sacrebleu
+        return score
+
+    metric._compute_score_from_stats = as_float
     found = metric.corpus_score(list(hypotheses), [list(references)], n_bootstrap=BOOTSTRAP)
     signature = metric.get_signature().format()
     said = json.loads(found.format(signature=signature, is_json=True, width=6))

@@ -87,3 +87,10 @@ def test_baselines() -> None:
         "copied": tokenised_bleu(sources, references),
     }
     assert found["constant"] > found["copied"] > 0
+
+
+def test_resamples_without_a_match_among_others_have_a_mean() -> None:
+    """sacrebleu 2.6 cannot add the 0.0 of the one kind to the float32 of the other."""
+    references = ["ein hund läuft"] * 5 + ["zwei katzen sitzen hier"] * 20
+    scores = detokenised_scores(["ein"] * 5 + [""] * 20, references)
+    assert 0 < scores.chrf.interval < scores.chrf.mean
