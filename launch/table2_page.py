@@ -223,7 +223,7 @@ def sections(found: Mapping[str, Any]) -> list[Section]:
     intro = (
         f"{found['corpus']['test_pairs']:,} test pairs, corpus {found['corpus']['lineage'][:12]}. BLEU is of tokenised lower-cased text, as"
         " the original's; sacrebleu's BLEU and chrF are of lower-cased running text, with half the width of their 95 % interval."
-        " What is tested is the checkpoint with the best validation, of the step shown. Rows that have not ended say so, and have no result."
+        " What is tested is the checkpoint with the best validation, of the step shown. Rows that have not ended say so."
         f" Rare words: recall of those that the training text has at most {RARE} times. Constant: the one reference that scores"
         " best for every sentence; copied: the source; dictionary: word by word, from the aligned training pairs. A BLEU of -1:"
         " no translation has a word."
