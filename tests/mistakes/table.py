@@ -357,6 +357,7 @@ IMPORTS = [
         ("file=bent", "bent/config.json: emb_dim=-1, but the model's is 32"),
         ("file=bent", "bent/config.json: pad_index=7, but the model's is 2"),
         ("file=windowless", "windowless/config.json: bptt=-5: must be a whole number of at least 2"),
+        ("file=flipped", "flipped/model.safetensors: is not what was exported"),
         ("file=diverged", "holds weights that are not finite: embeddings.weight"),
         ("file=strange languages=[de,en]", "languages=['de', 'en']: has no effect on a folder of transformers"),
         ("vocab=corpus/vocab", "vocab=corpus/vocab: has no effect on a checkpoint"),

@@ -111,9 +111,12 @@ def damage(folder: Path) -> None:
         shutil.copytree(folder / "exported", folder / name)
         file = folder / name / "config.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    shutil.copytree(folder / "exported", folder / "flipped")
     weights = safetensors.torch.load_file(folder / "diverged/model.safetensors")
-    weights["transformer.embeddings.weight"][5] = float("nan")
-    safetensors.torch.save_file(weights, folder / "diverged/model.safetensors", {"format": "pt"})
+    for name, value in (("flipped", 0.5), ("diverged", float("nan"))):
+        weights["transformer.embeddings.weight"][5] = value
+        safetensors.torch.save_file(weights, folder / name / "model.safetensors", {"format": "pt"})
+    (folder / "diverged/export.json").unlink()  # or its checksums would tell first
 
 
 def problems_of(mistake: Mistake, answer: Answer, written: list[str]) -> list[str]:
